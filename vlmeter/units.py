@@ -1,0 +1,58 @@
+"""Numbers as people read them. Values are stored unrounded everywhere else; this is the edge where they are rounded."""
+
+from __future__ import annotations
+
+import math
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimals that show so many significant digits of a number, after it has been rounded to them."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    exponent = int(f"{abs(value):.{digits - 1}e}".partition("e")[2])  # 9.999 is 10.0 by then, and not 10.00
+    return max(0, digits - 1 - exponent)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Format with so many significant digits (all those before the point), thousands separated, no exponent."""
+    if math.isnan(value):
+        return "n/a"
+    if value == 0 or math.isinf(value):
+        return f"{value:g}"
+    return f"{value:,.{_decimals(value, digits)}f}"
+
+
+def duration(value_ms: float, digits: int = 3) -> str:
+    """Format milliseconds in the unit that suits: µs, ms or s."""
+    if math.isnan(value_ms):
+        return "n/a"
+    magnitude = abs(value_ms)
+    if magnitude >= 10_000:
+        return f"{significant(value_ms / 1000, digits)} s"
+    if 0 < magnitude < 0.1:
+        return f"{significant(value_ms * 1000, digits)} µs"
+    return f"{significant(value_ms, digits)} ms"
+
+
+def interval(low: float, high: float, digits: int = 3) -> str:
+    """Format the two ends of an interval with the same number of decimals."""
+    if any(math.isnan(value) for value in (low, high)):
+        return "no interval"
+    decimals = _decimals(max(abs(low), abs(high)), digits)
+    return f"{low:,.{decimals}f} to {high:,.{decimals}f}"
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    """Format a fraction as a percentage."""
+    return "n/a" if math.isnan(fraction) else f"{significant(100 * fraction, digits)} %"
+
+
+def size(value_bytes: float) -> str:
+    """Format bytes in binary units."""
+    if math.isnan(value_bytes):
+        return "n/a"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value_bytes) < 1024:
+            return f"{significant(value_bytes, 3)} {unit}"
+        value_bytes /= 1024
+    return f"{significant(value_bytes, 3)} TiB"
