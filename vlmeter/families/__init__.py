@@ -1,0 +1,3 @@
+"""Model families: one file each, one line in the registry each."""
+
+from __future__ import annotations

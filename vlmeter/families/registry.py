@@ -1,0 +1,24 @@
+"""The families that vlmeter knows: one line each.
+
+Entries name a module and are imported when asked for, so that a study pays for the families it uses.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from vlmeter.errors import UserError
+from vlmeter.families.base import Family
+
+#: family name -> module that defines FAMILY
+FAMILIES = {
+    "molmo": "vlmeter.families.molmo",
+}
+
+
+def get_family(name: str) -> Family:
+    """Return the family called `name`; raises UserError that lists the known ones."""
+    if name not in FAMILIES:
+        raise UserError(f"family: {name!r} is not known; legal: {', '.join(sorted(FAMILIES))}")
+    return cast(Family, import_module(FAMILIES[name]).FAMILY)
