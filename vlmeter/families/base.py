@@ -195,5 +195,8 @@ class Family(Protocol):
         ...
 
     def load(self, spec: SubjectSpec, *, device: str) -> LoadedModel:
-        """Build or read the model on the device; raises UserError for everything that a user can mend."""
+        """Build or read the model on the device; raises UserError for everything that a user can mend.
+
+        On the device "meta" only shapes are wanted: no weight is made or read (`vlmeter.flops` counts with them).
+        """
         ...

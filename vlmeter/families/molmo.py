@@ -123,19 +123,29 @@ class MolmoFamily:
         import torch
 
         from vlmeter.molmo1.checkpoint import load_model, open_checkpoint
-        from vlmeter.molmo1.modeling import build_random
+        from vlmeter.molmo1.modeling import build_random, empty_model
         from vlmeter.molmo1.tokenizer import load_tokenizer, make_tokenizer
 
         dtype: torch.dtype = getattr(torch, spec.dtype)
         if spec.weights == "random":
             architecture = _preset_of(spec)
+            if device == "meta":
+                model = empty_model(
+                    architecture, device=device, dtype=dtype, attn_implementation=spec.attention
+                )
+                return LoadedMolmo(model=model, tokenizer=make_tokenizer(architecture))
             model = build_random(
                 architecture, device=device, dtype=dtype, seed=spec.seed, attn_implementation=spec.attention
             )
             return LoadedMolmo(model=model, tokenizer=make_tokenizer(architecture))
         checkpoint = open_checkpoint(spec.weights, revision=spec.revision)
         tokenizer = load_tokenizer(checkpoint.folder, checkpoint.architecture)
-        model = load_model(checkpoint, device=device, dtype=dtype, attn_implementation=spec.attention)
+        if device == "meta":
+            model = empty_model(
+                checkpoint.architecture, device=device, dtype=dtype, attn_implementation=spec.attention
+            )
+        else:
+            model = load_model(checkpoint, device=device, dtype=dtype, attn_implementation=spec.attention)
         return LoadedMolmo(model=model, tokenizer=tokenizer)
 
 
