@@ -1,0 +1,57 @@
+"""Numbers are rounded at the edge alone, and read the same everywhere."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from vlmeter.units import duration, interval, percent, significant, size
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1, "1.00"),
+        (12.345, "12.3"),
+        (0.0012345, "0.00123"),
+        (-12.345, "-12.3"),
+        (123456.7, "123,457"),
+        (9.999, "10.0"),
+        (99.96, "100"),
+        (math.inf, "inf"),
+        (NAN, "n/a"),
+    ],
+)
+def test_a_number_has_three_significant_digits_even_where_rounding_carries(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value_ms", "text"),
+    [(0.05, "50.0 µs"), (0.1, "0.100 ms"), (73.2, "73.2 ms"), (532_000, "532 s"), (-20_000, "-20.0 s"), (0, "0 ms")],
+)
+def test_a_duration_is_shown_in_the_unit_that_suits(value_ms: float, text: str) -> None:
+    assert duration(value_ms) == text
+
+
+def test_both_ends_of_an_interval_have_the_same_decimals() -> None:
+    assert interval(9.987, 10.5) == "10.0 to 10.5"
+    assert interval(0.0123, 0.5) == "0.012 to 0.500"
+    assert interval(0, 0) == "0 to 0"
+
+
+def test_what_is_not_a_number_is_shown_without_a_unit() -> None:
+    assert (duration(NAN), percent(NAN), size(NAN)) == ("n/a", "n/a", "n/a")
+    assert interval(NAN, 1) == interval(1, NAN) == "no interval"
+    assert interval(1, math.inf) == "1 to inf"
+
+
+def test_fractions_and_bytes() -> None:
+    assert percent(0.0349) == "3.5 %"
+    assert [size(n) for n in (12, 2048, 3 << 20, 16 << 30, 5 << 40)] == [
+        "12.0 B", "2.00 KiB", "3.00 MiB", "16.0 GiB", "5.00 TiB",
+    ]  # fmt: skip

@@ -1,0 +1,83 @@
+"""What a session will ask of the machine it runs on, estimated from the plan: time, memory, processor cores.
+
+A cluster wants to know before a job starts. The estimates err on the long side, since a job that is ended early has to
+queue again - though it loses nothing: what was measured is in the journal, and the next job goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from vlmeter.config import Study
+from vlmeter.device import BYTES_PER_VALUE, needed_bytes
+from vlmeter.families.registry import get_family
+from vlmeter.plan import Cell, subject_spec
+
+#: Python, torch and the CUDA libraries in a process that has not loaded a model yet. # ASSUME: measured 3 to 5 GiB.
+PROCESS_BYTES = 6 << 30
+
+#: Import of the libraries, a context on the device, and the start of the workflow in the job.
+START_SECONDS = 120.0
+
+#: Rate at which weights come into memory: a network file system that others use as well. # ASSUME
+LOAD_BYTES_PER_S = 200e6
+
+#: A generation is as long as its tokens take; slow devices need about so much for each with a model of 7 billion
+#: parameters. # ASSUME: the notes that this work follows saw 0.13 s on an edge device.
+SECONDS_PER_OUTPUT_TOKEN = 0.15
+
+#: A hub checkpoint's size is not known before it is read. # ASSUME: 20 billion parameters.
+UNKNOWN_PARAMETERS = 20_000_000_000
+
+#: Warm-up, busy time and memory, beside the rounds that the time cap bounds.
+SECONDS_BESIDE_ROUNDS = 10.0
+
+#: Cells may be measured a second time if the device drifts.
+DRIFT_FACTOR = 2.0
+
+
+def weight_bytes(study: Study, subject: str) -> int:
+    """Estimate the size of a subject's weights."""
+    own = study.subjects[subject]
+    parameters = get_family(own.family).parameters(subject_spec(own))
+    count = UNKNOWN_PARAMETERS if parameters is None else sum(parameters.values())
+    return count * BYTES_PER_VALUE[own.dtype]
+
+
+def cell_seconds(cell: Cell) -> float:
+    """Estimate how long a cell takes at most: its last round may begin just before the time cap."""
+    arms = 2 if cell.uninstrumented else 1
+    round_s = arms * cell.output_tokens * SECONDS_PER_OUTPUT_TOKEN
+    return cell.sampling.max_seconds_per_cell + cell.sampling.energy_seconds_per_cell + round_s + SECONDS_BESIDE_ROUNDS
+
+
+def session_minutes(study: Study, subject: str, cells: Sequence[Cell]) -> int:
+    """Estimate how long a session of these cells takes at most, loading included."""
+    if study.subjects[subject].backend == "fake":
+        return 10
+    load_s = START_SECONDS + weight_bytes(study, subject) / LOAD_BYTES_PER_S
+    cells_s = sum(map(cell_seconds, cells))
+    looks_s = SECONDS_BESIDE_ROUNDS * (2 + len(cells) // study.sentinel_every_cells)
+    return math.ceil((load_s + DRIFT_FACTOR * (cells_s + looks_s)) / 60)
+
+
+def host_memory_mb(study: Study, subject: str, cells: Sequence[Cell]) -> int:
+    """Estimate the host's memory that a session needs: on a GPU half the weights pass through it at a time."""
+    own = study.subjects[subject]
+    if own.backend == "fake":
+        return 1000
+    if own.device == "cpu":
+        own_bytes = needed_bytes(own, tuple(cells)) or weight_bytes(study, subject)
+    else:
+        own_bytes = 0 if own.weights == "random" else weight_bytes(study, subject) // 2
+    return math.ceil((PROCESS_BYTES + own_bytes) / 1e6)
+
+
+def session_threads(*, gpu: bool, cores: int, gpus: int) -> int:
+    """Say how many cores a session reserves, so that nothing runs beside it but sessions on other devices.
+
+    A session on the processor takes all cores. Sessions on GPUs share them out among as many as may run at once: each
+    needs the host to launch its work, and a small job beside it would be measured with it.
+    """
+    return max(1, cores // max(1, gpus)) if gpu else cores

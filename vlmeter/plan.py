@@ -1,0 +1,255 @@
+"""The plan: every cell of a study, worked out before anything runs.
+
+A *cell* is the smallest thing that is measured and cached: one subject, one image, one number of output tokens. The
+plan is a pure function of the study (and of the fetched dataset's manifest, where photographs are concerned), so that
+the workflow, the command line and the measuring session all see the same cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vlmeter.config import OutputTokens, Sampling, Study, Subject, VisionTokens
+from vlmeter.errors import UserError
+from vlmeter.families.base import Family, ImageOptions, ImageTokens, SubjectSpec
+from vlmeter.families.registry import get_family
+from vlmeter.pairs import parse_pair
+
+
+class Frozen(BaseModel):
+    """Immutable data that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DummyImage(Frozen):
+    """Seeded noise of an exact size."""
+
+    kind: Literal["dummy"] = "dummy"
+    width_px: int
+    height_px: int
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """Name of the image's file; the size and the seed say all about it."""
+        return f"{self.width_px}x{self.height_px}-{self.seed}.png"
+
+
+class DatasetImage(Frozen):
+    """The image and question at a place of the dataset's manifest, counted from 0."""
+
+    kind: Literal["dataset"] = "dataset"
+    index: int
+
+
+class Expected(Frozen):
+    """What the plan predicts; None where it depends on a picture or a tokenizer that is not at hand yet."""
+
+    crops: int | None = None
+    vision_tokens: int | None = None
+    special_tokens: int | None = None
+    text_tokens: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the whole prompt, if all parts are known."""
+        parts = (self.vision_tokens, self.special_tokens, self.text_tokens)
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+
+class Cell(Frozen):
+    """One thing to measure. `cell_id` names it within its subject; nothing is ever parsed out of it."""
+
+    cell_id: str
+    subject: str
+    experiment: Literal["vision_tokens", "output_tokens"]
+    image: Annotated[DummyImage | DatasetImage, Field(discriminator="kind")]
+    max_crops: int | None = None
+    force_tiling: tuple[int, int] | None = None
+    text_tokens: int | None = Field(
+        None, description="exact length of the prompt's text part; None: the question's own"
+    )
+    output_tokens: int = Field(description="tokens to generate; the first one comes out of the prefill")
+    stop: Literal["length", "eos"] = "length"
+    uninstrumented: bool = Field(True, description="whether rounds also run without any mark")
+    layout: dict[str, int] = Field(default_factory=dict, description="the family's own columns, such as tiling_h")
+    expected: Expected = Expected()
+    sampling: Sampling
+
+    @property
+    def options(self) -> ImageOptions:
+        """How the image is to be cut up."""
+        return ImageOptions(max_crops=self.max_crops, force_tiling=self.force_tiling)
+
+
+class DatasetItem(Frozen):
+    """What the plan needs to know of one photograph of the manifest."""
+
+    width_px: int
+    height_px: int
+    question: str
+
+
+def subject_spec(subject: Subject) -> SubjectSpec:
+    """What a family is asked to load for a subject."""
+    return SubjectSpec(
+        preset=subject.preset,
+        weights=subject.weights,
+        revision=subject.revision,
+        dtype=subject.dtype,
+        attention=subject.attention,
+        seed=subject.seed,
+    )
+
+
+def build_plan(study: Study, *, dataset: Sequence[DatasetItem] | None = None) -> tuple[Cell, ...]:
+    """Work out every cell of the study, subject by subject, in a fixed order.
+
+    With `dataset` (the items of the fetched manifest) the counts of photograph cells are predicted as well. Raises
+    UserError when a count cannot be reached, a size cannot be handled or two cells would be the same.
+    """
+    cells: list[Cell] = []
+    for name, subject in study.subjects.items():
+        family = get_family(subject.family)
+        if study.experiments.vision_tokens:
+            cells += _vision_cells(name, family, study.experiments.vision_tokens, study.sampling_for("vision_tokens"))
+        if study.experiments.output_tokens:
+            cells += _output_cells(study, name, family, study.experiments.output_tokens, dataset)
+    return tuple(cells)
+
+
+@contextmanager
+def _at(key: str) -> Iterator[None]:
+    """Name the study's key in a family's refusal, which knows the value but not where it came from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def _tilings(family: Family, experiment: VisionTokens) -> list[tuple[int, int]]:
+    if experiment.tilings != "all":
+        return [parse_pair(text) for text in experiment.tilings or []]
+    tilings = family.tilings(options=ImageOptions(max_crops=experiment.max_crops))
+    if not tilings:
+        raise UserError(f"family {family.name} has no tilings; legal: image_sizes, crops or vision_tokens instead")
+    return tilings
+
+
+def _vision_cells(subject: str, family: Family, experiment: VisionTokens, sampling: Sampling) -> Iterable[Cell]:
+    options = ImageOptions(max_crops=experiment.max_crops)
+    wanted: dict[str, tuple[ImageTokens, tuple[int, int] | None]] = {}
+
+    def add(key: str, image: ImageTokens, forced: tuple[int, int] | None = None) -> None:
+        wanted.setdefault(key, (image, forced))
+
+    with _at("experiments.vision_tokens.tilings"):
+        for tiling in _tilings(family, experiment):
+            if experiment.force_tiling:
+                forced = ImageOptions(max_crops=experiment.max_crops, force_tiling=tiling)
+                image = family.sizes(tiling=tiling, options=forced)[0]
+                add(f"forced-{tiling[0]}x{tiling[1]}", image, tiling)
+            else:
+                add(f"tiling-{tiling[0]}x{tiling[1]}", family.sizes(tiling=tiling, options=options)[0])
+    with _at("experiments.vision_tokens.crops"):
+        for crops in experiment.crops or []:
+            for image in family.sizes(crops=crops, options=options):
+                add(_key(image), image)
+    with _at("experiments.vision_tokens.vision_tokens"):
+        for tokens in experiment.vision_tokens or []:
+            for image in family.sizes(vision_tokens=tokens, options=options):
+                add(_key(image), image)
+    with _at("experiments.vision_tokens.image_sizes"):
+        for text in experiment.image_sizes or []:
+            width_px, height_px = parse_pair(text)
+            add(f"size-{width_px}x{height_px}", family.image_tokens(width_px, height_px, options=options))
+    for key, (image, forced_tiling) in wanted.items():
+        yield Cell(
+            cell_id=f"vision-{key}",
+            subject=subject,
+            experiment="vision_tokens",
+            image=DummyImage(width_px=image.width_px, height_px=image.height_px, seed=experiment.image_seed),
+            max_crops=experiment.max_crops,
+            force_tiling=forced_tiling,
+            text_tokens=experiment.text_tokens,
+            output_tokens=1,
+            layout=dict(image.layout),
+            expected=Expected(
+                crops=image.crops,
+                vision_tokens=image.vision_tokens,
+                special_tokens=image.special_tokens,
+                text_tokens=experiment.text_tokens,
+            ),
+            sampling=sampling,
+        )
+
+
+def _key(image: ImageTokens) -> str:
+    """Key of a cell asked for by count: its tiling where the family has one, its size elsewhere."""
+    if {"tiling_h", "tiling_w"} <= set(image.layout):
+        return f"tiling-{image.layout['tiling_h']}x{image.layout['tiling_w']}"
+    return f"size-{image.width_px}x{image.height_px}"
+
+
+def _output_cells(
+    study: Study,
+    subject: str,
+    family: Family,
+    experiment: OutputTokens,
+    dataset: Sequence[DatasetItem] | None,
+) -> Iterable[Cell]:
+    images = experiment.images or study.dataset.images
+    if images > study.dataset.images:
+        raise UserError(
+            f"experiments.output_tokens.images: {images} is more than dataset.images, {study.dataset.images}"
+        )
+    options = ImageOptions(max_crops=experiment.max_crops)
+    spec = subject_spec(study.subjects[subject])
+    longest = max(experiment.output_tokens)
+    direct = experiment.output_tokens if experiment.direct == "all" else sorted({*experiment.direct, longest})
+    for index in range(images):
+        expected, layout = Expected(), {}
+        if dataset is not None:
+            item = dataset[index]
+            image = family.image_tokens(item.width_px, item.height_px, options=options)
+            layout = dict(image.layout)
+            expected = Expected(
+                crops=image.crops,
+                vision_tokens=image.vision_tokens,
+                special_tokens=image.special_tokens,
+                text_tokens=family.text_tokens(spec, item.question),
+            )
+        for output_tokens in direct:
+            yield Cell(
+                cell_id=f"output-image{index}-n{output_tokens}",
+                subject=subject,
+                experiment="output_tokens",
+                image=DatasetImage(index=index),
+                max_crops=experiment.max_crops,
+                output_tokens=output_tokens,
+                stop=experiment.stop,
+                uninstrumented=output_tokens <= experiment.uninstrumented_max_output_tokens,
+                layout=layout,
+                expected=expected,
+                sampling=study.sampling_for("output_tokens"),
+            )
+
+
+def sentinel_of(cells: Sequence[Cell]) -> Cell:
+    """Choose the cell that is measured again and again through a session to see drift.
+
+    A vision-token cell of middling size if there is one (short, and busy on every component), else the cell with the
+    fewest output tokens.
+    """
+    vision = sorted(
+        (cell for cell in cells if cell.experiment == "vision_tokens"),
+        key=lambda cell: (cell.expected.vision_tokens or 0, cell.cell_id),
+    )
+    if vision:
+        return vision[len(vision) // 2]
+    return min(cells, key=lambda cell: (cell.output_tokens, cell.cell_id))
