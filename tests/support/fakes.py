@@ -1,0 +1,180 @@
+"""A subject whose durations are declared: a fake clock, and a runner that turns it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from vlmeter.backends.base import BusyTime, MemoryUse, OutOfDeviceMemory, Prompt
+from vlmeter.clock import FakeClock
+from vlmeter.families.base import PREFILL_PHASES, Counts, ImageOptions, SubjectSpec
+from vlmeter.families.registry import get_family
+from vlmeter.molmo1.geometry import geometry
+
+HOOK_ORDER = ("merge", "vision_encoder", "projector", "merge", "llm_blocks", "head")
+
+
+@dataclass
+class FakeRunner:
+    """A runner with laws: every phase takes `fixed + per_crop * crops + per_token * tokens` ms of device time.
+
+    noise_fraction multiplies every duration by a random factor around 1; slowdown is a further factor that a test may
+    change in the middle (drift); fail maps a call ("prefill", "vision", ...) to a function that may raise.
+    """
+
+    fixed_ms: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "vision_encoder": 1.0,
+            "projector": 0.3,
+            "merge": 0.1,
+            "llm_blocks": 2.0,
+            "head": 0.2,
+            "decode_step": 3.0,
+        }
+    )
+    per_crop_ms: Mapping[str, float] = field(default_factory=lambda: {"vision_encoder": 2.0, "projector": 0.5})
+    per_token_ms: Mapping[str, float] = field(
+        default_factory=lambda: {"llm_blocks": 0.02, "merge": 0.0005, "decode_step": 0.001}
+    )
+    launch_ms: Mapping[str, float] = field(default_factory=dict)
+    hook_cost_ms: float = 0.0
+    noise_fraction: float = 0.0
+    seed: int = 0
+    clock: FakeClock = field(default_factory=FakeClock)
+    parameters: Mapping[str, int] = field(
+        default_factory=lambda: {
+            "vision_encoder": 1000,
+            "projector": 100,
+            "embedding": 500,
+            "llm_blocks": 4000,
+            "head": 500,
+        }
+    )
+    slowdown: float = 1.0
+    fail: dict[str, Callable[[], None]] = field(default_factory=dict)
+    text_tokens_of_question: int | None = None  # None: as many as the plan says for random weights
+    extra_vision_tokens: int = 0
+    ends_after: int | None = None
+    calls: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+        self._hooked = False
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fail:
+            self.fail[name]()
+
+    def duration_ms(self, phase: str, *, crops: int, tokens: int) -> float:
+        """Declared device time of a phase, before noise."""
+        return (
+            self.fixed_ms.get(phase, 0.0)
+            + self.per_crop_ms.get(phase, 0.0) * crops
+            + self.per_token_ms.get(phase, 0.0) * tokens
+        )
+
+    def _work(self, phase: str, counts: Counts, *, tokens: int | None = None) -> None:
+        factor = self.slowdown * (1 + self.noise_fraction * self._rng.gauss(0, 1))
+        declared = self.duration_ms(
+            phase, crops=counts.crops, tokens=counts.prompt_tokens if tokens is None else tokens
+        )
+        self.clock.work(device_ms=max(1e-3, declared * factor), launch_ms=self.launch_ms.get(phase, 0.0))
+
+    def prepare(
+        self, image: Any, question: str | None, *, text_tokens: int | None, options: ImageOptions, mark: Any = None
+    ) -> Prompt:
+        self._call("prepare")
+        width_px, height_px = image.size
+        found = geometry(width_px, height_px, max_crops=options.max_crops or 12, force_tiling=options.force_tiling)
+        text = text_tokens or self.text_tokens_of_question or _planned_text_tokens(question or "")
+        vision_tokens = found.vision_tokens + self.extra_vision_tokens
+        counts = Counts(
+            crops=found.crops,
+            vision_tokens=vision_tokens,
+            special_tokens=found.special_tokens,
+            text_tokens=text,
+            prompt_tokens=vision_tokens + found.special_tokens + text,
+        )
+        for phase in (None, "preprocess", "copy"):
+            if phase:
+                self.clock.host_work(0.5 * found.crops)
+            if mark:
+                mark(phase)
+        return Prompt(tensors={}, counts=counts)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        self._hooked = True
+        try:
+            yield
+        finally:
+            self._hooked = False
+
+    def _pass(self, counts: Counts, mark: Any) -> None:
+        merge_parts = HOOK_ORDER.count("merge")
+        if mark and self._hooked:
+            mark(None)
+        for phase in HOOK_ORDER:
+            share = 1 / merge_parts if phase == "merge" else 1.0
+            factor = self.slowdown * (1 + self.noise_fraction * self._rng.gauss(0, 1))
+            declared = share * self.duration_ms(phase, crops=counts.crops, tokens=counts.prompt_tokens)
+            self.clock.work(
+                device_ms=max(1e-3, declared * factor) + (self.hook_cost_ms if self._hooked else 0.0),
+                launch_ms=share * self.launch_ms.get(phase, 0.0),
+            )
+            if mark and self._hooked:
+                mark(phase)
+
+    def prefill(self, prompt: Prompt, mark: Any = None) -> object:
+        self._call("prefill")
+        self._pass(prompt.counts, mark)
+        return None
+
+    def vision(self, prompt: Prompt) -> object:
+        self._call("vision")
+        for phase in ("vision_encoder", "projector"):
+            self._work(phase, prompt.counts)
+        return None
+
+    def generate(self, prompt: Prompt, *, output_tokens: int, stop: str, mark: Any = None) -> list[int]:
+        self._call("generate")
+        self._pass(prompt.counts, mark)
+        length = output_tokens if stop == "length" or self.ends_after is None else min(output_tokens, self.ends_after)
+        for step in range(1, length):
+            self._work("decode_step", prompt.counts, tokens=prompt.counts.prompt_tokens + step)
+            if mark:
+                mark("decode_step")
+        return list(range(length))
+
+    def busy(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
+        self._call("busy")
+
+        def total(phases: tuple[str, ...]) -> float:
+            counts = prompt.counts
+            return sum(self.duration_ms(phase, crops=counts.crops, tokens=counts.prompt_tokens) for phase in phases)
+
+        whole = BusyTime("cuda_graph", "prefill", (total(PREFILL_PHASES),) * repeats)
+        return [whole, BusyTime("cuda_graph", "vision", (total(PREFILL_PHASES[:2]),) * repeats)], None
+
+    def memory(self, prompt: Prompt) -> list[MemoryUse]:
+        self._call("memory")
+        return [MemoryUse(phase, 1 << 20, 1 << 21) for phase in PREFILL_PHASES]
+
+    def release(self) -> None:
+        self._call("release")
+
+
+@lru_cache
+def _planned_text_tokens(question: str) -> int:
+    spec = SubjectSpec(preset="nano", weights="random", revision=None, dtype="float32", attention="sdpa", seed=0)
+    return get_family("molmo").text_tokens(spec, question) or 0
+
+
+def out_of_memory() -> None:
+    """Raise what a runner raises when its device is full."""
+    raise OutOfDeviceMemory("tried to allocate 2.00 GiB")

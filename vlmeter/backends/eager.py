@@ -1,0 +1,276 @@
+"""Plain PyTorch: every operator is launched by the host, one after the other.
+
+The greedy loop is our own rather than `generate`, whose stopping criteria wait for the device in every step and whose
+bookkeeping would be timed with the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+import torch
+
+from vlmeter.backends.base import BusyTime, DeviceLost, Mark, MemoryUse, OutOfDeviceMemory, Prompt
+from vlmeter.clock import Clock, make_clock
+from vlmeter.config import Subject
+from vlmeter.families.base import ImageOptions, LoadedModel
+from vlmeter.families.registry import get_family
+from vlmeter.plan import subject_spec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+#: The allocator keeps to address ranges whose physical pages grow with need, so that a sweep over many shapes does not
+#: fragment the device's memory. torch reads it when it is first asked for device memory.
+ALLOCATOR_SETTING = ("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
+def load_runner(subject: Subject, *, device: str) -> EagerRunner:
+    """Load the subject's model on the device."""
+    os.environ.setdefault(*ALLOCATOR_SETTING)
+    if device == "cpu":
+        torch.set_num_threads(subject.cpu_threads or physical_cores())
+    with _memory_errors(device):
+        loaded = get_family(subject.family).load(subject_spec(subject), device=device)
+    return EagerRunner(loaded=loaded, device=device, clock=make_clock(device))
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use: a second thread on a core only gets into the first one's way."""
+    logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(logical, psutil.cpu_count(logical=False) or logical)
+
+
+@contextmanager
+def _memory_errors(device: str) -> Iterator[None]:
+    """Tell running out of memory and a lost device from other errors."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfDeviceMemory(str(error).splitlines()[0]) from None
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error).splitlines()[0]) from error
+    except RuntimeError as error:
+        # The CPU's allocator has no error class of its own.
+        if device == "cpu" and "not enough memory" in str(error):
+            raise OutOfDeviceMemory(str(error).splitlines()[0]) from None
+        raise
+    except MemoryError as error:
+        raise OutOfDeviceMemory(str(error) or "the host has not enough memory") from None
+
+
+@dataclass
+class EagerRunner:
+    """A subject run operator by operator; see `Runner`."""
+
+    loaded: LoadedModel
+    device: str
+    clock: Clock
+    _mark: Mark | None = None
+
+    @property
+    def parameters(self) -> Mapping[str, int]:
+        """Parameters per component."""
+        return self.loaded.parameters
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def prepare(
+        self,
+        image: Image,
+        question: str | None,
+        *,
+        text_tokens: int | None,
+        options: ImageOptions,
+        mark: Mark | None = None,
+    ) -> Prompt:
+        """Preprocess on the host, then copy to the device."""
+        if mark:
+            mark(None)
+        inputs = self.loaded.prepare(image, question, text_tokens=text_tokens, options=options)
+        if mark:
+            mark("preprocess")
+        with _memory_errors(self.device):
+            tensors = {name: tensor.to(self.device) for name, tensor in inputs.tensors.items()}
+        if mark:
+            mark("copy")
+        return Prompt(tensors=tensors, counts=inputs.counts)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Put a hook on every boundary of the family; they are gone on leaving."""
+        handles = []
+        for boundary in self.loaded.boundaries():
+            if boundary.when == "before":
+                handles.append(
+                    boundary.module.register_forward_pre_hook(self._before(boundary.closes), with_kwargs=True)
+                )
+            else:
+                handles.append(boundary.module.register_forward_hook(self._after(boundary.closes), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, closes: str | None) -> Any:
+        def hook(module: object, args: object, kwargs: object) -> None:
+            if self._mark is not None:
+                self._mark(closes)
+
+        return hook
+
+    def _after(self, closes: str | None) -> Any:
+        def hook(module: object, args: object, kwargs: object, output: object) -> None:
+            if self._mark is not None:
+                self._mark(closes)
+
+        return hook
+
+    @contextmanager
+    def _marked(self, mark: Mark | None) -> Iterator[None]:
+        self._mark = mark
+        try:
+            yield
+        finally:
+            self._mark = None
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Prompt, mark: Mark | None = None) -> object:
+        """Run the prompt; the choice of the first token counts as part of the head."""
+        with _memory_errors(self.device):
+            with self._marked(mark):
+                logits, cache = self.loaded.prefill(prompt.tensors)
+            token = self._choose(logits, suppress=True)
+            if mark:
+                mark("head")
+            return token, cache
+
+    @torch.inference_mode()
+    def vision(self, prompt: Prompt) -> object:
+        """Run vision encoder and projector."""
+        with _memory_errors(self.device):
+            return self.loaded.vision(prompt.tensors)
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], mark: Mark | None = None
+    ) -> Sequence[Tensor]:
+        """Generate greedily with a growing cache."""
+        suppress = stop == "length"
+        with _memory_errors(self.device):
+            with self._marked(mark):
+                logits, cache = self.loaded.prefill(prompt.tensors)
+            tokens = [self._choose(logits, suppress=suppress)]
+            if mark:
+                mark("head")
+            while len(tokens) < output_tokens and not (stop == "eos" and self._ended(tokens[-1])):
+                tokens.append(self._choose(self.loaded.decode(tokens[-1], cache), suppress=suppress))
+                if mark:
+                    mark("decode_step")
+            return tokens
+
+    def _choose(self, logits: Tensor, *, suppress: bool) -> Tensor:
+        """Choose the likeliest token of logits [1, vocabulary] -> [1, 1]; never an end of sequence if suppressed."""
+        if suppress:
+            for token_id in self.loaded.eos_token_ids:
+                logits[:, token_id] = -torch.inf
+        return logits.argmax(dim=-1, keepdim=True)
+
+    def _ended(self, token: Tensor) -> bool:
+        return int(token) in self.loaded.eos_token_ids
+
+    def busy(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
+        """Replay the work as a CUDA graph; where it cannot be captured, add up kernel times of the profiler."""
+        if not self._on_gpu:
+            return [], "a CPU works in step with the host, so its busy time is its wall time"
+        work = {"prefill": self._prefill_plainly, "vision": self.vision}
+        with _memory_errors(self.device):
+            found = []
+            for phase, call in work.items():
+                try:
+                    found.append(BusyTime("cuda_graph", phase, self._replay(call, prompt, repeats)))
+                except (OutOfDeviceMemory, torch.OutOfMemoryError):
+                    raise
+                except RuntimeError:  # something in the pass waits for the device, which a graph cannot
+                    torch.cuda.synchronize(self.device)
+                    found.append(BusyTime("profiler", phase, self._profile(call, prompt, min(repeats, 3))))
+            return found, None
+
+    def _prefill_plainly(self, prompt: Prompt) -> object:
+        return self.prefill(prompt)
+
+    @torch.inference_mode()
+    def _replay(self, call: Any, prompt: Prompt, repeats: int) -> tuple[float, ...]:
+        # Captured work must have run before on the stream of the capture, for libraries to choose their kernels.
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            call(prompt)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            kept = call(prompt)
+        samples = []
+        for _ in range(repeats + 2):
+            self.clock.synchronize()
+            start = self.clock.mark()
+            graph.replay()
+            end = self.clock.mark()
+            self.clock.synchronize()
+            samples.append(self.clock.elapsed_ms(start, end))
+        del kept
+        graph.reset()
+        return tuple(samples[2:])  # the first replays upload the graph
+
+    @torch.inference_mode()
+    def _profile(self, call: Any, prompt: Prompt, repeats: int) -> tuple[float, ...]:
+        from torch.profiler import ProfilerActivity, profile
+
+        samples = []
+        for _ in range(repeats):
+            self.clock.synchronize()
+            with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                call(prompt)
+                self.clock.synchronize()
+            busy_us = sum(event.self_device_time_total for event in profiler.key_averages())
+            samples.append(busy_us / 1000)
+        return tuple(samples)
+
+    @torch.inference_mode()
+    def memory(self, prompt: Prompt) -> list[MemoryUse]:
+        """Read the allocator's peak at every boundary of one prefill; the allocator runs with the host."""
+        if not self._on_gpu:
+            return []
+        peaks: dict[str, MemoryUse] = {}
+
+        def read(closes: str | None) -> None:
+            if closes is not None:
+                peak = torch.cuda.max_memory_allocated(self.device)
+                if closes not in peaks or peak > peaks[closes].peak_allocated_bytes:
+                    peaks[closes] = MemoryUse(closes, peak, torch.cuda.memory_reserved(self.device))
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+        self.clock.synchronize()
+        with self.hooks():
+            self.prefill(prompt, read)
+        self.clock.synchronize()
+        return list(peaks.values())
+
+    def release(self) -> None:
+        """Empty the allocator's cache."""
+        import gc
+
+        gc.collect()
+        if self._on_gpu:
+            torch.cuda.empty_cache()

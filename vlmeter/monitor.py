@@ -1,0 +1,183 @@
+"""What else is going on: clocks, heat, throttling, other processes, load.
+
+Locked clocks are not ours to set. So they are read around every round of samples, outside the timed regions, and a
+round in which the device was throttled or shared is marked as disturbed. Nothing is thrown away silently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+#: NVML's reasons for clocks below the highest that always tell of a disturbance. (Idle and application clocks are a
+#: device's ordinary life, and so is the power cap as long as it costs little: see POWER_CAP.)
+THROTTLE_REASONS: Mapping[str, str] = {
+    "nvmlClocksThrottleReasonHwSlowdown": "hardware slowdown",
+    "nvmlClocksThrottleReasonSwThermalSlowdown": "thermal slowdown",
+    "nvmlClocksThrottleReasonHwThermalSlowdown": "hardware thermal slowdown",
+    "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power brake",
+}
+
+#: NVML's reason for a clock that the power limit holds down. Under full load a large GPU is at its limit nearly always,
+#: so it counts as a disturbance only if the clock is lower by more than CAPPED_CLOCK_FRACTION of the highest.
+POWER_CAP = "nvmlClocksThrottleReasonSwPowerCap"
+CAPPED_CLOCK_FRACTION = 0.05
+
+#: Share of the host's processor time taken by other processes above which a round counts as disturbed.
+FOREIGN_LOAD_FRACTION = 0.25
+
+#: Processor time, all cores together, below which a reading says nothing: the kernel counts in steps of 10 ms, and the
+#: error of a share should stay well below FOREIGN_LOAD_FRACTION.
+SHORTEST_LOOK_S = 0.2
+
+#: Share of processor time that a hypervisor kept for others above which a round counts as disturbed.
+STEAL_FRACTION = 0.02
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The state around one round; None where the machine does not tell."""
+
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    cpu_load_fraction: float | None = None
+    cpu_steal_fraction: float | None = None
+    disturbances: tuple[str, ...] = ()
+
+
+class Monitor(Protocol):
+    """Reads the machine's state; each reading covers the time since the one before."""
+
+    def read(self) -> Reading:
+        """Return the state now and what disturbed the time since the last reading."""
+        ...
+
+    def energy_j(self) -> float | None:
+        """Joules that the device has used since it was started, or None."""
+        ...
+
+
+class QuietMonitor:
+    """Sees nothing; for tests."""
+
+    def read(self) -> Reading:
+        """Return an empty reading."""
+        return Reading()
+
+    def energy_j(self) -> float | None:
+        """No counter."""
+        return None
+
+
+@dataclass
+class HostMonitor:
+    """Processor load of everybody else, and time stolen by a hypervisor, from psutil."""
+
+    _last_times: Any = None
+    _last_own_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.read()
+
+    def read(self) -> Reading:
+        """Compare processor times with those of the last reading."""
+        import psutil
+
+        times = psutil.cpu_times()
+        own_times = os.times()
+        own_s = own_times.user + own_times.system
+        last, last_own_s = self._last_times, self._last_own_s
+        if last is None:
+            self._last_times, self._last_own_s = times, own_s
+            return Reading()
+        total_s = sum(times) - sum(last)
+        # On Linux guest time is counted within user time as well.
+        total_s -= sum(getattr(times, name, 0.0) - getattr(last, name, 0.0) for name in ("guest", "guest_nice"))
+        if total_s < SHORTEST_LOOK_S:
+            return Reading()  # the time goes on adding up, or a series of short rounds would never be watched
+        self._last_times, self._last_own_s = times, own_s
+        idle_s = times.idle - last.idle + getattr(times, "iowait", 0.0) - getattr(last, "iowait", 0.0)
+        steal = max(0.0, (getattr(times, "steal", 0.0) - getattr(last, "steal", 0.0)) / total_s)
+        foreign = min(1.0, max(0.0, (total_s - idle_s - (own_s - last_own_s)) / total_s - steal))
+        disturbances = []
+        if foreign > FOREIGN_LOAD_FRACTION:
+            disturbances.append("other processes on the host")
+        if steal > STEAL_FRACTION:
+            disturbances.append("processor time stolen by the hypervisor")
+        return Reading(cpu_load_fraction=foreign, cpu_steal_fraction=steal, disturbances=tuple(disturbances))
+
+    def energy_j(self) -> float | None:
+        """The host has no counter that is open to every user."""
+        return None
+
+
+@dataclass
+class NvmlMonitor:
+    """An NVIDIA device, read through NVML, and the host beside it."""
+
+    uuid: str
+    host: HostMonitor = field(default_factory=HostMonitor)
+
+    def __post_init__(self) -> None:
+        import pynvml
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """Ask NVML; None where this device or driver does not answer."""
+        try:
+            return getattr(self._nvml, name)(self._handle, *arguments)
+        except (self._nvml.NVMLError, AttributeError):  # AttributeError: an NVML older or newer than we know
+            return None
+
+    def read(self) -> Reading:
+        """Read clocks, temperature, power, throttle reasons and foreign processes."""
+        nvml = self._nvml
+        host = self.host.read()
+        disturbances = list(host.disturbances)
+        reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+        disturbances += [text for name, text in THROTTLE_REASONS.items() if reasons & getattr(nvml, name, 0)]
+        sm_clock_mhz = self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
+        highest_mhz = self._ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)
+        if reasons & getattr(nvml, POWER_CAP, 0) and sm_clock_mhz and highest_mhz:
+            if sm_clock_mhz < (1 - CAPPED_CLOCK_FRACTION) * highest_mhz:
+                disturbances.append("power cap")
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses") or []
+        # In a container the process ids are another name space's: then our own is not among them, and one is ours.
+        own = os.getpid()
+        pids = {process.pid for process in processes}
+        if len(pids - {own}) > (0 if own in pids else 1):
+            disturbances.append("other processes on the device")
+        power_mw = self._ask("nvmlDeviceGetPowerUsage")
+        return Reading(
+            sm_clock_mhz=sm_clock_mhz,
+            memory_clock_mhz=self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            temperature_c=self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+            power_w=None if power_mw is None else power_mw / 1000,
+            cpu_load_fraction=host.cpu_load_fraction,
+            cpu_steal_fraction=host.cpu_steal_fraction,
+            disturbances=tuple(disturbances),
+        )
+
+    def energy_j(self) -> float | None:
+        """Read the device's energy counter, which (unlike its power reading) misses nothing."""
+        energy_mj = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if energy_mj is None else energy_mj / 1000
+
+
+def make_monitor(*, device: str, uuid: str | None) -> Monitor:
+    """Return the monitor that suits a device; without NVML only the host is watched."""
+    if device.startswith("cuda") and uuid is not None:
+        try:
+            return NvmlMonitor(uuid)
+        except Exception as error:  # NVML's absence shows in many ways, and none of them may stop a measurement
+            import logging
+
+            logging.getLogger(__name__).warning("the GPU's clocks and temperature cannot be read: %s", error)
+    return HostMonitor()
