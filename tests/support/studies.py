@@ -1,0 +1,96 @@
+"""Studies that a test runs on a fake subject, through the same session as a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.support.fakes import FakeRunner
+from vlmeter.config import Study, parse_study
+from vlmeter.monitor import Monitor, QuietMonitor
+from vlmeter.plan import Cell, DatasetItem, DummyImage, build_plan
+from vlmeter.session import Machine, Picture, Progress, Summary, pictures_for, run_session
+
+QUESTION = "What is on the table?"
+
+
+def study_of(**changes: Any) -> Study:
+    """A small study; `changes` replace top-level keys."""
+    data: dict[str, Any] = {
+        "study": "small",
+        "subjects": {"fake": {"family": "molmo", "preset": "nano", "dtype": "float32", "device": "cpu"}},
+        "dataset": {"source": "embedded", "images": 2},
+        "experiments": {
+            "vision_tokens": {"tilings": ["1x1", "1x2", "2x2", "3x4"]},
+            "output_tokens": {"output_tokens": [8, 16], "sampling": {"min_samples": 3}},
+        },
+    }
+    return parse_study({**data, **changes}, source="test")
+
+
+def photographs(count: int) -> list[Picture]:
+    """So many grey pictures of various sizes, with a question each."""
+
+    def make(index: int) -> Picture:
+        return Picture(
+            open=lambda: Image.new("RGB", (336 + 224 * index, 336), "grey"),
+            digest=f"digest-{index}",
+            image_id=str(1000 + index),
+            question_id=str(10000 + index),
+            question=QUESTION,
+            answers=("a cup",),
+        )
+
+    return [make(index) for index in range(count)]
+
+
+def dataset_items(count: int) -> list[DatasetItem]:
+    """What the plan is told of `photographs`."""
+    return [DatasetItem(width_px=336 + 224 * i, height_px=336, question=QUESTION) for i in range(count)]
+
+
+def machine_of(
+    runner: FakeRunner,
+    *,
+    identity: str = "fake device",
+    monitor: Monitor | None = None,
+    load: Callable[[], Any] | None = None,
+) -> Machine:
+    """A machine that holds the fake runner."""
+    environment: Mapping[str, Any] = {"device": "cuda:0", "device_model": identity, "commit": None, "versions": {}}
+    return Machine(
+        identity=identity,
+        load=load or (lambda: runner),
+        monitor=monitor or QuietMonitor(),
+        describe=lambda: environment,
+    )
+
+
+def run_fake(
+    study: Study,
+    results: Path,
+    *,
+    runner: FakeRunner | None = None,
+    subject: str = "fake",
+    machine: Machine | None = None,
+    progress: Callable[[Progress], None] = lambda step: None,
+) -> Summary:
+    """Run a session of the study on a fake subject."""
+
+    def dummy(cell: Cell) -> Image.Image:
+        assert isinstance(cell.image, DummyImage)
+        return Image.new("RGB", (cell.image.width_px, cell.image.height_px))
+
+    cells = [c for c in build_plan(study, dataset=dataset_items(study.dataset.images)) if c.subject == subject]
+    return run_session(
+        study,
+        subject,
+        cells,
+        results=results,
+        pictures=pictures_for(cells, dummy=dummy, dataset=photographs(study.dataset.images)),
+        machine=machine or machine_of(runner or FakeRunner()),
+        progress=progress,
+    )

@@ -1,0 +1,215 @@
+"""A number's fingerprint changes with everything that the number depends on, and with nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.imports import closure, is_empty, module_names
+from tests.support.studies import dataset_items, run_fake, study_of
+from vlmeter import fingerprint as fingerprints
+from vlmeter.backends.registry import BACKENDS
+from vlmeter.config import Sampling, Subject
+from vlmeter.families.registry import FAMILIES, get_family
+from vlmeter.fingerprint import (
+    HARMLESS_MODULES,
+    MEASURING_MODULES,
+    fingerprint,
+    input_digest,
+    measuring_modules,
+    module_digest,
+    stale_parts,
+    versions,
+)
+from vlmeter.plan import Cell, DatasetImage, DummyImage, build_plan
+from vlmeter.record import read_record
+from vlmeter.store import cell_path, state_of
+
+CELL = build_plan(study_of())[0]
+SUBJECT = Subject(family="molmo", preset="nano", dtype="float32", cpu_threads=1)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_caches() -> Iterator[None]:
+    """Digests are computed once per process, and these tests change what they are computed from."""
+    caches = (fingerprints.code_digest, fingerprints.module_digest, fingerprints.versions)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def changed_parts(*, cell: Cell = CELL, subject: Subject = SUBJECT) -> tuple[str, ...]:
+    return stale_parts(fingerprint(CELL, SUBJECT), fingerprint(cell, subject))
+
+
+def other_cell(**changes: Any) -> Cell:
+    return CELL.model_copy(update=changes)
+
+
+# --- cell and protocol ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image": DummyImage(width_px=337, height_px=336, seed=0)},
+        {"image": DummyImage(width_px=336, height_px=336, seed=1)},
+        {"image": DatasetImage(index=0)},
+        {"output_tokens": 2},
+        {"text_tokens": 33},
+        {"max_crops": 20},
+        {"force_tiling": (1, 1)},
+        {"stop": "eos"},
+        {"uninstrumented": False},
+    ],
+)
+def test_what_is_measured_is_the_cells_part(changes: dict[str, Any]) -> None:
+    assert changed_parts(cell=other_cell(**changes)) == ("cell",)
+
+
+@pytest.mark.parametrize("name", list(Sampling.model_fields))
+def test_how_often_is_the_protocols_part(name: str) -> None:
+    sampling = CELL.sampling.model_copy(update={name: getattr(CELL.sampling, name) * 2 + 1})
+    assert changed_parts(cell=other_cell(sampling=sampling)) == ("protocol",)
+
+
+def test_a_prediction_makes_nothing_stale() -> None:
+    """Photographs are predicted only once they have been fetched, and the prediction follows from the rest."""
+    study = study_of()
+    for before, after in zip(build_plan(study), build_plan(study, dataset=dataset_items(2)), strict=True):
+        assert fingerprint(before, SUBJECT) == fingerprint(after, SUBJECT)
+
+
+# --- subject ----------------------------------------------------------------------------------------
+
+
+OTHER_SUBJECTS: list[dict[str, Any]] = [
+    {"preset": "7b-d"},
+    {"weights": "allenai/Molmo-7B-D-0924"},
+    {"weights": "allenai/Molmo-7B-D-0924", "revision": "main"},
+    {"dtype": "bfloat16"},
+    {"attention": "eager"},
+    {"cpu_threads": 2},
+    {"seed": 1},
+]
+
+
+@pytest.mark.parametrize("changes", OTHER_SUBJECTS)
+def test_what_is_run_is_the_subjects_part(changes: dict[str, Any]) -> None:
+    assert changed_parts(subject=Subject(**{**SUBJECT.model_dump(), **changes})) == ("subject",)
+
+
+def test_the_device_that_is_wished_for_makes_nothing_stale() -> None:
+    """What came of the wish stands in the record, and a session compares it."""
+    assert changed_parts(subject=SUBJECT.model_copy(update={"device": "cuda:1"})) == ()
+
+
+def test_no_key_of_a_subject_has_been_overlooked() -> None:
+    tried = {name for changes in OTHER_SUBJECTS for name in changes}
+    chosen_among_one = {"family", "backend"}
+    assert tried | chosen_among_one | {"device"} == set(Subject.model_fields)
+
+
+# --- code -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vlmeter.measure", "vlmeter.molmo1.modeling", "vlmeter.backends.eager"])
+def test_an_edit_of_measuring_code_is_the_codes_part(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(CELL, SUBJECT)
+    fingerprints.code_digest.cache_clear()
+    edited = {name: "edited"}
+    monkeypatch.setattr(fingerprints, "module_digest", lambda other: edited.get(other) or module_digest(other))
+    assert stale_parts(before, fingerprint(CELL, SUBJECT)) == ("code",)
+
+
+@pytest.mark.parametrize("name", ["vlmeter.units", "vlmeter.cli", "vlmeter.config"])
+def test_an_edit_of_other_code_makes_nothing_stale(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(CELL, SUBJECT)
+    fingerprints.code_digest.cache_clear()
+    edited = {name: "edited"}
+    monkeypatch.setattr(fingerprints, "module_digest", lambda other: edited.get(other) or module_digest(other))
+    assert stale_parts(before, fingerprint(CELL, SUBJECT)) == ()
+
+
+def test_a_modules_digest_is_that_of_its_source() -> None:
+    digests = [module_digest(name) for name in measuring_modules(SUBJECT)]
+    assert len(set(digests)) == len(digests)
+    assert all(len(digest) == 16 for digest in digests)
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_module_that_measuring_imports_is_measuring_code_or_harmless(family: str, backend: str) -> None:
+    subject = SUBJECT.model_copy(
+        update={"family": family, "preset": next(iter(get_family(family).presets)), "backend": backend}
+    )
+    measuring = set(measuring_modules(subject))
+    reached = {name for name in closure({*measuring, "vlmeter.session"}) if not is_empty(name)}
+    assert reached - measuring - set(HARMLESS_MODULES) == set(), (
+        "add these to MEASURING_MODULES, to the family's measuring_modules, or with a reason to HARMLESS_MODULES"
+    )
+
+
+def test_the_lists_of_modules_hold_no_name_that_is_not_there() -> None:
+    own = {name for family in FAMILIES for name in get_family(family).measuring_modules}
+    assert {*MEASURING_MODULES, *HARMLESS_MODULES, *own} <= set(module_names())
+    assert not set(MEASURING_MODULES) & set(HARMLESS_MODULES)
+    assert all(HARMLESS_MODULES.values())
+
+
+def test_what_draws_and_tells_is_no_measuring_code() -> None:
+    words = ("figure", "report", "table", "claims", "cli", "console")
+    assert not [name for name in measuring_modules(SUBJECT) if any(word in name for word in words)]
+
+
+# --- versions and input -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers", "tokenizers", "pillow", "numpy"])
+def test_another_version_of_what_runs_the_model_is_the_versions_part(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint(CELL, SUBJECT)
+    fingerprints.versions.cache_clear()
+    real = fingerprints.metadata.version
+    monkeypatch.setattr(fingerprints.metadata, "version", lambda other: "0" if other == name else real(other))
+    assert stale_parts(before, fingerprint(CELL, SUBJECT)) == ("versions",)
+
+
+def test_a_distribution_that_is_not_there_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprints, "VERSIONED", ("no-such-distribution",))
+    assert versions()["no-such-distribution"] == "absent"
+
+
+def test_the_versions_are_known_without_importing_anything() -> None:
+    assert set(versions()) == {"python", *fingerprints.VERSIONED}
+
+
+def test_an_input_is_its_picture_and_its_question() -> None:
+    assert input_digest("a", "b") == input_digest("a", "b")
+    assert len({input_digest("a", "b"), input_digest("a", "c"), input_digest("b", "b"), input_digest("ab", "")}) == 4
+    before = fingerprint(CELL, SUBJECT, input_digest="x")
+    assert stale_parts(before, fingerprint(CELL, SUBJECT, input_digest="y")) == ("input",)
+
+
+def test_a_fingerprint_is_the_same_in_every_process() -> None:
+    assert fingerprints._digest_of({"b": [1, None, "ä"], "a": 0.1}) == "a734d3d0f1e7c18c"
+
+
+# --- through a session ------------------------------------------------------------------------------
+
+
+def test_a_session_measures_again_what_new_code_has_made_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of()
+    run_fake(study, tmp_path)
+    monkeypatch.setattr(fingerprints, "code_digest", lambda subject: "edited")
+    cell = build_plan(study)[0]
+    path = cell_path(tmp_path, "small", cell)
+    assert state_of(path, fingerprint(cell, study.subjects["fake"])).reasons == ("code",)
+    assert run_fake(study, tmp_path).measured == len(build_plan(study))
+    assert read_record(path).fingerprint["code"] == "edited"
