@@ -1,0 +1,1 @@
+"""How well vlmeter itself measures, checked on the machine at hand."""
