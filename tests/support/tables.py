@@ -1,0 +1,62 @@
+"""Tables of fake studies, through the same session and the same records as real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tests.support.fakes import FakeRunner
+from tests.support.studies import machine_of, run_fake, study_of
+from vlmeter.monitor import Monitor
+from vlmeter.table import build_table
+
+#: Tilings in which crops and tokens vary independently of each other, 1x7 and 2x4 with equal tokens among them.
+TILINGS = ["1x1", "1x2", "2x2", "1x5", "1x7", "2x4", "3x3", "1x10", "2x6", "3x4", "6x2", "1x12"]
+
+VISION = {"tilings": TILINGS}
+OUTPUT: dict[str, Any] = {"output_tokens": [8, 16, 32, 64], "sampling": {"min_samples": 5, "max_samples": 5}}
+
+
+def records_of(
+    results: Path,
+    *,
+    runner: FakeRunner | None = None,
+    monitor: Monitor | None = None,
+    vision: dict[str, Any] | None = VISION,
+    output: dict[str, Any] | None = OUTPUT,
+    **changes: Any,
+) -> list[Path]:
+    """Run a fake study into `results`; returns its records' paths."""
+    experiments = {"vision_tokens": vision, "output_tokens": output}
+    study = study_of(
+        experiments={name: given for name, given in experiments.items() if given is not None},
+        dataset={"source": "embedded", "images": 6},
+        sampling={"min_samples": 9, "max_samples": 9, "max_seconds_per_cell": 1000},
+        **changes,
+    )
+    run_fake(study, results, machine=machine_of(runner or FakeRunner(), monitor=monitor))
+    return sorted((results / study.study / "cells").rglob("*.json"))
+
+
+def table_of(results: Path, **options: Any) -> pd.DataFrame:
+    """The table of a fake study; options are those of `records_of`."""
+    return build_table(records_of(results, **options))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change a record's file in place."""
+    data = json.loads(path.read_bytes())
+    change(data)
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+class CpuLikeRunner(FakeRunner):
+    """A fake subject whose busy time cannot be measured, as on a CPU."""
+
+    def busy(self, prompt: Any, *, repeats: int) -> Any:
+        return [], "a CPU works in step with the host, so its busy time is its wall time"

@@ -1,0 +1,289 @@
+"""Figures show the table's numbers, with units and intervals, or say why there is none."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tests.support.fakes import FakeRunner, out_of_memory
+from tests.support.tables import CpuLikeRunner, table_of
+from vlmeter import analysis
+from vlmeter.errors import UserError
+from vlmeter.figures import notes_series, style
+from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
+from vlmeter.table import build_table
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    runner = FakeRunner(noise_fraction=0.01, launch_ms={"vision_encoder": 4.0})
+    return table_of(tmp_path_factory.mktemp("figures"), runner=runner)
+
+
+def axes_of(table: pd.DataFrame, name: str) -> list[Axes]:
+    figure = get_figure(name)
+    assert figure.needs(table) is None
+    return figure.draw(table).axes
+
+
+def texts(figure: Figure) -> str:
+    return " | ".join(text.get_text() for text in figure.findobj(mpl.text.Text))  # type: ignore[attr-defined]
+
+
+def points(axes: Axes) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(np.asarray(line.get_xdata()), np.asarray(line.get_ydata())) for line in axes.lines]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figures_module_says_what_it_is(name: str) -> None:
+    figure = get_figure(name)
+    assert name == figure.NAME
+    assert figure.TITLE
+    assert figure.SECTION in ("vision", "output", "session")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_axis_has_a_label_and_every_time_a_unit(table: pd.DataFrame, name: str) -> None:
+    for axes in axes_of(table, name):
+        assert axes.get_ylabel()
+    last = [axes for axes in axes_of(table, name) if axes.get_xlabel()]
+    assert last
+    for axes in axes_of(table, name):
+        for label in (axes.get_xlabel(), axes.get_ylabel()):
+            if "tokens" not in label and any(
+                word in label for word in ("latency", "time", "prefill", "decode (", "step (", "hooks -")
+            ):
+                assert any(unit in label for unit in ("(ms)", "(s)", "(%)"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_says_of_whom_it_is_and_that_weights_are_random(table: pd.DataFrame, name: str) -> None:
+    assert "fake, fake device, random weights" in texts(get_figure(name).draw(table))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_caption_is_made_of_sentences_with_numbers(table: pd.DataFrame, name: str) -> None:
+    caption = get_figure(name).caption(table)
+    assert caption.endswith(".")
+    assert any(letter.isdigit() for letter in caption)
+    assert "nan" not in caption
+
+
+def test_the_stack_adds_up_to_the_phases_and_carries_the_total(table: pd.DataFrame) -> None:
+    (axes,) = axes_of(table, "vision_by_tokens")
+    cells = analysis.vision_cells(table)
+    groups = cells.groupby(["vision_tokens", "crops"])
+    assert len(axes.patches) == 5 * len(groups)
+    tops: dict[float, float] = {}
+    for patch in axes.patches:
+        middle = round(patch.get_x() + patch.get_width() / 2, 6)
+        tops[middle] = tops.get(middle, 0.0) + patch.get_height()
+    assert sorted(tops.values()) == pytest.approx(sorted(groups["phases_ms"].median()), rel=0.01)
+    shown = {text.get_text() for text in axes.texts}
+    assert {str(crops) for crops in cells["crops"]} <= shown
+    assert {"vision encoder", "projector", "LLM blocks", "head"} <= shown
+
+
+def test_bars_of_equal_tokens_stand_beside_each_other(table: pd.DataFrame) -> None:
+    places, width = style.beside(np.array([288.0, 864.0, 864.0, 1344.0]))
+    assert np.diff(places).min() >= width
+    assert abs(places[1] - 864) < width
+    assert abs(places[2] - 864) < width
+
+
+def test_both_methods_are_drawn_where_they_were_measured(table: pd.DataFrame) -> None:
+    upper, lower = axes_of(table, "two_methods")
+    cells = analysis.vision_cells(table)
+    drawn = [y for _, y in points(upper)]
+    assert any(np.allclose(y, cells["language_ms"]) for y in drawn)
+    assert any(np.allclose(y, cells["subtraction_wall_ms"]) for y in drawn)
+    assert any(np.allclose(y, cells["method_difference_wall_ms"]) for _, y in points(lower) if len(y) == len(cells))
+    assert upper.get_legend() is not None
+
+
+def test_four_times_and_the_launch_bound_region_are_drawn(table: pd.DataFrame) -> None:
+    upper, lower = axes_of(table, "three_clocks")
+    cells = analysis.vision_cells(table)
+    drawn = [y for _, y in points(upper)]
+    for quantity in ("plain_wall", "plain_device", "plain_launch", "busy_prefill"):
+        assert any(np.allclose(y, cells[f"{quantity}_ms"]) for y in drawn)
+    assert any(np.allclose(y, cells["wall_over_busy"]) for _, y in points(lower) if len(y) == len(cells))
+
+
+def test_clocks_are_not_drawn_where_there_is_no_busy_time(tmp_path: Path) -> None:
+    reason = get_figure("three_clocks").needs(table_of(tmp_path, runner=CpuLikeRunner(), output=None))
+    assert reason is not None
+    assert "in step with the host" in reason
+
+
+def test_residuals_are_what_the_two_factor_fit_leaves(table: pd.DataFrame) -> None:
+    fit = analysis.two_factor(analysis.vision_cells(table))
+    assert not isinstance(fit, analysis.Unknown)
+    axes = axes_of(table, "two_factors")
+    offsets = np.asarray(axes[1].collections[-1].get_offsets())
+    np.testing.assert_allclose(offsets[:, 1], fit.residuals)
+    assert any("per crop" in text.get_text() for text in axes[0].texts)
+
+
+def test_the_notes_series_misses_three_six_nine_and_twelve_crops(table: pd.DataFrame) -> None:
+    assert notes_series.missed(table) == [3, 6, 9, 12]
+    notes, exact = notes_series.series(table)
+    assert sorted({image.crops for image in notes}) == [2, 4, 5, 7, 8, 10, 11, 13]
+    assert [image.crops for image in exact] == list(range(2, 14))
+    assert "never become 3, 6, 9 or 12 crops" in get_figure("notes_series").caption(table)
+
+
+def test_decode_is_drawn_in_log_log_with_the_fit_and_its_slope(table: pd.DataFrame) -> None:
+    (axes,) = axes_of(table, "decode_log")
+    runs = analysis.decode(table)
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    drawn = np.concatenate([y for x, y in points(axes) if len(y) == len(runs)])
+    np.testing.assert_allclose(np.sort(drawn), np.sort(runs["decode_ms"]))
+    assert [tick for tick in axes.get_xticks() if tick] == [8, 16, 32, 64]
+    words = " ".join(text.get_text() for text in axes.texts)
+    assert "k = " in words
+    assert "log-log slope" in words
+
+
+def test_shares_are_parts_of_a_hundred(table: pd.DataFrame) -> None:
+    (axes,) = axes_of(table, "prefill_share")
+    heights = [patch.get_height() for patch in axes.patches]
+    assert np.add(heights[:4], heights[4:]) == pytest.approx([100] * 4)
+    shares = analysis.by_length(analysis.decode(table), "share", "_fraction")["value"]
+    assert heights[:4] == pytest.approx(list(100 * shares))
+
+
+def test_total_is_drawn_in_seconds(table: pd.DataFrame) -> None:
+    (axes,) = axes_of(table, "total_by_length")
+    total = analysis.by_length(analysis.decode(table), "total")["value"]
+    tops = [sum(patch.get_height() for patch in axes.patches[place::4]) for place in range(4)]
+    assert tops == pytest.approx(list(total / 1000), rel=0.02)
+    assert "(s)" in axes.get_ylabel()
+
+
+def test_steps_are_drawn_with_their_law(table: pd.DataFrame) -> None:
+    (axes,) = axes_of(table, "decode_steps")
+    law = analysis.step_law(table)
+    assert isinstance(law, analysis.StepLaw)
+    drawn = np.concatenate([y for _, y in points(axes)[:-1]])
+    np.testing.assert_allclose(np.sort(drawn), np.sort(law.values_ms))
+
+
+def test_inter_token_percentiles_are_named_as_far_as_there_are_steps(table: pd.DataFrame) -> None:
+    words = " ".join(text.get_text() for text in axes_of(table, "inter_token")[0].texts)
+    assert all(name in words for name in ("P50", "P95", "P99"))
+    few = table.copy()
+    few["samples_ms"] = [
+        samples[:20] if phase == "inter_token" else samples
+        for samples, phase in zip(few["samples_ms"], few["phase"].fillna(""), strict=True)
+    ]
+    assert "P99 is left out" in get_figure("inter_token").caption(few)
+
+
+def test_drifted_visits_are_marked_and_counted(table: pd.DataFrame) -> None:
+    flagged = table.copy()
+    flagged["drifted"] = True
+    (axes,) = axes_of(flagged, "sentinel")
+    visits = analysis.sentinel(flagged)
+    red = [x for x, _ in points(axes) if len(x) == int(visits["drifted"].sum())]
+    assert red
+    assert "are flagged" in get_figure("sentinel").caption(flagged)
+
+
+def test_intervals_are_drawn(table: pd.DataFrame) -> None:
+    upper = axes_of(table, "two_methods")[0]
+    cells = analysis.vision_cells(table)
+    ends = [np.asarray(segments) for bar in upper.collections if len(segments := bar.get_segments()) == len(cells)]  # type: ignore[attr-defined]
+    lows = [np.sort(segments[:, :, 1].min(axis=1)) for segments in ends]
+    assert any(np.allclose(low, np.sort(cells["language_low_ms"])) for low in lows)
+
+
+NOTHING_MUCH: list[dict[str, Any]] = [
+    {"vision": {"tilings": ["1x1"]}, "output": None},
+    {"vision": None, "output": {"output_tokens": [1], "sampling": {"min_samples": 1}}},
+    {"vision": None, "output": {"output_tokens": [2], "sampling": {"min_samples": 1}}},
+    {"vision": None, "runner": FakeRunner(fail={"prefill": out_of_memory, "generate": out_of_memory})},
+    {"vision": {"tilings": ["1x1", "1x2"]}, "output": {"output_tokens": [8, 9]}, "runner": CpuLikeRunner()},
+]
+
+
+@pytest.mark.parametrize("options", NOTHING_MUCH)
+def test_every_figure_is_drawn_or_says_why_not(tmp_path: Path, options: dict[str, Any]) -> None:
+    table = table_of(tmp_path, **options)
+    for name in FIGURES:
+        figure, caption = draw_or_explain(table, name)
+        figure.savefig(io.BytesIO(), format="png", dpi=20)
+        assert caption.endswith(".")
+        assert "nan" not in caption
+
+
+def test_an_empty_table_gives_reasons_only() -> None:
+    for name in FIGURES:
+        figure, caption = draw_or_explain(build_table([]), name)
+        assert caption.startswith("Not drawn: ")
+        assert "Not drawn" in texts(figure)
+
+
+def test_missing_numbers_do_not_stop_a_figure(table: pd.DataFrame) -> None:
+    holes = table.copy()
+    gone = (holes["cell_id"] == "vision-tiling-2x2") & (holes["arm"] == "plain")
+    holes = holes[~gone & ~((holes["phase"] == "head") & (holes["cell_id"] == "output-image1-n16"))]
+    for name in FIGURES:
+        assert "nan" not in draw_or_explain(holes, name)[1]
+
+
+def test_a_figure_is_saved_in_three_formats_the_same_every_time(table: pd.DataFrame, tmp_path: Path) -> None:
+    for folder in "ab":
+        paths = style.save(get_figure("two_methods").draw(table), tmp_path / folder / "two_methods")
+        assert [path.name for path in paths] == ["two_methods.svg", "two_methods.png", "two_methods.pdf"]
+    for suffix in ("svg", "png", "pdf"):
+        first, second = ((tmp_path / folder / f"two_methods.{suffix}").read_bytes() for folder in "ab")
+        assert first == second
+    with Image.open(tmp_path / "a" / "two_methods.png") as image:
+        assert image.size[0] == round(style.WIDTH_IN * 300)
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert not list((tmp_path / "a").glob(".*"))
+
+
+def test_a_dollar_sign_in_a_name_is_a_dollar_sign(table: pd.DataFrame) -> None:
+    odd = table.assign(subject="cheap$model$<script>")
+    figure = get_figure("two_methods").draw(odd)
+    figure.savefig(io.BytesIO(), format="svg")
+    assert "cheap$model$<script>" in texts(figure)
+
+
+def test_drawing_leaves_matplotlibs_settings_alone(table: pd.DataFrame) -> None:
+    before = dict(mpl.rcParams)
+    get_figure("decode_log").draw(table)
+    assert dict(mpl.rcParams) == before
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def test_words_in_grey_can_be_read_on_white() -> None:
+    for colour in (style.INK, style.MUTED):
+        assert 1.05 / (luminance(colour) + 0.05) >= 4.5
+
+
+def test_an_unknown_figure_is_refused_with_the_legal_names() -> None:
+    with pytest.raises(UserError, match="two_methods"):
+        get_figure("pie")
+
+
+def test_axis_ticks_read_as_numbers() -> None:
+    assert [style._plain(value) for value in (0.05, 0.5, 1.0, 4096.0, 0.0)] == ["0.05", "0.5", "1", "4,096", "0"]
+    assert style.time_unit(9_999) == (1.0, "ms")
+    assert style.time_unit(10_000) == (1000.0, "s")

@@ -1,0 +1,312 @@
+"""The table says what the records say, in one shape, and refuses what it cannot read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support.fakes import FakeRunner, out_of_memory
+from tests.support.tables import records_of, rewrite
+from vlmeter.errors import UserError
+from vlmeter.record import read_record
+from vlmeter.stats import median_estimate
+from vlmeter.table import COLUMNS, Column, build_table, data_dictionary, read_table, write_table
+
+KEY = ["subject", "cell_id", "output_tokens", "arm", "phase", "clock", "source"]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return records_of(tmp_path_factory.mktemp("table"), runner=FakeRunner(noise_fraction=0.02))
+
+
+@pytest.fixture(scope="module")
+def table(records: list[Path]) -> pd.DataFrame:
+    return build_table(records)
+
+
+def named(records: list[Path], name: str) -> Path:
+    return next(path for path in records if path.stem == name)
+
+
+def rows(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    for name, value in values.items():
+        table = table[table[name] == value]
+    return table
+
+
+def one(table: pd.DataFrame, **values: Any) -> pd.Series:
+    found = rows(table, **values)
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_table_has_exactly_the_declared_columns_and_types(table: pd.DataFrame) -> None:
+    assert list(table.columns) == [column.name for column in COLUMNS]
+    kinds = {"string": "string", "integer": "Int64", "float": "float64", "boolean": "boolean", "list": "object"}
+    assert {name: str(kind) for name, kind in table.dtypes.items()} == {c.name: kinds[c.dtype] for c in COLUMNS}
+
+
+def test_every_column_has_a_description_and_a_number_with_a_unit_says_it_in_its_name() -> None:
+    dictionary = data_dictionary().set_index("name")
+    assert dictionary.index.is_unique
+    assert (dictionary["description"].str.len() > 3).all()
+    assert dictionary.loc["median_ms", "unit"] == "ms"
+    assert dictionary.loc["peak_allocated_bytes", "unit"] == "bytes"
+    assert dictionary.loc["prompt_tokens", "unit"] == "tokens"
+    assert dictionary.loc["tiling_w", "unit"] == ""
+    assert Column("temperature_c", "float", "x").unit == "°C"
+
+
+def test_a_row_is_named_by_its_key(table: pd.DataFrame) -> None:
+    assert not table.duplicated(KEY).any()
+
+
+def test_every_series_of_every_record_is_a_row_with_its_samples(records: list[Path], table: pd.DataFrame) -> None:
+    measured = rows(table, source="measured").set_index(["cell_id", "arm", "phase", "clock"]).sort_index()
+    for path in records:
+        record = read_record(path)
+        for series in record.series:
+            row = measured.loc[(record.cell.cell_id, series.arm, series.phase, series.clock)]
+            assert row["samples_ms"].tolist() == series.samples_ms
+            estimate = median_estimate(series.samples_ms)
+            assert (row["median_ms"], row["low_ms"], row["high_ms"]) == (estimate.value, estimate.low, estimate.high)
+            assert (row["min_ms"], row["max_ms"]) == (min(series.samples_ms), max(series.samples_ms))
+            assert row["samples"] == row["rounds"] == len(series.samples_ms)
+            assert row["mean_ms"] == pytest.approx(np.mean(series.samples_ms), rel=1e-12)
+
+
+def test_a_cells_counts_are_those_counted_in_the_real_inputs(records: list[Path], table: pd.DataFrame) -> None:
+    record = read_record(named(records, "vision-tiling-3x4"))
+    row = one(table, cell_id="vision-tiling-3x4", arm="plain", phase="total", clock="wall")
+    assert record.counted is not None
+    for name, value in record.counted.model_dump().items():
+        assert row[name] == value
+    assert (row["tiling_h"], row["tiling_w"]) == (3, 4)
+    assert (row["width_px"], row["height_px"]) == (224 * 4 + 112, 224 * 3 + 112)
+    assert row["random_weights"]
+    assert pd.isna(row["image_id"])
+
+
+def test_a_photographs_row_carries_its_ids_question_and_answers(table: pd.DataFrame) -> None:
+    row = one(table, cell_id="output-image1-n16", arm="hooks", phase="total", clock="wall")
+    assert (row["image_id"], row["question_id"], row["answers"]) == ("1001", "10001", '["a cup"]')
+    assert row["image_index"] == 1
+    assert row["generated_tokens"] == 16
+
+
+def test_decode_step_rows_hold_the_median_of_each_step_over_rounds(records: list[Path], table: pd.DataFrame) -> None:
+    record = read_record(named(records, "output-image0-n32"))
+    row = one(table, cell_id="output-image0-n32", phase="decode_step")
+    assert row["samples_ms"].tolist() == [median(steps) for steps in zip(*record.steps_ms, strict=True)]
+    assert row["samples"] == 31
+    every = one(table, cell_id="output-image0-n32", phase="inter_token")
+    assert every["samples"] == 31 * 5
+    assert every["samples_ms"].tolist() == [step for steps in record.steps_ms for step in steps]
+
+
+def test_shorter_outputs_are_derived_from_the_first_steps_of_the_longest_run(
+    records: list[Path], table: pd.DataFrame
+) -> None:
+    record = read_record(named(records, "output-image2-n64"))
+    for tokens in (8, 16, 32):
+        row = one(table, image_index=2, output_tokens=tokens, phase="decode", source="derived")
+        assert row["cell_id"] == "output-image2-n64"
+        expected = [sum(steps[: tokens - 1]) for steps in record.steps_ms]
+        assert row["samples_ms"] == pytest.approx(expected, rel=1e-12)
+        assert row["median_ms"] == pytest.approx(median(expected), rel=1e-12)
+        assert not np.isnan(row["low_ms"])
+    assert rows(table, image_index=2, output_tokens=64, source="derived").empty
+
+
+def test_powers_of_two_are_derived_without_being_asked_for(tmp_path: Path) -> None:
+    table = build_table(
+        records_of(
+            tmp_path, vision=None, output={"output_tokens": [100], "sampling": {"min_samples": 3, "max_samples": 3}}
+        )
+    )
+    derived = rows(table, source="derived", image_index=0)
+    assert derived["output_tokens"].tolist() == [8, 16, 32, 64]
+    assert derived["low_ms"].isna().all(), "three rounds have no interval"
+
+
+def test_nothing_is_derived_where_a_sequence_may_end_by_itself(tmp_path: Path) -> None:
+    output = {"output_tokens": [8, 32], "stop": "eos", "sampling": {"min_samples": 3, "max_samples": 3}}
+    table = build_table(records_of(tmp_path, vision=None, output=output, runner=FakeRunner(ends_after=20)))
+    assert rows(table, source="derived").empty
+    assert set(rows(table, output_tokens=32)["generated_tokens"]) == {20}
+
+
+def test_busy_time_and_the_first_call_have_rows_of_their_own(table: pd.DataFrame) -> None:
+    cell = "vision-tiling-2x2"
+    busy = one(table, cell_id=cell, arm="busy", phase="prefill", clock="busy")
+    assert busy["busy_source"] == "cuda_graph"
+    assert busy["samples"] == 10
+    firsts = rows(table, cell_id=cell, phase="first_call")
+    assert set(firsts["arm"]) == {"inputs", "plain", "hooks", "vision"}
+    assert (firsts["samples"] == 1).all()
+    assert firsts["low_ms"].isna().all()
+
+
+def test_memory_energy_and_parameters_stand_in_the_rows_that_they_belong_to(
+    records: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "one.json"
+    path.write_bytes(named(records, "vision-tiling-2x2").read_bytes())
+    rewrite(path, lambda data: data["energy"].append({"what": "prefill", "joules": 30.0, "span_s": 2.0, "repeats": 15}))
+    table = build_table([path])
+    assert one(table, arm="plain", phase="total", clock="wall")["joules_per_repeat"] == 2.0
+    assert table["joules_per_repeat"].notna().sum() == 1
+    assert one(table, arm="hooks", phase="llm_blocks")["peak_allocated_bytes"] == 1 << 20
+    assert one(table, arm="hooks", phase="llm_blocks")["parameters"] == 4000
+    assert one(table, arm="hooks", phase="total", clock="wall")["parameters"] == 6100
+
+
+def test_percentiles_are_absent_below_the_samples_that_they_want(records: list[Path], tmp_path: Path) -> None:
+    def stretch(count: int) -> pd.Series:
+        path = tmp_path / f"{count}.json"
+        path.write_bytes(named(records, "vision-tiling-2x2").read_bytes())
+
+        def change(data: dict[str, Any]) -> None:
+            data["rounds"] = [data["rounds"][0]] * count
+            data["series"] = [
+                {
+                    "arm": "plain",
+                    "phase": "total",
+                    "clock": "wall",
+                    "samples_ms": [float(i) for i in range(1, count + 1)],
+                }
+            ]
+
+        return one(build_table([rewrite(path, change)]), arm="plain", clock="wall", phase="total")
+
+    assert np.isnan(stretch(58)["p95_ms"])
+    assert stretch(59)["p95_ms"] == pytest.approx(np.quantile(np.arange(1.0, 60.0), 0.95))
+    assert np.isnan(stretch(298)["p99_ms"])
+    assert stretch(299)["p99_ms"] == pytest.approx(np.quantile(np.arange(1.0, 300.0), 0.99))
+
+
+def disturb(data: dict[str, Any], count: int) -> None:
+    for place, state in enumerate(data["rounds"][:count]):
+        state["disturbances"] = ["power cap" if place else "thermal slowdown"]
+
+
+def test_disturbed_rounds_are_left_out_of_every_arm_alike(records: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_bytes(named(records, "output-image0-n16").read_bytes())
+    rewrite(path, lambda data: disturb(data, 2))
+    record, table = read_record(path), build_table([path])
+    row = one(table, arm="plain", phase="total", clock="wall")
+    assert (row["rounds"], row["samples"], row["disturbed_samples"]) == (5, 3, 2)
+    assert row["samples_ms"].tolist() == record.find("plain", "total", "wall")[2:]  # type: ignore[index]
+    assert row["disturbances"] == "thermal slowdown; power cap"
+    derived = one(table, source="derived", output_tokens=8)
+    assert derived["samples_ms"] == pytest.approx([sum(steps[:7]) for steps in record.steps_ms[2:]])
+
+
+def test_disturbed_rounds_stay_in_where_they_are_the_majority(records: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_bytes(named(records, "output-image0-n16").read_bytes())
+    row = one(build_table([rewrite(path, lambda data: disturb(data, 3))]), arm="plain", phase="total", clock="wall")
+    assert (row["rounds"], row["samples"], row["disturbed_samples"]) == (5, 5, 3)
+
+
+def test_a_cell_that_ran_out_of_memory_is_one_row_without_arm(tmp_path: Path) -> None:
+    runner = FakeRunner(fail={"vision": out_of_memory})
+    table = build_table(records_of(tmp_path, runner=runner, vision={"tilings": ["1x1"]}, output=None))
+    row = one(table, cell_id="vision-tiling-1x1")
+    assert row["status"] == "oom"
+    assert "2.00 GiB" in row["reason"]
+    assert pd.isna(row["arm"])
+    assert pd.isna(row["phase"])
+    assert pd.isna(row["samples"])
+    assert np.isnan(row["median_ms"])
+    assert row["vision_tokens"] == 288
+
+
+def test_no_records_make_an_empty_table_with_all_columns(tmp_path: Path) -> None:
+    table = build_table([])
+    assert table.empty
+    write_table(table, tmp_path / "t.parquet", tmp_path / "t.csv")
+    assert list(read_table(tmp_path / "t.parquet").columns) == [column.name for column in COLUMNS]
+
+
+def test_the_order_of_files_does_not_change_the_table(records: list[Path], table: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(build_table(records[::-1]), table)
+
+
+def test_what_is_written_reads_back_the_same(table: pd.DataFrame, tmp_path: Path) -> None:
+    write_table(table, tmp_path / "a" / "t.parquet", tmp_path / "a" / "t.csv")
+    back = read_table(tmp_path / "a" / "t.parquet")
+    pd.testing.assert_frame_equal(back.drop(columns="samples_ms"), table.drop(columns="samples_ms"))
+    for ours, theirs in zip(table["samples_ms"], back["samples_ms"], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_csv_has_every_column_but_the_lists_unrounded(table: pd.DataFrame, tmp_path: Path) -> None:
+    write_table(table, tmp_path / "t.parquet", tmp_path / "t.csv")
+    text = pd.read_csv(tmp_path / "t.csv")
+    assert list(text.columns) == [column.name for column in COLUMNS if column.dtype != "list"]
+    np.testing.assert_array_equal(text["median_ms"].to_numpy(), table["median_ms"].to_numpy())
+
+
+def test_the_same_table_gives_the_same_bytes(table: pd.DataFrame, tmp_path: Path) -> None:
+    for name in "ab":
+        write_table(table, tmp_path / f"{name}.parquet", tmp_path / f"{name}.csv")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def drop_a_sample(data: dict[str, Any]) -> None:
+    data["series"][0]["samples_ms"].pop()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data.update(record_version=99), "record_version 99"),
+        (lambda data: data.pop("cell"), "damaged at cell"),
+        (lambda data: data["series"][0]["samples_ms"].__setitem__(0, float("nan")), "damaged at series"),
+        (drop_a_sample, "9 rounds, but 8 samples"),
+    ],
+)
+def test_a_bad_record_is_refused_with_one_sentence(
+    records: list[Path], tmp_path: Path, change: Any, words: str
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(named(records, "vision-tiling-2x2").read_bytes())
+    rewrite(path, change)
+    with pytest.raises(UserError, match=words) as refused:
+        build_table([path])
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_truncated_record_is_refused(records: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(records[0].read_bytes()[:500])
+    with pytest.raises(UserError, match="cannot be read"):
+        build_table([path])
+
+
+def test_two_records_of_one_cell_are_refused(records: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(records[0].read_bytes())
+    with pytest.raises(UserError, match="both of cell"):
+        build_table([records[0], copy])
+
+
+def test_a_file_that_is_no_table_of_this_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_table(tmp_path / "none.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(tmp_path / "bad.parquet")
+    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="other columns"):
+        read_table(tmp_path / "other.parquet")

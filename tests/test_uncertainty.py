@@ -1,0 +1,189 @@
+"""Fits, percentiles and comparisons agree with closed forms, and their intervals hold the truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from vlmeter.stats import Estimate
+from vlmeter.uncertainty import (
+    correlation,
+    fit_linear,
+    fit_power,
+    paired_difference,
+    paired_ratio,
+    percentile_estimate,
+    relative_weights,
+    standard_error,
+)
+
+X = np.arange(1.0, 21.0)
+ONES = np.ones(20)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_fit_is_that_of_least_squares() -> None:
+    values = 3 * X + 2 + rng().normal(size=20)
+    fit = fit_linear({"slope": X, "constant": ONES}, values)
+    theirs = scipy_stats.linregress(X, values)
+    assert fit["slope"].value == pytest.approx(theirs.slope)
+    assert fit["constant"].value == pytest.approx(theirs.intercept)
+    assert fit.r_squared == pytest.approx(theirs.rvalue**2)
+    np.testing.assert_allclose(fit.fitted + fit.residuals, values)
+
+
+def test_interval_of_even_noise_is_near_the_textbooks() -> None:
+    values = 3 * X + 2 + rng().normal(size=20)
+    fit = fit_linear({"slope": X, "constant": ONES}, values)
+    theirs = scipy_stats.linregress(X, values)
+    reach = scipy_stats.t.ppf(0.975, 18) * theirs.stderr
+    assert (fit["slope"].high - fit["slope"].low) / 2 == pytest.approx(reach, rel=0.35)
+
+
+def test_weighted_fit_is_that_of_numpys_polyfit() -> None:
+    values = 3 * X + 2 + rng().normal(size=20) * X
+    fit = fit_linear({"slope": X, "constant": ONES}, values, weights=relative_weights(X))
+    np.testing.assert_allclose(
+        [fit["slope"].value, fit["constant"].value], np.polyfit(X, values, 1, w=1 / X), rtol=1e-9
+    )
+
+
+def test_two_factors_are_told_apart() -> None:
+    crops, tokens = rng(1).integers(2, 14, 35).astype(float), rng(2).integers(300, 1500, 35).astype(float)
+    values = 2.5 * crops + 0.02 * tokens + 4 + rng(3).normal(size=35) * 0.1
+    fit = fit_linear({"crop": crops, "token": tokens, "constant": np.ones(35)}, values)
+    assert fit["crop"].contains(2.5)
+    assert fit["token"].contains(0.02)
+    assert fit["constant"].contains(4.0)
+    assert fit["crop"].value == pytest.approx(2.5, rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["wild", "pairs"])
+def test_interval_holds_the_slope_under_noise_that_grows_with_the_value(method: str) -> None:
+    hits = []
+    for seed in range(300):
+        values = 2 * X + 5 + rng(seed).normal(size=20) * 0.3 * X
+        fit = fit_linear({"slope": X, "constant": ONES}, values, method=method, replicates=400, seed=seed)  # type: ignore[arg-type]
+        hits.append(fit["slope"].contains(2.0))
+    assert 0.90 < np.mean(hits) < 0.995
+
+
+def test_interval_holds_the_slope_when_whole_clusters_err_together() -> None:
+    labels, x = np.repeat(np.arange(10), 5), np.tile(np.array([8.0, 16, 32, 64, 128]), 10)
+    hits, naive = [], []
+    for seed in range(200):
+        values = x * (3 + np.repeat(rng(seed).normal(size=10) * 0.2, 5))
+        columns, weights = {"slope": x, "constant": np.ones(50)}, relative_weights(values)
+        hits.append(
+            fit_linear(columns, values, weights=weights, clusters=labels, replicates=400)["slope"].contains(3.0)
+        )
+        naive.append(fit_linear(columns, values, weights=weights, replicates=400)["slope"].contains(3.0))
+    assert np.mean(hits) > 0.88
+    assert np.mean(naive) < np.mean(hits)
+
+
+def test_an_exact_law_has_an_interval_of_no_width() -> None:
+    fit = fit_linear({"slope": X, "constant": ONES}, 3 * X + 2)
+    assert fit["slope"].low == pytest.approx(3)
+    assert fit["slope"].high == pytest.approx(3)
+    assert fit.r_squared == pytest.approx(1)
+
+
+def test_as_many_cells_as_coefficients_have_a_fit_and_no_interval() -> None:
+    fit = fit_linear({"slope": X[:2], "constant": ONES[:2]}, [1.0, 2.0])
+    assert fit["slope"].value == pytest.approx(1)
+    assert math.isnan(fit["slope"].low)
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot determine"):
+        fit_linear({"slope": X[:1], "constant": ONES[:1]}, [1.0])
+    with pytest.raises(ValueError, match="do not vary independently"):
+        fit_linear({"one": X, "same": 2 * X, "constant": ONES}, X)
+    with pytest.raises(ValueError, match="not a finite number"):
+        fit_linear({"slope": X, "constant": ONES}, np.where(X == 3, np.nan, X))
+
+
+def test_columns_of_very_unlike_size_are_still_told_apart() -> None:
+    fit = fit_linear({"linear": X, "quadratic": (1000 * X) ** 2, "constant": ONES}, 3 * X + 1e-9 * (1000 * X) ** 2 + 1)
+    assert fit["quadratic"].value == pytest.approx(1e-9, rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = 3 * X + rng().normal(size=20)
+    first, again = (fit_linear({"slope": X, "constant": ONES}, values, seed=4) for _ in range(2))
+    assert first.coefficients == again.coefficients
+    assert fit_linear({"slope": X, "constant": ONES}, values, seed=5)["slope"].low != first["slope"].low
+
+
+def test_a_power_law_has_its_exponent_as_slope() -> None:
+    fit = fit_power(X, 5 * X**1.5)
+    assert fit["slope"].value == pytest.approx(1.5)
+    assert math.exp(fit["constant"].value) == pytest.approx(5)
+    with pytest.raises(ValueError, match="logarithm"):
+        fit_power(X, X - 1)
+
+
+def test_percentile_is_absent_below_the_samples_that_it_wants() -> None:
+    assert percentile_estimate(np.arange(58.0), 0.95) is None
+    assert percentile_estimate(np.arange(59.0), 0.95) is not None
+    assert percentile_estimate(np.arange(298.0), 0.99) is None
+    assert percentile_estimate(np.arange(299.0), 0.99) is not None
+
+
+def test_percentiles_upper_end_is_the_largest_sample_where_no_rank_is_left() -> None:
+    found = percentile_estimate(np.arange(59.0), 0.95)
+    assert found is not None
+    assert found.high == 58.0
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.5, 40), (0.9, 100), (0.95, 200), (0.99, 1000)])
+def test_percentiles_interval_holds_it_at_least_95_times_in_100(fraction: float, count: int) -> None:
+    truth = scipy_stats.lognorm.ppf(fraction, 0.5)
+    draws = rng(7).lognormal(0.0, 0.5, size=(500, count))
+    found = [percentile_estimate(draw, fraction) for draw in draws]
+    assert np.mean([estimate is not None and estimate.contains(truth) for estimate in found]) > 0.93
+
+
+def test_pairing_removes_what_both_arms_share() -> None:
+    shared = rng(1).normal(100, 20, size=30)
+    found = paired_difference(shared + 5, shared)
+    assert found == Estimate(pytest.approx(5.0), pytest.approx(5.0), pytest.approx(5.0))  # type: ignore[arg-type]
+    assert paired_ratio(shared * 1.03, shared).low == pytest.approx(1.03)
+
+
+def test_unlike_numbers_of_samples_are_not_paired() -> None:
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_difference(X, X[:-1])
+
+
+def test_standard_error_is_what_a_normal_interval_stands_for() -> None:
+    assert standard_error(Estimate(0.0, -1.959964, 1.959964)) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+def test_correlation_is_scipys_and_its_interval_holds_it(method: str) -> None:
+    values = X + rng(3).normal(size=20) * 4
+    found = correlation(X, values, method=method)  # type: ignore[arg-type]
+    theirs = getattr(scipy_stats, f"{method}r")(X, values).statistic
+    assert found.value == pytest.approx(theirs)
+    assert found.low < found.value < found.high <= 1
+
+
+def test_spearman_of_ties_is_scipys() -> None:
+    first, second = np.round(X / 3), np.round(X / 4)
+    assert correlation(first, second, method="spearman").value == pytest.approx(
+        scipy_stats.spearmanr(first, second).statistic
+    )
+
+
+def test_what_does_not_vary_has_no_correlation() -> None:
+    assert math.isnan(correlation(X, ONES, method="pearson").value)
+    assert math.isnan(correlation(X[:1], X[:1], method="pearson").value)
+    assert math.isnan(correlation(X[:3], X[:3], method="pearson").low)

@@ -1,0 +1,717 @@
+"""Statements about latency, each judged by the data: holds, does not hold, cannot tell.
+
+A claim is a small function of what was measured. It never raises on a study that is incomplete, and its wording
+follows its verdict: what the data do not show is not said. Wherever a statement needs a limit ("about", "constant"),
+the limit is a named constant with its reason, and the verdict looks at the whole interval: it holds if the interval
+is within the limit, it does not if the interval is outside, and in between it cannot be told.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from vlmeter import analysis
+from vlmeter.analysis import Unknown
+from vlmeter.files import write_atomically
+from vlmeter.stats import Estimate
+from vlmeter.uncertainty import Array, correlation
+from vlmeter.units import duration, percent
+from vlmeter.wording import plural, with_interval
+
+Verdict = Literal["holds", "does not hold", "cannot tell"]
+
+#: Phases close if their sum is within 1 % of the total that was measured without marks.
+CLOSURE_FRACTION = 0.01
+
+#: Marks must not cost more than 1 % of a prefill.
+OVERHEAD_FRACTION = 0.01
+
+#: Decode is called linear, and a step's cost constant, up to 2 % of bend or growth: less than runs differ from day
+#: to day.
+LINEAR_FRACTION = 0.02
+
+#: "Doubling doubles" and "slope 1" allow 5 %: a reader with a ruler would see more.
+DOUBLING_FRACTION = 0.05
+SLOPE_TOLERANCE = 0.05
+
+#: A derived decode time stands for a direct one if it is within 1 %.
+AGREEMENT_FRACTION = 0.01
+
+#: Decode is near its floor if it takes up to 1.5 times as long: two thirds of the bandwidth are then in use.
+NEAR_FLOOR_RATIO = 1.5
+
+#: What the lab notes' table says of tilings 1 x k: k -> vision tokens, as far as we have it. They capped k >= 8 at
+#: 1344.
+NOTES_TABLE_TOKENS = {2: 480, 8: 1344, 9: 1344, 10: 1344, 11: 1344}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One number behind a verdict; low and high are None where there is no interval."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    unit: str
+
+    @classmethod
+    def of(cls, name: str, estimate: Estimate, unit: str) -> Evidence:
+        """Evidence from an estimate."""
+        known = not (math.isnan(estimate.low) or math.isnan(estimate.high))
+        return cls(name, estimate.value, estimate.low if known else None, estimate.high if known else None, unit)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A judged statement.
+
+    claim is what was to be judged; statement is what the data say, worded by the verdict.
+    """
+
+    name: str
+    claim: str
+    verdict: Verdict
+    statement: str
+    evidence: tuple[Evidence, ...] = ()
+    figures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a claim's function returns: verdict, words and numbers."""
+
+    verdict: Verdict
+    statement: str
+    evidence: tuple[Evidence, ...] = ()
+
+
+def _unknown(reason: str) -> Finding:
+    return Finding("cannot tell", f"Cannot be told: {reason}.")
+
+
+class Data:
+    """One subject's rows, and what several claims want of them."""
+
+    def __init__(self, table: pd.DataFrame, physics: pd.DataFrame | None = None) -> None:
+        self.table = table
+        self.physics = physics
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """Vision-token cells."""
+        return analysis.vision_cells(self.table)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Generations by photograph and length."""
+        return analysis.decode(self.table)
+
+    @cached_property
+    def law(self) -> analysis.DecodeLaw | Unknown:
+        """How decode grows."""
+        return analysis.decode_law(self.runs)
+
+    @cached_property
+    def spread(self) -> float:
+        """How much a cell differs from visit to visit."""
+        return analysis.sentinel_spread(self.table)
+
+    @cached_property
+    def subtraction_falls(self) -> list[analysis.Fall] | Unknown:
+        """Where subtraction's LLM prefill falls."""
+        return analysis.falls(self.cells, "subtraction_wall", spread_fraction=self.spread)
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """Ends of the interval; the value twice where there is none."""
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return estimate.value, estimate.value
+    return estimate.low, estimate.high
+
+
+def within(estimate: Estimate, low: float, high: float) -> Verdict:
+    """Judge whether an estimate lies between two limits: all of its interval, none of it, or neither."""
+    bottom, top = _ends(estimate)
+    if math.isnan(bottom):
+        return "cannot tell"
+    if low <= bottom and top <= high:
+        return "holds"
+    return "does not hold" if top < low or bottom > high else "cannot tell"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Vision tokens
+
+
+def total_is_the_sum(data: Data) -> Finding:
+    """T_total = T_vision + T_LLM_prefill: the phases of one marked pass against the total without marks."""
+    cells = data.cells
+    closure = analysis.pooled(cells, "closure", "_fraction")
+    if isinstance(closure, Unknown):
+        return _unknown(closure.reason)
+    worst = float(cells["closure_fraction"].abs().max())
+    between = ((cells["merge_ms"] + cells["head_ms"]) / cells["phases_ms"]).dropna()
+    evidence = (
+        Evidence.of("sum of phases over the total, minus 1", closure, "fraction"),
+        Evidence("farthest cell", worst, None, None, "fraction"),
+        Evidence("share of embedding, merge and head", float(between.median()), None, None, "fraction"),
+    )
+    verdict = within(closure, -CLOSURE_FRACTION, CLOSURE_FRACTION)
+    numbers = (
+        f"over {plural(len(cells), 'cell')} the phases of a marked pass differ from the total without marks by "
+        f"{with_interval(closure, 'fraction')} in the median and by {percent(worst)} at most; embedding, merge and "
+        f"head, which the sum of vision and LLM blocks leaves out, are {percent(float(between.median()))} of it"
+    )
+    start = {
+        "holds": "The phases add up to the total",
+        "does not hold": f"The phases do not add up to the total within {percent(CLOSURE_FRACTION, 1)}",
+        "cannot tell": f"Whether the phases add up within {percent(CLOSURE_FRACTION, 1)} cannot be told",
+    }
+    return Finding(verdict, f"{start[verdict]}: {numbers}.", evidence)
+
+
+def hooks_above_subtraction(data: Data) -> Finding:
+    """The notes found hooks 3.31 to 93.13 ms above subtraction."""
+    difference = analysis.pooled(data.cells, "method_difference_wall")
+    if isinstance(difference, Unknown):
+        return _unknown(difference.reason)
+    values = data.cells["method_difference_wall_ms"].dropna()
+    span = f"from {duration(float(values.min()))} to {duration(float(values.max()))} over {plural(len(values), 'cell')}"
+    evidence = (Evidence.of("hooks minus subtraction, wall time", difference, "ms"),)
+    low, high = _ends(difference)
+    said = f"{with_interval(difference, 'ms')} in the median, {span}"
+    if low > 0:
+        return Finding("holds", f"LLM prefill by hooks is above that by subtraction: by {said}.", evidence)
+    if high < 0:
+        return Finding("does not hold", f"LLM prefill by hooks is below that by subtraction: by {said}.", evidence)
+    return Finding("cannot tell", f"Hooks and subtraction do not differ beyond noise: {said}.", evidence)
+
+
+def subtraction_falls(data: Data) -> Finding:
+    """The notes' puzzle: by subtraction, LLM prefill falls as vision tokens grow."""
+    found = data.subtraction_falls
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    if not found:
+        return Finding("does not hold", "By subtraction the LLM prefill falls nowhere beyond noise as tokens grow.")
+    worst = found[0]
+    return Finding(
+        "holds",
+        f"By subtraction the LLM prefill falls although tokens grow, in {plural(len(found), 'pair')} of cells beyond "
+        f"noise; most from {duration(worst.from_ms)} at {worst.from_tokens:,} prompt tokens to {duration(worst.to_ms)} "
+        f"at {worst.to_tokens:,}.",
+        (Evidence("largest fall", worst.drop_ms, None, None, "ms"),),
+    )
+
+
+def falls_are_the_hosts(data: Data) -> Finding:
+    """The explanation offered: subtraction falls where the host sets the pace, and not where the device does."""
+    found = data.subtraction_falls
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    if not found:
+        return _unknown("subtraction falls nowhere beyond noise, so there is nothing to explain")
+    bounds = data.cells.groupby("prompt_tokens")["bound"].agg(set)
+    kinds = [bounds[fall.from_tokens] | bounds[fall.to_tokens] for fall in found]
+    host = sum("launch-bound" in kind for kind in kinds)
+    device = sum(kind == {"device-bound"} for kind in kinds)
+    evidence = (
+        Evidence("falls with a launch-bound cell", host, None, None, ""),
+        Evidence("falls among device-bound cells alone", device, None, None, ""),
+    )
+    if not host and not device:
+        return replace(_unknown(str(data.cells["bound_reason"].iloc[0])), evidence=evidence)
+    if device:
+        return Finding(
+            "does not hold",
+            f"Subtraction falls in {plural(device, 'pair')} of cells that are both device-bound: there the host does "
+            "not explain it.",
+            evidence,
+        )
+    return Finding(
+        "holds" if host == len(found) else "cannot tell",
+        f"In {host} of {len(found)} pairs of cells in which subtraction falls, the host sets the pace in one at least.",
+        evidence,
+    )
+
+
+def hooks_rise(data: Data) -> Finding:
+    """By hooks, LLM prefill rises with vision tokens."""
+    cells = data.cells.dropna(subset=["language_ms"])
+    found = analysis.falls(cells, "language", spread_fraction=data.spread)
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    tokens = cells["prompt_tokens"].to_numpy(dtype=np.float64)
+    rank = correlation(tokens, cells["language_ms"].to_numpy(dtype=np.float64), method="spearman")
+    evidence = (Evidence.of("rank correlation of LLM prefill and tokens", rank, ""),)
+    if found:
+        worst = found[0]
+        return Finding(
+            "does not hold",
+            f"By hooks the LLM prefill does not rise everywhere: it falls by {duration(worst.drop_ms)} from "
+            f"{worst.from_tokens:,} to {worst.to_tokens:,} prompt tokens (rank correlation {with_interval(rank, '')}).",
+            evidence,
+        )
+    if _ends(rank)[0] > 0:
+        return Finding(
+            "holds",
+            f"By hooks the LLM prefill rises with tokens, from {duration(float(cells['language_ms'].iloc[0]))} to "
+            f"{duration(float(cells['language_ms'].iloc[-1]))}, and falls nowhere beyond noise (rank correlation "
+            f"{with_interval(rank, '')}).",
+            evidence,
+        )
+    return Finding(
+        "cannot tell",
+        f"No rise of LLM prefill with tokens is seen (rank correlation {with_interval(rank, '')}).",
+        evidence,
+    )
+
+
+def launch_bound_below(data: Data) -> Finding:
+    """At small sizes the host sets the pace."""
+    found = analysis.crossover(data.cells)
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    last, first = found.last_launch_bound_tokens, found.first_device_bound_tokens
+    evidence: tuple[Evidence, ...] = (
+        Evidence("launch-bound cells", found.launch_bound_cells, None, None, ""),
+        Evidence("device-bound cells", found.device_bound_cells, None, None, ""),
+    )
+    if last is None:
+        return Finding(
+            "does not hold",
+            f"No prefill is launch-bound: the device sets the pace from {first:,} prompt tokens on, the least "
+            "measured.",
+            evidence,
+        )
+    evidence += (Evidence("last launch-bound cell", last, None, None, "tokens"),)
+    if first is None:
+        return Finding(
+            "holds", f"Every prefill up to {last:,} prompt tokens that can be judged is launch-bound.", evidence
+        )
+    evidence += (Evidence("first device-bound cell", first, None, None, "tokens"),)
+    if found.clean:
+        return Finding(
+            "holds",
+            f"Up to {last:,} prompt tokens a prefill is launch-bound, from {first:,} on it is device-bound.",
+            evidence,
+        )
+    return Finding(
+        "cannot tell",
+        f"There are launch-bound prefills of up to {last:,} prompt tokens and device-bound ones from {first:,} on: "
+        "tokens alone do not decide.",
+        evidence,
+    )
+
+
+def crops_and_tokens_cost_apart(data: Data) -> Finding:
+    """Crops and tokens are two factors, and each has its cost."""
+    fit = analysis.two_factor(data.cells)
+    if isinstance(fit, Unknown):
+        return _unknown(fit.reason)
+    crop, token = fit["crop"], analysis.scaled(fit["token"], 1000)
+    evidence = (Evidence.of("one more crop", crop, "ms"), Evidence.of("1,000 more prompt tokens", token, "ms"))
+    said = f"one more crop {with_interval(crop, 'ms')}, 1,000 more prompt tokens {with_interval(token, 'ms')}"
+    lows = (_ends(crop)[0], _ends(token)[0])
+    if min(lows) > 0:
+        return Finding("holds", f"Both cost time of their own: {said} of wall time.", evidence)
+    if max(_ends(crop)[1], _ends(token)[1]) <= 0:
+        return Finding("does not hold", f"Neither is seen to cost time: {said}.", evidence)
+    which = "crops" if lows[0] <= 0 else "tokens"
+    return Finding("cannot tell", f"That {which} cost time of their own is not seen: {said} of wall time.", evidence)
+
+
+def hook_overhead_within_bound(data: Data) -> Finding:
+    """Marks do not change what they measure."""
+    overhead = analysis.pooled(data.cells, "overhead", "_fraction")
+    if isinstance(overhead, Unknown):
+        return _unknown(overhead.reason)
+    evidence = (Evidence.of("wall time with marks over without, minus 1", overhead, "fraction"),)
+    verdict = within(overhead, -math.inf, OVERHEAD_FRACTION)
+    said = f"{with_interval(overhead, 'fraction')} over {plural(len(data.cells), 'cell')}"
+    limit = percent(OVERHEAD_FRACTION, 1)
+    start = {
+        "holds": f"Marks cost less than {limit}",
+        "does not hold": f"Marks cost more than {limit}",
+        "cannot tell": f"Whether marks cost less than {limit} cannot be told",
+    }
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+def token_table_exact(data: Data) -> Finding:
+    """Tiling i x j gives i j + 1 crops, 144 + (8 i + 4)(8 j + 4) vision tokens and 8 i + 20 special ones."""
+    tiled = _tiled(data)
+    if tiled is None:
+        return _unknown("no cell with a tiling of Molmo's was measured")
+    rows, columns = (tiled[name].to_numpy(dtype=np.int64) for name in ("tiling_h", "tiling_w"))
+    exact = (
+        (tiled["crops"].to_numpy(dtype=np.int64) == rows * columns + 1)
+        & (tiled["vision_tokens"].to_numpy(dtype=np.int64) == 144 + (8 * rows + 4) * (8 * columns + 4))
+        & (tiled["special_tokens"].to_numpy(dtype=np.int64) == 8 * rows + 20)
+    )
+    evidence = (Evidence("cells that agree", int(exact.sum()), None, None, ""),)
+    if exact.all():
+        text = (
+            f"What was counted in the model's inputs is i j + 1 crops, 144 + (8 i + 4)(8 j + 4) vision tokens and 8 i "
+            f"+ 20 special tokens for tiling i x j, in each of {plural(len(tiled), 'cell')}."
+        )
+        return Finding("holds", text, evidence)
+    wrong = tiled[~exact].iloc[0]
+    return Finding(
+        "does not hold",
+        f"{int((~exact).sum())} of {plural(len(tiled), 'cell')} hold other counts than their tiling's formula, such as "
+        f"{wrong['cell_id']} with {wrong['crops']} crops and {wrong['vision_tokens']:,} vision tokens.",
+        evidence,
+    )
+
+
+def notes_token_table(data: Data) -> Finding:
+    """The notes' table: 1 x 2 gives 480 vision tokens, and from 1 x 8 on there are 1344."""
+    tiled = _tiled(data)
+    if tiled is None:
+        return _unknown("no cell with a tiling of Molmo's was measured")
+    ones = tiled[(tiled["tiling_h"] == 1) & tiled["tiling_w"].isin(list(NOTES_TABLE_TOKENS))]
+    if ones.empty:
+        return _unknown("none of the tilings that the notes' table gets wrong was measured")
+    counted = {int(row["tiling_w"]): int(row["vision_tokens"]) for row in ones.to_dict("records")}
+    unlike = {k: tokens for k, tokens in sorted(counted.items()) if tokens != NOTES_TABLE_TOKENS[k]}
+    evidence = tuple(Evidence(f"vision tokens of 1x{k}", tokens, None, None, "tokens") for k, tokens in counted.items())
+    if not unlike:
+        return Finding("holds", "The counted vision tokens are those of the notes' table.", evidence)
+    said = "; ".join(f"1x{k} has {tokens:,}, not {NOTES_TABLE_TOKENS[k]:,}" for k, tokens in unlike.items())
+    return Finding("does not hold", f"The notes' token table is not what the model's inputs hold: {said}.", evidence)
+
+
+def _tiled(data: Data) -> pd.DataFrame | None:
+    """Vision cells of Molmo with a tiling; None without any."""
+    cells = data.cells.dropna(subset=["tiling_h", "tiling_w"])
+    molmo = not data.table.empty and bool((data.table["family"] == "molmo").all())
+    return cells if molmo and len(cells) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output tokens
+
+
+def decode_linear_without_offset(data: Data) -> Finding:
+    """T_decode = k (N - 1) + b with b near zero."""
+    law = data.law
+    if isinstance(law, Unknown):
+        return _unknown(law.reason)
+    cost, offset = law.line["per_token"], law.line["constant"]
+    # An offset smaller than one step is one that no user sees.
+    straight = within(law.curvature, -LINEAR_FRACTION, LINEAR_FRACTION)
+    small = within(offset, -abs(cost.value), abs(cost.value))
+    evidence = (
+        Evidence.of("cost of a token", cost, "ms"),
+        Evidence.of("constant", offset, "ms"),
+        Evidence.of("bend at the longest output", law.curvature, "fraction"),
+    )
+    parts = f"{with_interval(cost, 'ms')} per token, constant {with_interval(offset, 'ms')}"
+    if not math.isnan(law.curvature.value):
+        parts += f", bend {with_interval(law.curvature, 'fraction')} at {law.longest_tokens:,} tokens"
+    if straight == small == "holds":
+        return Finding(
+            "holds", f"Decode is linear in the output tokens with a constant below one step: {parts}.", evidence
+        )
+    if straight == "does not hold":
+        return Finding(
+            "does not hold", f"Decode is not linear within {percent(LINEAR_FRACTION, 1)}: {parts}.", evidence
+        )
+    if small == "does not hold":
+        return Finding("does not hold", f"The constant of decode is larger than one step: {parts}.", evidence)
+    why = "three output lengths are needed to see a bend" if math.isnan(law.curvature.value) else "intervals are wide"
+    return Finding("cannot tell", f"Whether decode is linear cannot be told, since {why}: {parts}.", evidence)
+
+
+def doubling_doubles(data: Data) -> Finding:
+    """Twice the output tokens take twice the decode time."""
+    growth = analysis.growth(data.runs)
+    pairs = growth[growth["to_tokens"] == 2 * growth["from_tokens"]]
+    if pairs.empty:
+        return _unknown("no output length was measured together with its double")
+    low, high = 2 * (1 - DOUBLING_FRACTION), 2 * (1 + DOUBLING_FRACTION)
+    ratios = [analysis.estimate_in(row, "ratio", "") for row in pairs.to_dict("records")]
+    verdicts = [within(ratio, low, high) for ratio in ratios]
+    evidence = tuple(
+        Evidence.of(f"T({int(row['to_tokens'])}) / T({int(row['from_tokens'])})", ratio, "")
+        for row, ratio in zip(pairs.to_dict("records"), ratios, strict=True)
+    )
+    limit = percent(DOUBLING_FRACTION, 1)
+    if all(verdict == "holds" for verdict in verdicts):
+        return Finding("holds", f"Each doubling of the output tokens doubles decode time, within {limit}.", evidence)
+    off = [place for place, verdict in enumerate(verdicts) if verdict == "does not hold"]
+    if off:
+        said = "; ".join(
+            f"from {int(pairs['from_tokens'].iloc[place])} to {int(pairs['to_tokens'].iloc[place])} tokens it is "
+            f"{with_interval(ratios[place], '')} times"
+            for place in off
+        )
+        fine = [int(pairs["from_tokens"].iloc[place]) for place, verdict in enumerate(verdicts) if verdict == "holds"]
+        rest = (
+            f" From {min(fine)} tokens on it does."
+            if fine and min(fine) > int(pairs["from_tokens"].iloc[max(off)])
+            else ""
+        )
+        first = " (N tokens take N - 1 steps)" if int(pairs["from_tokens"].iloc[off[0]]) < 64 else ""
+        return Finding("does not hold", f"Doubling does not double everywhere{first}: {said}.{rest}", evidence)
+    return Finding(
+        "cannot tell", f"Whether each doubling doubles within {limit} cannot be told from the intervals.", evidence
+    )
+
+
+def log_log_slope_is_one(data: Data) -> Finding:
+    """In log-log, decode time over output tokens is a line of slope 1."""
+    law = data.law
+    if isinstance(law, Unknown):
+        return _unknown(law.reason)
+    slope, over_tokens = law.power["slope"], law.power_tokens["slope"]
+    evidence = (
+        Evidence.of("slope over decode steps", slope, ""),
+        Evidence.of("slope over output tokens", over_tokens, ""),
+    )
+    verdict = within(slope, 1 - SLOPE_TOLERANCE, 1 + SLOPE_TOLERANCE)
+    growth = analysis.growth(data.runs)
+    local = [
+        (row, within(analysis.estimate_in(row, "slope_steps", ""), 1 - SLOPE_TOLERANCE, 1 + SLOPE_TOLERANCE))
+        for row in growth.to_dict("records")
+    ]
+    off = [
+        f"{int(row['from_tokens'])} to {int(row['to_tokens']):,}" for row, found in local if found == "does not hold"
+    ]
+    start = {
+        "holds": "The slope in log-log is 1",
+        "does not hold": "The slope in log-log is not 1",
+        "cannot tell": "Whether the slope in log-log is 1 cannot be told",
+    }
+    text = (
+        f"{start[verdict]}: {with_interval(slope, '')} over decode steps, {with_interval(over_tokens, '')} over output "
+        "tokens."
+    )
+    text += f" Piece by piece it is away from 1 between {', '.join(off)} tokens." if off else ""
+    return Finding(verdict, text, evidence)
+
+
+def constant_cost_per_token(data: Data) -> Finding:
+    """Every output token costs the same."""
+    law = analysis.step_law(data.table)
+    if isinstance(law, Unknown):
+        return _unknown(law.reason)
+    low, high = float(law.contexts.min()), float(law.contexts.max())
+    base = law.fit["constant"].value + law.fit["per_context_token"].value * low
+    if not base > 0:
+        return _unknown("the fitted time of the first step is not positive")
+    growth = analysis.scaled(law.fit["per_context_token"], (high - low) / base)
+    evidence = (Evidence.of("growth of a step over the measured contexts", growth, "fraction"),)
+    verdict = within(growth, -LINEAR_FRACTION, LINEAR_FRACTION)
+    said = f"from {low:,.0f} to {high:,.0f} tokens in context a step grows by {with_interval(growth, 'fraction')}"
+    limit = percent(LINEAR_FRACTION, 1)
+    start = {
+        "holds": f"The cost of a token is constant within {limit}",
+        "does not hold": f"The cost of a token is not constant within {limit}",
+        "cannot tell": f"Whether the cost of a token is constant within {limit} cannot be told",
+    }
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+def prefill_share_falls(data: Data) -> Finding:
+    """The longer the output, the smaller the prefill's share."""
+    shares = analysis.by_length(data.runs, "share", "_fraction")
+    ratios = analysis.by_length(data.runs, "of_decode", "_fraction")
+    if len(shares) < 2:
+        return _unknown("two output lengths are needed")
+    first, last = shares.iloc[0], shares.iloc[-1]
+    ends = [Estimate(float(row["value"]), float(row["low"]), float(row["high"])) for row in (first, last)]
+    said = " to ".join(
+        f"{with_interval(end, 'fraction')} of prefill and decode ({percent(float(ratio))} of decode) at "
+        f"{int(row['output_tokens']):,} tokens"
+        for end, row, ratio in zip(
+            ends, (first, last), (ratios["value"].iloc[0], ratios["value"].iloc[-1]), strict=True
+        )
+    )
+    evidence = tuple(
+        Evidence.of(f"share at {int(row['output_tokens'])} tokens", end, "fraction")
+        for end, row in zip(ends, (first, last), strict=True)
+    )
+    if ends[1].high < ends[0].low:
+        return Finding("holds", f"The prefill's share falls from {said}.", evidence)
+    verdict: Verdict = "does not hold" if ends[1].low > ends[0].high else "cannot tell"
+    return Finding(verdict, f"The prefill's share is not seen to fall: from {said}.", evidence)
+
+
+def derived_agrees_with_direct(data: Data) -> Finding:
+    """One long run holds every shorter one."""
+    found = analysis.agreement(data.table)
+    if found.empty:
+        return _unknown("no output length was both run directly and contained in a longer run of the same photograph")
+    difference = analysis.pooled(found, "difference", "_fraction")
+    assert isinstance(difference, Estimate)
+    judged = found["agrees"].dropna()
+    evidence = (
+        Evidence.of("derived over direct, minus 1", difference, "fraction"),
+        Evidence("runs whose intervals overlap", int(judged.sum()), None, None, f"of {len(judged)}"),
+    )
+    verdict = within(difference, -AGREEMENT_FRACTION, AGREEMENT_FRACTION)
+    said = (
+        f"the first steps of long runs differ from {plural(len(found), 'direct run')} by "
+        f"{with_interval(difference, 'fraction')} in the median"
+    )
+    if len(judged):
+        said += f", and the intervals of {int(judged.sum())} of {len(judged)} overlap"
+    start = {
+        "holds": f"A long run holds the shorter ones, within {percent(AGREEMENT_FRACTION, 1)}",
+        "does not hold": "A long run does not stand for the shorter ones",
+        "cannot tell": "Whether a long run stands for the shorter ones cannot be told",
+    }
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+def decode_near_floor(data: Data) -> Finding:
+    """Decode runs near the memory's limit."""
+    if data.physics is None or data.physics.empty:
+        return _unknown("the device's ceilings were not measured")
+    rows = data.physics[(data.physics["phase"] == "inter_token") & (data.physics["arm"] == "hooks")]
+    rows = rows[(rows["floor_ms"] > 0) & rows["median_ms"].notna()]
+    if rows.empty:
+        return _unknown("no decode step has a floor")
+    longest = rows[rows["output_tokens"] == rows["output_tokens"].max()]
+    values: Array = (longest["median_ms"] / longest["floor_ms"]).to_numpy(dtype=np.float64)
+    ratio = analysis.pooled(pd.DataFrame({"ratio": values}), "ratio", "")
+    assert isinstance(ratio, Estimate)
+    floor = float(longest["floor_ms"].median())
+    evidence = (
+        Evidence.of("decode step over its floor", ratio, "times"),
+        Evidence("floor of a decode step", floor, None, None, "ms"),
+    )
+    verdict = within(ratio, 0.0, NEAR_FLOOR_RATIO)
+    start = {
+        "holds": f"Decode runs within {NEAR_FLOOR_RATIO} times its floor",
+        "does not hold": f"Decode does not run within {NEAR_FLOOR_RATIO} times its floor",
+        "cannot tell": f"Whether decode runs within {NEAR_FLOOR_RATIO} times its floor cannot be told",
+    }
+    said = (
+        f"a step takes {with_interval(ratio, '')} times the {duration(floor)} that reading weights and cache takes at "
+        "least"
+    )
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The registry
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A claim before it is judged."""
+
+    claim: str
+    judge: Callable[[Data], Finding]
+    figures: tuple[str, ...]
+    timed: bool = True
+
+
+#: The claims, in the order of the report: the notes' own, then ours.
+CLAIMS: Mapping[str, Entry] = {
+    "total_is_the_sum": Entry("T_total = T_vision + T_LLM_prefill", total_is_the_sum, ("vision_by_tokens",)),
+    "hooks_above_subtraction": Entry(
+        "LLM prefill by hooks is longer than by subtraction", hooks_above_subtraction, ("two_methods",)
+    ),
+    "subtraction_falls": Entry(
+        "LLM prefill by subtraction falls somewhere as tokens grow", subtraction_falls, ("two_methods",)
+    ),
+    "hooks_rise": Entry("LLM prefill by hooks rises with tokens", hooks_rise, ("two_methods", "vision_by_tokens")),
+    "decode_linear_without_offset": Entry(
+        "Decode is linear in the output tokens, with a constant near zero",
+        decode_linear_without_offset,
+        ("decode_linear", "decode_log"),
+    ),
+    "doubling_doubles": Entry("Doubling the output tokens doubles decode time", doubling_doubles, ("decode_log",)),
+    "log_log_slope_is_one": Entry("The slope in log-log is 1", log_log_slope_is_one, ("decode_log",)),
+    "constant_cost_per_token": Entry("Every output token costs the same", constant_cost_per_token, ("decode_steps",)),
+    "prefill_share_falls": Entry(
+        "The prefill's share falls as the output grows", prefill_share_falls, ("prefill_share", "prefill_and_decode")
+    ),
+    "notes_token_table": Entry(
+        "The notes' table of vision tokens is right", notes_token_table, ("notes_series",), timed=False
+    ),
+    "token_table_exact": Entry(
+        "Crops and vision tokens follow exactly from the tiling", token_table_exact, ("notes_series",), timed=False
+    ),
+    "launch_bound_below": Entry("Short prefills are launch-bound", launch_bound_below, ("three_clocks",)),
+    "falls_are_the_hosts": Entry(
+        "Subtraction falls where the host sets the pace", falls_are_the_hosts, ("two_methods", "three_clocks")
+    ),
+    "crops_and_tokens_cost_apart": Entry(
+        "Crops and tokens each have a cost of their own", crops_and_tokens_cost_apart, ("two_factors",)
+    ),
+    "derived_agrees_with_direct": Entry(
+        "A long run holds the shorter ones", derived_agrees_with_direct, ("decode_log",)
+    ),
+    "decode_near_floor": Entry("Decode runs near the memory's limit", decode_near_floor, ("decode_steps",)),
+    "hook_overhead_within_bound": Entry("Marks cost less than 1 %", hook_overhead_within_bound, ("two_methods",)),
+}
+
+
+def judge_all(table: pd.DataFrame, subject: str, *, physics: pd.DataFrame | None = None) -> list[Claim]:
+    """Judge every claim for one subject; `physics` is the physics table, for the claims about limits.
+
+    Under unusable conditions (`analysis.trust`) no claim about time is judged: what was measured is said, and why it
+    proves nothing.
+    """
+    rows = analysis.of_subject(table, subject)
+    own = None if physics is None else physics[physics["subject"] == subject]
+    data = Data(rows, own)
+    trust = analysis.trust(rows)
+    judged = []
+    for name, entry in CLAIMS.items():
+        found = entry.judge(data)
+        if entry.timed and trust.verdict == "unusable" and found.verdict != "cannot tell":
+            why = f"Cannot be told under the conditions of this run ({trust.reasons[0]})"
+            found = replace(found, verdict="cannot tell", statement=f"{why}. As measured: {found.statement}")
+        judged.append(Claim(name, entry.claim, found.verdict, found.statement, found.evidence, entry.figures))
+    return judged
+
+
+def write_claims(path: Path, claims: Mapping[str, Sequence[Claim]]) -> None:
+    """Write judged claims, subject by subject, as JSON."""
+    data: dict[str, Any] = {name: [asdict(claim) for claim in judged] for name, judged in claims.items()}
+    write_atomically(path, (json.dumps(_without_nan(data), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_claims(path: Path) -> dict[str, list[Claim]]:
+    """Read claims back."""
+    return {
+        subject: [
+            Claim(
+                **{
+                    **claim,
+                    "evidence": tuple(
+                        Evidence(**{**item, "value": math.nan if item["value"] is None else item["value"]})
+                        for item in claim["evidence"]
+                    ),
+                    "figures": tuple(claim["figures"]),
+                }
+            )
+            for claim in claims
+        ]
+        for subject, claims in json.loads(path.read_text(encoding="utf-8")).items()
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: it becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

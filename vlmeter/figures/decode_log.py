@@ -1,0 +1,105 @@
+"""Decode latency against output tokens in log-log, where a linear law is a straight line of slope 1."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.figures import style
+from vlmeter.wording import with_interval
+
+NAME = "decode_log"
+TITLE = "Decode latency by output tokens, both axes logarithmic"
+SECTION = "output"
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Two output lengths make a line."""
+    law = analysis.decode_law(analysis.decode(table))
+    return law.reason if isinstance(law, analysis.Unknown) else None
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw every photograph, the median over them, and the fitted line `k * steps + b`."""
+    runs = analysis.decode(table)
+    law = analysis.decode_law(runs)
+    assert isinstance(law, analysis.DecodeLaw)
+    lengths = analysis.by_length(runs, "decode")
+    with style.styled():
+        figure, (axes,) = style.new_figure(height_in=4.4)
+        unit, name = style.time_unit(float(runs["decode_ms"].max()))
+        green = style.COLOURS["decode"]
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        for direct, group in runs.groupby("direct"):
+            axes.plot(
+                group["output_tokens"],
+                group["decode_ms"] / unit,
+                "o",
+                markersize=3.5,
+                alpha=0.45,
+                color=green,
+                markerfacecolor=green if direct else "white",
+                markeredgewidth=0.8,
+            )
+        steps = np.geomspace(float(runs["steps"].min()), float(runs["steps"].max()), 200)
+        fitted = law.line["per_token"].value * steps + law.line["constant"].value
+        good = fitted > 0
+        axes.plot(steps[good] + 1, fitted[good] / unit, color=style.INK, linewidth=1.2, zorder=1)
+        axes.errorbar(
+            lengths["output_tokens"],
+            lengths["value"] / unit,
+            yerr=style.bars(lengths["value"], lengths["low"], lengths["high"]) / unit,
+            fmt="_",
+            markersize=11,
+            markeredgewidth=1.6,
+            color=green,
+            elinewidth=1.2,
+        )
+        style.log_axis(axes.xaxis, at=lengths["output_tokens"])
+        style.log_axis(axes.yaxis)
+        axes.set_xlabel("output tokens N (the first comes out of the prefill)")
+        axes.set_ylabel(f"decode latency ({name})")
+        k, b, slope = law.line["per_token"], law.line["constant"], law.power["slope"]
+        lines = [
+            f"T = k (N - 1) + b:  k = {with_interval(k, 'ms')} per token",
+            f"b = {with_interval(b, 'ms')}",
+            f"log-log slope over N - 1: {with_interval(slope, '')}",
+        ]
+        style.note(axes, "\n".join(lines))
+        style.note(axes, marks(runs), x=0.98, y=0.03, ha="right", va="bottom", color=style.MUTED, fontsize=7)
+        style.title(axes, TITLE, table)
+    return figure
+
+
+def marks(runs: pd.DataFrame) -> str:
+    """Say what the marks are."""
+    parts = ["dots: photographs"]
+    if not runs["direct"].all():
+        parts.append("hollow: from the first steps of a longer run")
+    parts.append("dashes: median with 95 % interval over photographs")
+    return "; ".join(parts)
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Give the fit, the slope and the curvature, and what a slope of 1 does not say."""
+    runs = analysis.decode(table)
+    law = analysis.decode_law(runs)
+    assert isinstance(law, analysis.DecodeLaw)
+    sentences = [
+        f"Over {law.shortest_tokens} to {law.longest_tokens:,} output tokens and {law.images} photographs, one more "
+        f"token costs {with_interval(law.line['per_token'], 'ms')}, with a constant of "
+        f"{with_interval(law.line['constant'], 'ms')}.",
+        f"The slope of the line in log-log is {with_interval(law.power['slope'], '')} over decode steps and "
+        f"{with_interval(law.power_tokens['slope'], '')} over output tokens: a linear law with a constant near zero "
+        "is a line of slope 1 there, and more than that the slope does not say.",
+    ]
+    if not np.isnan(law.curvature.value):
+        sentences.append(
+            f"What bends away from the straight line (a quadratic term) is "
+            f"{with_interval(law.curvature, 'fraction')} of the time at "
+            f"{law.longest_tokens:,} tokens."
+        )
+    return " ".join(sentences)

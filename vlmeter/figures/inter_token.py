@@ -1,0 +1,76 @@
+"""Distribution of the time from one token to the next, with the percentiles that there are enough steps for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.figures import style
+from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE
+from vlmeter.wording import with_interval
+
+NAME = "inter_token"
+TITLE = "Inter-token latency"
+SECTION = "output"
+
+#: Steps beyond this percentile are counted rather than drawn, or they would squeeze the rest.
+DRAWN_FRACTION = 0.995
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """A handful of steps."""
+    count, least = len(analysis.inter_token(table)), MIN_SAMPLES_FOR_PERCENTILE[0.5]
+    return None if count >= least else f"there are {count} decode steps, and a distribution wants {least}"
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw a histogram with percentiles as lines."""
+    samples = analysis.inter_token(table)
+    with style.styled():
+        figure, (axes,) = style.new_figure(height_in=4.0)
+        limit = float(np.quantile(samples, DRAWN_FRACTION))
+        drawn = samples[samples <= limit]
+        bins = int(np.clip(np.sqrt(len(drawn)) * 2, 10, 80))
+        axes.hist(drawn, bins=bins, color=style.COLOURS["decode"], alpha=0.75, linewidth=0)
+        top = axes.get_ylim()[1]
+        axes.set_ylim(0, top * 1.3)
+        height = 1.28
+        for fraction, estimate in analysis.inter_token_percentiles(samples).items():
+            if estimate is None:
+                continue
+            axes.plot([estimate.value] * 2, [0, top * height], color=style.INK, linewidth=1, linestyle="--")
+            axes.axvspan(estimate.low, estimate.high, color=style.INK, alpha=0.1, linewidth=0)
+            right = estimate.value > (drawn.min() + max(limit, estimate.value)) / 2
+            axes.annotate(
+                f"P{fraction * 100:.0f} {with_interval(estimate, 'ms')}",
+                (estimate.value, top * height),
+                textcoords="offset points",
+                xytext=(-4 if right else 4, -2),
+                ha="right" if right else "left",
+                va="top",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            )
+            height -= 0.09
+        axes.set_xlabel("time from one token to the next (ms)")
+        axes.set_ylabel("decode steps")
+        axes.grid(axis="x", visible=False)
+        style.title(axes, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Give the percentiles, and why one is missing."""
+    samples = analysis.inter_token(table)
+    found = analysis.inter_token_percentiles(samples)
+    parts = [f"P{fraction * 100:.0f} {with_interval(e, 'ms')}" for fraction, e in found.items() if e is not None]
+    text = f"{len(samples):,} decode steps of the longest runs, all rounds: {', '.join(parts)}."
+    beyond = int((samples > np.quantile(samples, DRAWN_FRACTION)).sum())
+    if beyond:
+        text += f" {beyond:,} of them, up to {samples.max():,.3g} ms, lie beyond the figure's right edge."
+    for fraction, estimate in found.items():
+        if estimate is None:
+            text += f" P{fraction * 100:.0f} is left out: it wants {MIN_SAMPLES_FOR_PERCENTILE[fraction]} steps."
+    return text + " Neighbouring steps resemble each other, so the intervals are rather too narrow."

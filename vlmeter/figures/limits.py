@@ -1,0 +1,170 @@
+"""How far every phase is from what the device can do at most: measured time beside the roofline floor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vlmeter.figures import style
+from vlmeter.units import percent, significant
+
+NAME = "limits"
+TITLE = "Measured time and the physical limit"
+SECTION = "limits"
+
+#: Phases whose floor means something; the merge only moves a few rows.
+PHASES = ("vision_encoder", "projector", "llm_blocks", "head")
+
+
+def _prefills(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of phases (with marks, device time) and of whole prefills (without, wall time) of vision-token cells."""
+    known = table[(table["experiment"] == "vision_tokens") & table["floor_ms"].notna() & (table["floor_ms"] > 0)]
+    phases = known[(known["arm"] == "hooks") & (known["clock"] == "device") & known["phase"].isin(PHASES)]
+    totals = known[(known["arm"] == "plain") & (known["clock"] == "wall") & (known["phase"] == "total")]
+    return pd.concat([phases, totals.assign(phase="prefill")])
+
+
+def _step(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the mean decode step of the longest runs."""
+    rows = table[(table["phase"] == "inter_token") & table["floor_ms"].notna()]
+    return rows[rows["output_tokens"] == rows["output_tokens"].max()] if len(rows) else rows
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Floors, which take the device's ceilings and the counted work."""
+    if "floor_ms" not in table:
+        return "there are no floors: work and ceilings were not joined"
+    if _prefills(table).empty and _step(table).empty:
+        return "no prefill and no decode step with a floor was measured"
+    return None
+
+
+def _middle(prefills: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the cell of middling size."""
+    order = prefills.drop_duplicates("cell_id").sort_values(["prompt_tokens", "cell_id"])["cell_id"].tolist()
+    return prefills[prefills["cell_id"] == order[len(order) // 2]] if order else prefills
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """One line of the lower panel."""
+
+    name: str
+    phase: str
+    median_ms: float
+    floor_ms: float
+    mfu_fraction: float
+    mbu_fraction: float
+
+    @property
+    def times(self) -> float:
+        """Measured time over floor."""
+        return self.median_ms / self.floor_ms
+
+
+def _ladder(table: pd.DataFrame) -> list[_Rung]:
+    """What the lower panel shows, top to bottom."""
+    rows = []
+    middle, steps = _middle(_prefills(table)), _step(table)
+    for phase in (*PHASES, "prefill"):
+        found = middle[middle["phase"] == phase]
+        if len(found):
+            tokens = f"{found['prompt_tokens'].iloc[0]:,}"
+            name = f"whole prefill,\n{tokens} tokens" if phase == "prefill" else style.LABELS[phase]
+            rows.append(_Rung(name, phase, **{column: float(found[column].iloc[0]) for column in _VALUES}))
+    if len(steps):
+        name = f"decode step,\nup to {steps['output_tokens'].iloc[0]:,} tokens"
+        rows.append(_Rung(name, "decode", **{column: float(steps[column].median()) for column in _VALUES}))
+    return rows
+
+
+_VALUES = ("median_ms", "floor_ms", "mfu_fraction", "mbu_fraction")
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw the share of the limit by prompt tokens, and a ladder of measured times over their floors."""
+    with style.styled():
+        figure, (above, below) = style.new_figure(2, height_in=6.4, ratios=(1.1, 1), share_x=False)
+        _draw_shares(above, _prefills(table))
+        _draw_ladder(below, _ladder(table))
+        style.title(above, TITLE, table)
+    return figure
+
+
+def _draw_shares(axes: Axes, prefills: pd.DataFrame) -> None:
+    labels = []
+    for phase in (*PHASES, "prefill"):
+        rows = prefills[prefills["phase"] == phase].sort_values(["prompt_tokens", "cell_id"])
+        if rows.empty:
+            continue
+        by_size = rows.groupby("prompt_tokens", sort=True)["floor_fraction"].median()
+        colour, wide = style.COLOURS[phase], phase == "prefill"
+        x, y = by_size.index.to_numpy(dtype=float), 100 * by_size.to_numpy(dtype=float)
+        axes.plot(x, y, "o-", color=colour, markersize=3.5, linewidth=2.2 if wide else 1.3)
+        labels.append((100 * float(by_size.iloc[-1]), "whole prefill" if wide else style.LABELS[phase], colour))
+    axes.axhline(100, color=style.MUTED, linewidth=0.8, linestyle="--")
+    top = max((label[0] for label in labels), default=0.0)
+    axes.set_ylim(0, max(108.0, 1.08 * top))
+    style.token_axis(axes, "prompt tokens")
+    axes.set_ylabel("share of the physical limit (%)")
+    style.note(axes, "floor over measured time; 100 %: as fast as this device can be", y=0.9)
+    style.label_ends(axes, labels)
+
+
+def _draw_ladder(axes: Axes, ladder: list[_Rung]) -> None:
+    places = np.arange(len(ladder))[::-1]
+    times = [value for rung in ladder for value in (rung.median_ms, rung.floor_ms)]
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
+    axes.set_ylim(-0.6, len(ladder) - 0.4)
+    for place, rung in zip(places, ladder, strict=True):
+        colour = style.COLOURS[rung.phase]
+        axes.plot([rung.floor_ms, rung.median_ms], [place, place], color=colour, linewidth=2.5, alpha=0.45)
+        axes.plot([rung.floor_ms], [place], "|", color=colour, markersize=13, markeredgewidth=2)
+        axes.plot([rung.median_ms], [place], "o", color=colour, markersize=6)
+        axes.annotate(
+            f"{significant(rung.times, 2)} x the floor",
+            ((rung.median_ms * rung.floor_ms) ** 0.5, place),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+        )
+        axes.annotate(
+            f"MFU {percent(rung.mfu_fraction)}\nMBU {percent(rung.mbu_fraction)}",
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=7.5,
+            color=colour,
+            annotation_clip=False,
+        )
+    axes.set_yticks(places, [rung.name for rung in ladder])
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("time (ms): bar, the least that the device needs; dot, measured")
+    style.log_axis(axes.xaxis)
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say which phase is nearest to its limit and which is farthest."""
+    ladder = _ladder(table)
+    worst, best = max(ladder, key=lambda rung: rung.times), min(ladder, key=lambda rung: rung.times)
+    text = (
+        "The floor is the least time in which this device could do the work: arithmetic over its measured matrix rate, "
+        "or bytes over its measured copy bandwidth, whichever takes longer. "
+        f"Nearest to it: {_flat(best.name)}, {significant(best.times, 2)} times the floor"
+    )
+    if len(ladder) > 1:
+        text += f"; farthest: {_flat(worst.name)}, {significant(worst.times, 2)} times"
+    return (
+        text + ". MFU is the share of the matrix rate that was used (model FLOPs utilisation), MBU the share of the "
+        "copy bandwidth (model bandwidth utilisation)."
+    )
+
+
+def _flat(name: str) -> str:
+    return name.replace("\n", " ")

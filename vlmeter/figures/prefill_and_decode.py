@@ -1,0 +1,72 @@
+"""Prefill and decode in panels of their own, so that neither hides the other."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.figures import style
+from vlmeter.units import duration
+
+NAME = "prefill_and_decode"
+TITLE = "Prefill and decode apart"
+SECTION = "output"
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """A generation with its phases."""
+    runs = analysis.decode(table)
+    return None if runs["prefill_ms"].notna().any() else "no generation of two tokens or more was measured"
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw the prefill of the generations that were run (linear, from zero), and below it decode (logarithmic)."""
+    runs = analysis.decode(table)
+    direct = runs[runs["direct"]]
+    with style.styled():
+        figure, (upper, lower) = style.new_figure(2, height_in=5.2, ratios=(1, 1))
+        upper.set_xscale("log", base=2)
+        lower.set_yscale("log")
+        for axes, data, quantity, colour in (
+            (upper, direct, "prefill", style.COLOURS["prefill"]),
+            (lower, runs, "decode", style.COLOURS["decode"]),
+        ):
+            middle = analysis.by_length(data, quantity)
+            unit, name = style.time_unit(float(data[f"{quantity}_ms"].max()))
+            axes.plot(
+                data["output_tokens"], data[f"{quantity}_ms"] / unit, "o", markersize=3.5, alpha=0.35, color=colour
+            )
+            axes.errorbar(
+                middle["output_tokens"],
+                middle["value"] / unit,
+                yerr=style.bars(middle["value"], middle["low"], middle["high"]) / unit,
+                fmt="_-",
+                markersize=11,
+                markeredgewidth=1.6,
+                color=colour,
+                linewidth=1,
+                elinewidth=1.2,
+            )
+            axes.set_ylabel(f"{quantity} ({name})")
+        style.from_zero(upper)
+        style.log_axis(lower.xaxis, at={int(steps) + 1 for steps in runs["steps"]})
+        style.log_axis(lower.yaxis)
+        lower.set_xlabel("output tokens")
+        style.note(lower, "dots: photographs; dashes: median with 95 % interval over photographs", color=style.MUTED)
+        style.title(upper, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say what varies with what: the prefill with the photograph, decode with the length."""
+    runs = analysis.decode(table)
+    direct = runs[runs["direct"]]
+    prefill = direct["prefill_ms"].dropna()
+    decode = analysis.by_length(runs, "decode")
+    return (
+        f"The prefill does not know how many tokens will follow: it takes {duration(float(prefill.min()))} to "
+        f"{duration(float(prefill.max()))} depending on the photograph. Decode takes "
+        f"{duration(float(decode['value'].iloc[0]))} at {int(decode['output_tokens'].iloc[0])} and "
+        f"{duration(float(decode['value'].iloc[-1]))} at {int(decode['output_tokens'].iloc[-1]):,} output tokens."
+    )

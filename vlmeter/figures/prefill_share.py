@@ -1,0 +1,74 @@
+"""The prefill's relative share of a generation, which a logarithmic axis hides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.figures import style
+from vlmeter.units import percent, significant
+
+NAME = "prefill_share"
+TITLE = "Share of the prefill by output tokens"
+SECTION = "output"
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """A generation with its phases."""
+    runs = analysis.decode(table)
+    return None if runs["share_fraction"].notna().any() else "no generation of two tokens or more was measured"
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw prefill and decode as parts of 100 %, with the interval over photographs at their border."""
+    shares = analysis.by_length(analysis.decode(table), "share", "_fraction")
+    with style.styled():
+        figure, (axes,) = style.new_figure(height_in=3.8)
+        x = np.arange(len(shares))
+        value = 100 * shares["value"].to_numpy(dtype=np.float64)
+        red, green = style.COLOURS["prefill"], style.COLOURS["decode"]
+        axes.bar(x, value, 0.72, color=red)
+        axes.bar(x, 100 - value, 0.72, bottom=value, color=green)
+        reach = style.bars(value, 100 * shares["low"], 100 * shares["high"])
+        axes.errorbar(x, value, yerr=reach, fmt="none", ecolor=style.INK, elinewidth=1)
+        for place, share, above in zip(x.tolist(), value, reach[1], strict=True):
+            axes.text(
+                place,
+                min(share + above + 1.5, 93),
+                f"{significant(share, 2)} %",
+                ha="center",
+                va="bottom",
+                fontsize=7.5,
+                color="white",
+                fontweight="bold",
+            )
+        axes.set_xticks(x, [f"{tokens:,}" for tokens in shares["output_tokens"]])
+        axes.set_xlim(-0.6, len(x) - 0.4)
+        axes.set_ylim(0, 100)
+        axes.set_xlabel("output tokens")
+        axes.set_ylabel("share of prefill + decode (%)")
+        axes.grid(visible=False)
+        last = float(value[-1])
+        style.label_ends(axes, [(last / 2, "prefill", red), (50 + last / 2, "decode", green)])
+        style.title(axes, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say from what to what the share falls."""
+    runs = analysis.decode(table)
+    shares = analysis.by_length(runs, "share", "_fraction")
+    ratio = analysis.by_length(runs, "of_decode", "_fraction")
+    first, last = shares.iloc[0], shares.iloc[-1]
+    text = (
+        f"At {first['output_tokens']} output tokens the prefill is {percent(first['value'])} of the time "
+        f"({percent(ratio.iloc[0]['value'])} of the decode time)"
+    )
+    if len(shares) > 1:
+        text += (
+            f", at {last['output_tokens']:,} it is {percent(last['value'])} "
+            f"({percent(ratio.iloc[-1]['value'])} of the decode time)"
+        )
+    return text + ". Medians over photographs; bars at the border are their 95 % intervals."

@@ -1,0 +1,87 @@
+"""The figures that vlmeter draws: one line each, in the order of the report, imported when asked for.
+
+A figure is a module with
+
+- `NAME`, `TITLE` and `SECTION` (vision, output, limits or session);
+- `needs(table)`: why it cannot be drawn from this table, or None;
+- `caption(table)`: what to see in it, in sentences made of the data;
+- `draw(table)`: the figure.
+
+`table` holds the rows of one subject (`analysis.of_subject`). `caption` and `draw` are called only if
+`needs` is None.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+from vlmeter.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+#: figure name -> module that draws it
+FIGURES = {
+    "vision_by_tokens": "vlmeter.figures.vision_by_tokens",
+    "vision_by_crops": "vlmeter.figures.vision_by_crops",
+    "two_methods": "vlmeter.figures.two_methods",
+    "three_clocks": "vlmeter.figures.three_clocks",
+    "two_factors": "vlmeter.figures.two_factors",
+    "notes_series": "vlmeter.figures.notes_series",
+    "decode_log": "vlmeter.figures.decode_log",
+    "decode_linear": "vlmeter.figures.decode_linear",
+    "decode_zoom": "vlmeter.figures.decode_zoom",
+    "prefill_and_decode": "vlmeter.figures.prefill_and_decode",
+    "prefill_share": "vlmeter.figures.prefill_share",
+    "total_by_length": "vlmeter.figures.total_by_length",
+    "decode_steps": "vlmeter.figures.decode_steps",
+    "inter_token": "vlmeter.figures.inter_token",
+    "limits": "vlmeter.figures.limits",
+    "sentinel": "vlmeter.figures.sentinel",
+}
+
+#: Figures whose table has work and floors beside the measured times (`physics.beside`).
+WITH_PHYSICS = frozenset({"limits"})
+
+
+class FigureModule(Protocol):
+    """What a figure's module offers."""
+
+    NAME: str
+    TITLE: str
+    SECTION: str
+
+    def needs(self, table: pd.DataFrame) -> str | None:
+        """Say why the figure cannot be drawn from this table; None if it can."""
+        ...
+
+    def caption(self, table: pd.DataFrame) -> str:
+        """Say what to see in the figure, in plain sentences with numbers of this table."""
+        ...
+
+    def draw(self, table: pd.DataFrame) -> Figure:
+        """Draw the figure."""
+        ...
+
+
+def get_figure(name: str) -> FigureModule:
+    """Return a figure's module by name."""
+    if name not in FIGURES:
+        raise UserError(f"figure {name!r} is not known; legal: {', '.join(FIGURES)}")
+    return cast(FigureModule, import_module(FIGURES[name]))
+
+
+def draw_or_explain(table: pd.DataFrame, name: str) -> tuple[Figure, str]:
+    """Draw a figure and caption it; where it cannot be drawn, both say why.
+
+    A workflow that declared the figure's file before anything was measured gets its file either way.
+    """
+    from vlmeter.figures.style import explanation
+
+    figure = get_figure(name)
+    reason = figure.needs(table)
+    if reason is not None:
+        return explanation(figure.TITLE, reason), f"Not drawn: {reason}."
+    return figure.draw(table), figure.caption(table)

@@ -1,0 +1,352 @@
+"""How all figures look: one palette, one set of sizes, labels on the things that they name.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which readers with any common colour
+vision can tell apart; a colour means the same phase in every figure. Figures are made without pyplot, so
+that drawing keeps no state and needs no display.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from vlmeter.analysis import trust
+from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.files import write_atomically
+from vlmeter.uncertainty import Array
+
+INK = "#222222"
+MUTED = "#767676"
+FAINT = "#d9d9d9"
+
+#: Colour of a phase, or of what stands for several.
+COLOURS: Mapping[str, str] = {
+    "inputs": "#999999",
+    "vision_encoder": "#0072B2",
+    "projector": "#56B4E9",
+    "merge": "#999999",
+    "llm_blocks": "#E69F00",
+    "head": "#CC79A7",
+    "decode": "#009E73",
+    "vision": "#0072B2",
+    "language": "#E69F00",
+    "prefill": "#D55E00",
+    "total": INK,
+    "hooks": "#0072B2",
+    "subtraction": "#D55E00",
+    "subtraction_device": "#CC79A7",
+    "busy": "#009E73",
+    "launch": "#CC79A7",
+}
+
+#: What a phase is called in a figure.
+LABELS: Mapping[str, str] = {
+    "vision_encoder": "vision encoder",
+    "projector": "projector",
+    "merge": "embedding, merge",
+    "llm_blocks": "LLM blocks",
+    "head": "head",
+    "decode": "decode",
+    "prefill": "prefill",
+    "vision": "vision",
+    "language": "LLM prefill",
+}
+
+RC: Mapping[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that a figure is the same everywhere
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ececec",
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "errorbar.capsize": 0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "vlmeter",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+    "path.simplify": True,
+    "text.parse_math": False,  # a name may hold a dollar sign
+}
+
+WIDTH_IN = 7.2
+PNG_DPI = 300
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Everything made in here has the style."""
+    with mpl.rc_context(cast(Any, RC)):
+        yield
+
+
+def new_figure(
+    rows: int = 1, *, height_in: float = 4.0, ratios: Sequence[float] = (), share_x: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with so many panels, one above the other; returns it and the list of its axes.
+
+    Only inside `styled()`.
+    """
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        rows, 1, squeeze=False, sharex=share_x, gridspec_kw={"height_ratios": list(ratios) or [1] * rows}
+    )
+    return figure, list(axes[:, 0])
+
+
+def explanation(title: str, reason: str) -> Figure:
+    """A figure that says why there is none."""
+    import textwrap
+
+    with styled():
+        figure, (axes,) = new_figure(height_in=1.6)
+        axes.set_axis_off()
+        axes.set_title(title)
+        axes.text(0, 0.8, "Not drawn: " + textwrap.fill(reason, 90) + ".", va="top", transform=axes.transAxes)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as SVG, PNG and PDF; `stem` has no suffix. The same figure gives the same bytes."""
+    written = []
+    metadata: Mapping[str, dict[str, Any]] = {
+        "svg": {"Date": None, "Creator": None},
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    for suffix, entries in metadata.items():
+        buffer = io.BytesIO()
+        with styled():
+            figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=entries)
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        write_atomically(path, buffer.getvalue())
+        written.append(path)
+    return written
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Axes
+
+
+def time_unit(largest_ms: float) -> tuple[float, str]:
+    """Milliseconds per unit, and the unit, in which an axis up to this value reads well."""
+    return (1000.0, "s") if largest_ms >= 10_000 else (1.0, "ms")
+
+
+def _plain(value: float, _: object = None) -> str:
+    if value <= 0:
+        return "0"
+    return f"{value:,.0f}" if value >= 1 else f"{value:.{max(1, -math.floor(math.log10(value)))}f}"
+
+
+def log_axis(axis: Any, *, at: Iterable[float] | None = None) -> None:
+    """Give a logarithmic axis ticks that read as numbers; `at` places them (powers of two, say)."""
+    if at is not None:
+        axis.set_major_locator(FixedLocator(sorted(at)))
+        axis.set_minor_locator(NullLocator())
+    else:
+        low, high = sorted(axis.get_view_interval())
+        decades = math.log10(high / low) if low > 0 else 1.0
+        subs = (1.0, 2.0, 5.0) if decades < 3 else (1.0,)
+        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(_plain))
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks at whole numbers only."""
+    return MaxNLocator(integer=True)
+
+
+def token_axis(axes: Axes, label: str) -> None:
+    """Label the x axis as one of tokens: whole numbers, and some room about a single one."""
+    low, high = axes.get_xlim()
+    if high - low < 10:
+        axes.set_xlim((low + high) / 2 - 10, (low + high) / 2 + 10)
+    axes.xaxis.set_major_locator(whole_numbers())
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.set_xlabel(label)
+
+
+def from_zero(axes: Axes) -> None:
+    """Let the y axis start at 0: lengths are compared."""
+    axes.set_ylim(bottom=0)
+
+
+def bars(values: Any, low: Any, high: Any) -> Any:
+    """Error bars [2, n] from the ends of intervals; nothing where an interval is missing."""
+    values, low, high = (np.asarray(part, dtype=np.float64) for part in (values, low, high))
+    lengths = np.array([values - low, high - values])
+    return np.where(np.isnan(lengths), 0.0, np.maximum(lengths, 0.0))
+
+
+def points(axes: Axes, x: Any, frame: pd.DataFrame, quantity: str, **options: Any) -> None:
+    """Draw a quantity of an analysis frame as points with their intervals, in milliseconds."""
+    values, low, high = (frame[f"{quantity}{part}_ms"] for part in ("", "_low", "_high"))
+    style: dict[str, Any] = {"fmt": "o", "markersize": 4, "elinewidth": 1, "markeredgewidth": 0, **options}
+    axes.errorbar(x, values, yerr=bars(values, low, high), **style)
+
+
+def label_ends(
+    axes: Axes, labels: Sequence[tuple[float, str, str]], *, x: float | None = None, gap: float = 0.052
+) -> None:
+    """Write labels (y in data, text, colour) at the right edge of the axes, apart from one another.
+
+    `gap` is the least distance as a fraction of the axes' height. Only after the limits are set.
+    """
+    if not labels:
+        return
+    to_axes = axes.transData + axes.transAxes.inverted()
+    anchor = axes.get_xlim()[1] if x is None else x
+    placed = sorted((float(to_axes.transform((anchor, y))[1]), text, colour) for y, text, colour in labels)
+    heights = np.array([height for height, _, _ in placed])
+    for place in range(1, len(heights)):
+        heights[place] = max(heights[place], heights[place - 1] + gap)
+    over = heights[-1] - 1.0
+    if over > 0:
+        heights[-1] -= over
+        for place in range(len(heights) - 2, -1, -1):
+            heights[place] = min(heights[place], heights[place + 1] - gap)
+    for height, (true, text, colour) in zip(heights, placed, strict=True):
+        moved = abs(height - true) > 0.004
+        axes.annotate(
+            text,
+            xy=(1.0, true),
+            xytext=(1.025, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=8,
+            va="center",
+            ha="left",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkB": 0, "relpos": (0, 0.5)}
+            if moved
+            else None,
+            annotation_clip=False,
+        )
+
+
+def note(axes: Axes, text: str, *, x: float = 0.02, y: float = 0.97, **options: Any) -> None:
+    """Write a note into the axes, on a white ground."""
+    style: dict[str, Any] = {
+        "va": "top",
+        "ha": "left",
+        "fontsize": 8,
+        "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
+        **options,
+    }
+    axes.text(x, y, text, transform=axes.transAxes, **style)
+
+
+def beside(sizes: Array) -> tuple[Array, float]:
+    """Place bars at their sizes, moved apart just so far that none hides another; returns places and a bar's width."""
+    reach = float(sizes.max() - sizes.min()) or max(float(sizes.max()), 1.0)
+    width = min(reach / 38, 0.5 * reach / max(len(sizes) - 1, 1))
+    places = sizes.astype(np.float64)
+    for _ in range(200):
+        close = np.maximum(1.08 * width - np.diff(places), 0.0) / 2
+        if not len(close) or close.max() < 1e-3 * width:
+            break
+        places[:-1] -= close
+        places[1:] += close
+    return places, width
+
+
+#: What the marks on top of the bars are.
+DIAMONDS = "diamonds: total without marks, wall time, 95 % interval"
+
+
+def stack(
+    axes: Axes,
+    data: pd.DataFrame,
+    x: Array,
+    width: float,
+    *,
+    crops: list[int] | None = None,
+    marks: str = DIAMONDS,
+) -> None:
+    """Stack phases as bars, the uninstrumented total and crop counts on top, the phases' names at the right."""
+    unit, name = time_unit(float(data["plain_wall_ms"].max()))
+    base = np.zeros(len(data))
+    labels = []
+    for phase in PREFILL_PHASES:
+        height = data[f"{phase}_ms"].fillna(0.0).to_numpy(dtype=np.float64) / unit
+        colour = COLOURS[phase]
+        axes.bar(x, height, width, bottom=base, color=colour, linewidth=0.4, edgecolor="white")
+        labels.append((float(base[-1] + height[-1] / 2), LABELS[phase], colour))
+        base = base + height
+    plain = data["plain_wall_ms"].to_numpy(dtype=np.float64) / unit
+    reach = bars(plain, data["plain_wall_low_ms"] / unit, data["plain_wall_high_ms"] / unit)
+    axes.errorbar(x, plain, yerr=reach, fmt="D", markersize=3, color=INK, elinewidth=1, markeredgewidth=0)
+    top = np.fmax(np.fmax(base, plain), plain + reach[1])
+    for place, height, count in zip(x, top, crops or [], strict=False):
+        axes.annotate(
+            f"{count}",
+            (place, height),
+            textcoords="offset points",
+            xytext=(0, 4),
+            ha="center",
+            fontsize=6.5,
+            color=MUTED,
+        )
+    axes.set_ylim(0, float(top.max()) * 1.18)
+    axes.set_xlim(float(x.min()) - 1.5 * width, float(x.max()) + 1.5 * width)
+    axes.set_ylabel(f"latency of one prefill ({name})")
+    axes.grid(axis="x", visible=False)
+    note(axes, f"{marks}\nnumbers above the bars: crops" if crops else marks)
+    label_ends(axes, labels)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+
+
+def subject_line(table: pd.DataFrame) -> str:
+    """What was measured: subject, device, random weights and bad conditions said plainly."""
+    first = table.iloc[0]
+    parts = [str(first["subject"])]
+    if isinstance(first["device_model"], str):
+        parts.append(first["device_model"])
+    if first["random_weights"] is True or first["random_weights"] == np.True_:
+        parts.append("random weights")
+    if (verdict := trust(table).verdict) != "quiet":
+        parts.append(f"conditions: {verdict}")
+    return ", ".join(parts)
+
+
+def title(axes: Axes, text: str, table: pd.DataFrame) -> None:
+    """Title an axes: what is shown, and beneath it of whom."""
+    axes.set_title(text, pad=18)
+    axes.text(0, 1.0, subject_line(table), transform=axes.transAxes, fontsize=8, color=MUTED, va="bottom", ha="left")

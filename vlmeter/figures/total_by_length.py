@@ -1,0 +1,71 @@
+"""The whole of a generation in seconds, stacked: what a user waits for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.figures import style
+from vlmeter.units import duration, significant
+
+NAME = "total_by_length"
+TITLE = "Prefill and decode, stacked, by output tokens"
+SECTION = "output"
+
+PARTS = (("vision", "vision"), ("language", "LLM prefill"), ("decode", "decode"))
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """A generation with its phases."""
+    runs = analysis.decode(table)
+    return None if runs["total_ms"].notna().any() else "no generation of two tokens or more was measured"
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw one bar per output length; the interval is that of the total over photographs."""
+    runs = analysis.decode(table).dropna(subset=["total_ms"])
+    total = analysis.by_length(runs, "total")
+    with style.styled():
+        figure, (axes,) = style.new_figure(height_in=4.2)
+        x = np.arange(len(total))
+        base = np.zeros(len(total))
+        labels = []
+        for quantity, name in PARTS:
+            height = analysis.by_length(runs, quantity)["value"].to_numpy(dtype=np.float64) / 1000
+            colour = style.COLOURS[quantity]
+            axes.bar(x, height, 0.72, bottom=base, color=colour)
+            labels.append((float(base[-1] + height[-1] / 2), name, colour))
+            base = base + height
+        value = total["value"].to_numpy(dtype=np.float64) / 1000
+        reach = style.bars(value, total["low"] / 1000, total["high"] / 1000)
+        axes.errorbar(x, value, yerr=reach, fmt="none", ecolor=style.INK, elinewidth=1)
+        for place, seconds, above in zip(x.tolist(), value, reach[1], strict=True):
+            axes.annotate(
+                f"{significant(seconds, 2)} s",
+                (place, seconds + above),
+                textcoords="offset points",
+                xytext=(0, 3),
+                ha="center",
+                fontsize=7.5,
+            )
+        axes.set_xticks(x, [f"{tokens:,}" for tokens in total["output_tokens"]])
+        axes.set_ylim(0, float((value + reach[1]).max()) * 1.1)
+        axes.set_xlim(-0.6, len(x) - 0.4)
+        axes.set_xlabel("output tokens")
+        axes.set_ylabel("prefill + decode (s)")
+        axes.grid(axis="x", visible=False)
+        style.label_ends(axes, labels)
+        style.title(axes, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say what a user waits at both ends."""
+    total = analysis.by_length(analysis.decode(table).dropna(subset=["total_ms"]), "total")
+    first, last = total.iloc[0], total.iloc[-1]
+    text = f"{int(first['output_tokens'])} output tokens take {duration(first['value'])} from prefill to last token"
+    if len(total) > 1:
+        text += f", {int(last['output_tokens']):,} take {duration(last['value'])}"
+    return text + ". Device time, medians over photographs; preprocessing is not in it."

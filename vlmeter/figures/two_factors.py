@@ -1,0 +1,81 @@
+"""Crops and tokens as two factors: a plane through all cells, and what it leaves over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.figures import style
+from vlmeter.units import percent
+from vlmeter.wording import with_interval
+
+NAME = "two_factors"
+TITLE = "Prefill = a crops + b tokens + c"
+SECTION = "vision"
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Cells in which crops and tokens vary independently."""
+    fit = analysis.two_factor(analysis.vision_cells(table))
+    return fit.reason if isinstance(fit, analysis.Unknown) else None
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw measured over fitted wall time, and below it residuals over prompt tokens, coloured by crops."""
+    cells = analysis.vision_cells(table).dropna(subset=["plain_wall_ms"])
+    fit = analysis.two_factor(cells)
+    assert not isinstance(fit, analysis.Unknown)
+    with style.styled():
+        figure, (upper, lower) = style.new_figure(2, height_in=6.0, ratios=(3, 2), share_x=False)
+        crops = cells["crops"].to_numpy(dtype=np.float64)
+        look: dict[str, Any] = {"c": crops, "cmap": "viridis", "s": 22, "zorder": 3, "linewidths": 0}
+        ends = [float(min(fit.fitted.min(), cells["plain_wall_ms"].min())), float(fit.fitted.max())]
+        upper.plot(ends, ends, color=style.MUTED, linewidth=1)
+        reach = style.bars(cells["plain_wall_ms"], cells["plain_wall_low_ms"], cells["plain_wall_high_ms"])
+        grey: dict[str, Any] = {"fmt": "none", "ecolor": style.MUTED, "elinewidth": 0.8}
+        upper.errorbar(fit.fitted, cells["plain_wall_ms"], yerr=reach, **grey)
+        dots = upper.scatter(fit.fitted, cells["plain_wall_ms"], **look)
+        upper.set_xlabel("fitted wall time (ms)")
+        upper.set_ylabel("measured wall time (ms)")
+        lines = [
+            f"a = {with_interval(fit['crop'], 'ms')} per crop",
+            f"b = {with_interval(analysis.scaled(fit['token'], 1000), 'ms')} per 1,000 tokens",
+            f"c = {with_interval(fit['constant'], 'ms')}",
+            f"R² = {fit.r_squared:.4f}",
+        ]
+        style.note(upper, "\n".join(lines))
+        tokens = cells["prompt_tokens"].to_numpy(dtype=np.float64)
+        lower.axhline(0, color=style.MUTED, linewidth=0.8)
+        lower.errorbar(tokens, fit.residuals, yerr=reach, **grey)
+        lower.scatter(tokens, fit.residuals, **look)
+        style.token_axis(lower, "prompt tokens (vision, special and text tokens)")
+        lower.set_ylabel("measured - fitted (ms)")
+        bar = figure.colorbar(dots, ax=[upper, lower], shrink=0.6, pad=0.02)
+        bar.set_label("crops")
+        bar.ax.yaxis.set_major_locator(style.whole_numbers())
+        style.title(upper, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Give both costs, and whether the plane is a good description."""
+    cells = analysis.vision_cells(table)
+    fit = analysis.two_factor(cells)
+    assert not isinstance(fit, analysis.Unknown)
+    text = (
+        f"With crops and tokens varied independently over {fit.count} cells, one more crop costs "
+        f"{with_interval(fit['crop'], 'ms')} and 1,000 more prompt tokens cost "
+        f"{with_interval(analysis.scaled(fit['token'], 1000), 'ms')}; {with_interval(fit['constant'], 'ms')} do not "
+        f"depend on either. The cell that is farthest from the plane is {percent(fit.largest_residual_fraction)} away."
+    )
+    launch = int((cells["bound"] == "launch-bound").sum())
+    if launch:
+        text += (
+            f" {launch} of {len(cells)} cells are launch-bound: in them the host sets the pace, and the costs are not "
+            "the device's alone."
+        )
+    return text

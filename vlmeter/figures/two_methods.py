@@ -1,0 +1,109 @@
+"""The language side of a prefill, by hooks and by subtraction, and the difference of the two."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.figures import style
+from vlmeter.stats import Estimate
+from vlmeter.units import duration
+from vlmeter.wording import plural, with_interval
+
+NAME = "two_methods"
+TITLE = "LLM prefill by hooks and by subtraction"
+SECTION = "vision"
+
+#: Subtraction by device events is drawn beside that by wall time if the two differ by more than this
+#: fraction: where the device works in step with the host they are one and the same.
+SAME_CLOCK_FRACTION = 0.002
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """A cell that was measured in both ways."""
+    cells = analysis.vision_cells(table)
+    both = cells["language_ms"].notna() & cells["subtraction_wall_ms"].notna()
+    return None if both.any() else "no cell was measured by hooks and by subtraction"
+
+
+def clocks_differ(cells: pd.DataFrame) -> bool:
+    """Whether wall time and device events of the plain prefill tell different stories."""
+    return bool((cells["plain_wall_ms"] / cells["plain_device_ms"] - 1).abs().median() > SAME_CLOCK_FRACTION)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw both methods over prompt tokens, and below them hooks minus subtraction, paired."""
+    cells = analysis.vision_cells(table).dropna(subset=["language_ms", "subtraction_wall_ms"])
+    two_clocks = clocks_differ(cells)
+    with style.styled():
+        figure, (upper, lower) = style.new_figure(2, height_in=5.4, ratios=(3, 2))
+        x = cells["prompt_tokens"].to_numpy(dtype=np.float64)
+        step = max((x.max() - x.min()) / 300, 0.2)
+        series = [("wall", "wall time", "s", style.COLOURS["subtraction"], step)]
+        if two_clocks:
+            series.append(("device", "device events", "^", style.COLOURS["subtraction_device"], 0.0))
+        blue = style.COLOURS["hooks"]
+        style.points(upper, x - step, cells, "language", color=blue, label="hooks (device events)")
+        for clock, name, mark, colour, moved in series:
+            look = {"color": colour, "fmt": mark}
+            style.points(upper, x + moved, cells, f"subtraction_{clock}", label=f"subtraction ({name})", **look)
+            style.points(lower, x + moved, cells, f"method_difference_{clock}", label=f"by {name}", **look)
+        _mark_fall(upper, table, cells)
+        upper.set_ylabel("LLM prefill (ms)")
+        upper.legend(loc="upper left")
+        lower.axhline(0, color=style.MUTED, linewidth=0.8)
+        lower.set_ylabel("hooks - subtraction (ms)")
+        style.token_axis(lower, "prompt tokens (vision, special and text tokens)")
+        if two_clocks:
+            lower.legend(loc="best")
+        style.title(upper, TITLE, table)
+    return figure
+
+
+def _mark_fall(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame) -> None:
+    """Point at the largest fall of subtraction, if there is one beyond noise."""
+    found = analysis.falls(cells, "subtraction_wall", spread_fraction=analysis.sentinel_spread(table))
+    if isinstance(found, analysis.Unknown) or not found:
+        return
+    worst, red = found[0], style.COLOURS["subtraction"]
+    axes.annotate(
+        "",
+        xy=(worst.to_tokens, worst.to_ms),
+        xytext=(worst.from_tokens, worst.from_ms),
+        arrowprops={"arrowstyle": "->", "color": red, "linewidth": 1.2},
+    )
+    text = f"arrow: by subtraction the LLM prefill falls by {duration(worst.drop_ms)}"
+    style.note(axes, text, x=0.98, y=0.03, ha="right", va="bottom", color=red)
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say by how much the methods differ, and where subtraction falls."""
+    cells = analysis.vision_cells(table).dropna(subset=["language_ms", "subtraction_wall_ms"])
+    sentences = [
+        "Both methods measure what a prefill does behind the vision side: subtraction takes the time of vision run "
+        "alone from the whole, hooks place marks inside one pass. Samples of one round are paired."
+    ]
+    difference = analysis.pooled(cells, "method_difference_wall")
+    if isinstance(difference, Estimate):
+        values = cells["method_difference_wall_ms"]
+        sentences.append(
+            f"Hooks minus subtraction (wall time) is {with_interval(difference, 'ms')} in the median over "
+            f"{plural(len(cells), 'cell')}, from {duration(float(values.min()))} to {duration(float(values.max()))}."
+        )
+    spread = analysis.sentinel_spread(table)
+    for quantity, name in (("subtraction_wall", "By subtraction"), ("language", "By hooks")):
+        found = analysis.falls(cells, quantity, spread_fraction=spread)
+        if isinstance(found, analysis.Unknown):
+            continue
+        if found:
+            worst = found[0]
+            sentences.append(
+                f"{name} the LLM prefill falls somewhere although tokens grow: most from {worst.from_tokens:,} to "
+                f"{worst.to_tokens:,} tokens, by {duration(worst.drop_ms)}."
+            )
+        else:
+            sentences.append(f"{name} it falls nowhere beyond noise as tokens grow.")
+    return " ".join(sentences)

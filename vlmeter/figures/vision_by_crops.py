@@ -1,0 +1,66 @@
+"""Prefill latency against crops, stacked by phase: the other of the two axes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.figures import style
+from vlmeter.units import duration
+from vlmeter.wording import plural
+
+NAME = "vision_by_crops"
+TITLE = "Prefill latency by crops and phase"
+SECTION = "vision"
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Any finished vision-token cell will do."""
+    cells = analysis.vision_cells(table)
+    return None if cells["phases_ms"].notna().any() else "no vision-token cell was measured"
+
+
+def groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Median phases of all cells with the same crops; the ends of plain are its smallest and largest cell."""
+    cells = analysis.vision_cells(table).dropna(subset=["phases_ms"])
+    by_crops = cells.groupby("crops", as_index=False)
+    numbers = [f"{phase}_ms" for phase in PREFILL_PHASES] + ["plain_wall_ms"]
+    data = by_crops[numbers].median()
+    data["plain_wall_low_ms"] = by_crops["plain_wall_ms"].min()["plain_wall_ms"]
+    data["plain_wall_high_ms"] = by_crops["plain_wall_ms"].max()["plain_wall_ms"]
+    return data
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw one bar per crop count."""
+    data = groups(table)
+    with style.styled():
+        figure, (axes,) = style.new_figure(height_in=4.2)
+        x = data["crops"].to_numpy(dtype=np.float64)
+        style.stack(
+            axes, data, x, 0.72, marks="diamonds: total without marks, wall time, from the least to the most tokens"
+        )
+        axes.set_xticks(x, [f"{count:.0f}" for count in x])
+        axes.set_xlabel("crops that the vision encoder takes (the global one included)")
+        style.title(axes, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say how far the vision side grows, and how far cells of one crop count are apart."""
+    data = groups(table)
+    first, last = data.iloc[0], data.iloc[-1]
+    vision = data["vision_encoder_ms"] + data["projector_ms"]
+    if len(data) == 1:
+        return f"One crop count, {int(first['crops'])}: the vision side takes {duration(float(vision.iloc[0]))}."
+    apart = (data["plain_wall_high_ms"] - data["plain_wall_low_ms"]).to_numpy(dtype=np.float64)
+    widest = int(apart.argmax())
+    return (
+        f"From {plural(int(first['crops']), 'crop')} to {int(last['crops'])} the vision side (encoder and projector) "
+        f"takes {duration(float(vision.iloc[0]))} to {duration(float(vision.iloc[-1]))}. Whole prefills with the same "
+        f"crops and other tokens are up to {duration(float(apart[widest]))} apart (at "
+        f"{int(data['crops'].iloc[widest])} crops)."
+    )

@@ -1,0 +1,75 @@
+"""Prefill latency against vision tokens, stacked by phase.
+
+Tokens are not the only thing that varies: cells with the same tokens and unlike crops stand side by side.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.figures import style
+from vlmeter.units import duration, percent
+
+NAME = "vision_by_tokens"
+TITLE = "Prefill latency by vision tokens and phase"
+SECTION = "vision"
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Any finished vision-token cell will do."""
+    cells = analysis.vision_cells(table)
+    return None if cells["phases_ms"].notna().any() else "no vision-token cell was measured"
+
+
+def groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Median phases of all cells with the same vision tokens and crops, in that order."""
+    cells = analysis.vision_cells(table).dropna(subset=["phases_ms"])
+    numbers = [f"{phase}_ms" for phase in PREFILL_PHASES]
+    numbers += [f"plain_wall{part}_ms" for part in ("", "_low", "_high")]
+    return cells.groupby(["vision_tokens", "crops"], as_index=False)[numbers].median()
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw one bar per token and crop count; bars of one token count stand side by side."""
+    data = groups(table)
+    with style.styled():
+        figure, (axes,) = style.new_figure(height_in=4.4)
+        tokens = data["vision_tokens"].to_numpy(dtype=np.float64)
+        x, width = style.beside(tokens)
+        style.stack(axes, data, x, width, crops=data["crops"].tolist())
+        style.token_axis(axes, "vision tokens (counted in the model's inputs)")
+        style.title(axes, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say how far latency grows, what dominates, and what equal tokens with unequal crops show."""
+    cells = analysis.vision_cells(table).dropna(subset=["phases_ms"])
+    first, last = cells.iloc[0], cells.iloc[-1]
+    shares = analysis.phase_shares(cells).sort_values("median_fraction", ascending=False)
+    top = shares.iloc[0]
+    sentences = []
+    if len(cells) > 1:
+        sentences.append(
+            f"From {first['vision_tokens']:,} to {last['vision_tokens']:,} vision tokens the prefill takes "
+            f"{duration(first['plain_wall_ms'])} to {duration(last['plain_wall_ms'])} of wall time."
+        )
+    else:
+        sentences.append(
+            f"One cell: {first['vision_tokens']:,} vision tokens, {duration(first['plain_wall_ms'])} of wall time."
+        )
+    least, most = percent(top["smallest_fraction"]), percent(top["largest_fraction"])
+    share = least if least == most else f"{least} to {most}"
+    sentences.append(f"The largest phase is {style.LABELS[str(top['phase'])]}, with {share} of the sum of phases.")
+    repeated = analysis.repeated_counts(cells)
+    if repeated:
+        counts = " and ".join(f"{tokens:,}" for tokens in repeated)
+        sentences.append(
+            f"{counts} vision tokens are each reached with more than one number of crops: where those bars differ, it "
+            "is not for their vision tokens."
+        )
+    return " ".join(sentences)
