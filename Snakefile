@@ -1,0 +1,119 @@
+"""The workflow: study -> inputs -> records -> table -> figures and claims -> report."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+from vlmeter.budget import host_memory_mb, session_minutes, session_threads
+
+from vlmeter.config import parse_study
+from vlmeter.errors import UserError
+from vlmeter.figures.registry import FIGURES, WITH_PHYSICS
+from vlmeter.fingerprint import module_digest
+from vlmeter.layout import FIGURE_FORMATS, Layout
+from vlmeter.plan import build_plan
+from vlmeter.supervise import OWNER_VARIABLE
+from vlmeter.work import (
+    cell_states,
+    closing_words,
+    dummy_images,
+    stale_digests,
+    states_in_words,
+    subject_digest,
+    take_run_lock,
+)
+
+min_version("9.23")
+
+BASE = Path(workflow.basedir)
+
+if not workflow.overwrite_configfiles:
+
+    configfile: BASE / "config.yaml"
+
+
+report: "report/workflow.rst"
+
+
+try:
+    STUDY = parse_study(config, source="the study")
+    CELLS = build_plan(STUDY)
+except UserError as error:
+    print(f"vlmeter: {error}", file=sys.stderr)
+    sys.exit(2)
+
+LAYOUT = Layout(STUDY.study)
+REPRODUCE = f"make run STUDY={Path(workflow.configfiles[0]).name}" if workflow.configfiles else "make run"
+DUMMIES = dummy_images(CELLS)
+SUBJECTS = list(STUDY.subjects)
+STATES = cell_states(STUDY, LAYOUT, CELLS)
+# The fake backend has no device whose limits could be measured.
+ON_DEVICES = [name for name, subject in STUDY.subjects.items() if subject.backend != "fake"]
+
+# Here, all cores and as many sessions at once as there are GPUs to give; a cluster's job gets what a session can use.
+CORES = workflow.cores if workflow.local_exec else 8
+GPUS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
+
+# A session ends when the process that wants it does, and does not go on as an orphan.
+os.environ[OWNER_VARIABLE] = str(os.getpid())
+
+
+# On a cluster only what needs a device is submitted.
+localrules:
+    all,
+    make_dummy_image,
+    fetch_dataset,
+    count_work,
+    tabulate,
+    join_physics,
+    judge_claims,
+    draw_figure,
+    render_report,
+
+
+onstart:
+    # The operating system gives this lock back however the run ends; Snakemake's own would stay after a kill.
+    try:
+        RUN_LOCK = take_run_lock(LAYOUT)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+onsuccess:
+    shutil.rmtree(LAYOUT.stale_marks, ignore_errors=True)
+    if LAYOUT.report.exists():
+        print(f"vlmeter: {closing_words(LAYOUT, CELLS)}; the report is {LAYOUT.report}", file=sys.stderr)
+
+
+onerror:
+    shutil.rmtree(LAYOUT.stale_marks, ignore_errors=True)
+    print(
+        f"vlmeter: not finished, but nothing that was measured is lost: the same command goes on from here. Each job's log "
+        f"is in {LAYOUT.root / 'logs'}, and `vlmeter status` lists what is left to measure.",
+        file=sys.stderr,
+    )
+
+
+wildcard_constraints:
+    subject="|".join(map(re.escape, SUBJECTS)),
+    figure="|".join(map(re.escape, FIGURES)),
+
+
+include: "rules/inputs.smk"
+include: "rules/measure.smk"
+include: "rules/limits.smk"
+include: "rules/summarise.smk"
+include: "rules/present.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        records=[LAYOUT.record(cell) for cell in CELLS],
+        stale=list(STALE_MARKS.values()),
+        report=LAYOUT.report,

@@ -1,0 +1,52 @@
+# In: images, and the study. Out: one record per cell.
+#
+# One job is one session: it loads a subject once and measures those of its cells whose record is missing or stale, so
+# records are `update()` outputs. `digest` changes with anything that can make a cell stale - the cells, the protocol, the
+# subject, the measuring code, the versions - and thereby starts a session; the session itself finds out which cells.
+#
+# Snakemake knows what its own runs were given; it sees no record that is damaged, or that somebody put there. Where one
+# does not hold, a further output is asked for, which is never there, and which is removed when the run has ended. Jobs on
+# other machines are told by the environment, since they find the records as they are by then.
+
+if workflow.is_main_process:
+    os.environ["VLMETER_STALE"] = json.dumps(stale_digests(LAYOUT, STATES))
+
+
+envvars:
+    "VLMETER_STALE",
+
+
+STALE_MARKS = {
+    subject: LAYOUT.stale_mark(subject, digest) for subject, digest in json.loads(os.environ["VLMETER_STALE"]).items()
+}
+
+for subject_name in SUBJECTS:
+    subject_cells = [cell for cell in CELLS if cell.subject == subject_name]
+    looks_at_photographs = any(cell.image.kind == "dataset" for cell in subject_cells)
+    on_gpu = STUDY.subjects[subject_name].device != "cpu"
+
+    rule:
+        name:
+            f"measure_{subject_name}"
+        input:
+            dummies=[LAYOUT.dummies / image for image in dummy_images(subject_cells)],
+            dataset=[LAYOUT.dataset] if looks_at_photographs else [],
+        output:
+            update([LAYOUT.record(cell) for cell in subject_cells]),
+            stale=[STALE_MARKS[subject_name]] if subject_name in STALE_MARKS else [],
+        log:
+            LAYOUT.log(f"measure-{subject_name}"),
+        conda:
+            "../envs/measure.yaml"
+        threads: session_threads(gpu=on_gpu, cores=CORES, gpus=GPUS)
+        resources:
+            gpu=1 if on_gpu else 0,
+            runtime=session_minutes(STUDY, subject_name, subject_cells),
+            mem_mb=host_memory_mb(STUDY, subject_name, subject_cells),
+        params:
+            subject=subject_name,
+            digest=subject_digest(STUDY, subject_name, CELLS),
+        message:
+            f"Measuring {subject_name}: {states_in_words(STATES, subject_name)}"
+        script:
+            "../scripts/measure.py"

@@ -1,0 +1,75 @@
+# In: the table and the claims. Out: figures, and the report.
+
+
+rule draw_figure:
+    input:
+        table=rules.tabulate.output.table,
+        physics=lambda wildcards: (
+            [rules.join_physics.output.physics]
+            if wildcards.figure in WITH_PHYSICS and wildcards.subject in ON_DEVICES
+            else []
+        ),
+    output:
+        svg=report(
+            LAYOUT.figure("{subject}", "{figure}", "svg"),
+            caption="../report/figure.rst",
+            category="Figures",
+            subcategory="{subject}",
+            labels={"figure": "{figure}"},
+        ),
+        png=LAYOUT.figure("{subject}", "{figure}", "png"),
+        pdf=LAYOUT.figure("{subject}", "{figure}", "pdf"),
+        caption=LAYOUT.figure("{subject}", "{figure}", "txt"),
+    log:
+        LAYOUT.log("draw_figure-{subject}-{figure}"),
+    conda:
+        "../envs/present.yaml"
+    params:
+        code=lambda wildcards: [
+            module_digest(name)
+            for name in (
+                *SUMMARISING,
+                "vlmeter.figures.registry",
+                "vlmeter.figures.style",
+                "vlmeter.molmo1.geometry",
+                FIGURES[wildcards.figure],
+            )
+        ],
+    message:
+        "Drawing {wildcards.figure} of {wildcards.subject}"
+    script:
+        "../scripts/draw_figure.py"
+
+
+rule render_report:
+    input:
+        table=rules.tabulate.output.table,
+        claims=rules.judge_claims.output.claims,
+        figures=expand(
+            LAYOUT.figure("{subject}", "{figure}", "{extension}"),
+            subject=SUBJECTS,
+            figure=FIGURES,
+            extension=["svg", "txt"],
+        ),
+        physics=[rules.join_physics.output.physics] if ON_DEVICES else [],
+        environments=rules.tabulate.output.environments,
+        page=[str(path) for path in sorted((BASE / "vlmeter" / "page").iterdir())],
+        lock=str(BASE / "requirements.lock"),
+    output:
+        report=report(
+            LAYOUT.report,
+            caption="../report/report.rst",
+            category="Report",
+            labels={"what": "the whole report, one page"},
+        ),
+    log:
+        LAYOUT.log("render_report"),
+    conda:
+        "../envs/present.yaml"
+    params:
+        command=REPRODUCE,
+        code=[module_digest(name) for name in (*SUMMARISING, "vlmeter.report")],
+    message:
+        "Writing the report"
+    script:
+        "../scripts/render_report.py"

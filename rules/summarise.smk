@@ -1,0 +1,68 @@
+# In: the records of all subjects, their work and ceilings. Out: one tidy table, the physics beside it, and the
+# statements of the analysis, judged.
+
+# what a figure, a claim or a number of the report is made with, besides its own module
+SUMMARISING = [f"vlmeter.{name}" for name in ("analysis", "physics", "stats", "uncertainty", "units", "wording")]
+
+
+rule tabulate:
+    input:
+        records=[LAYOUT.record(cell) for cell in CELLS],
+    output:
+        table=LAYOUT.table,
+        csv=report(
+            LAYOUT.table_csv,
+            caption="../report/table.rst",
+            category="Data",
+            labels={"what": "table of all measured quantities"},
+        ),
+        environments=LAYOUT.environments,
+    log:
+        LAYOUT.log("tabulate"),
+    conda:
+        "../envs/present.yaml"
+    params:
+        code=module_digest("vlmeter.table"),
+    message:
+        f"Gathering {len(CELLS)} records into one table"
+    script:
+        "../scripts/tabulate.py"
+
+
+rule join_physics:
+    input:
+        table=rules.tabulate.output.table,
+        ceilings=expand(rules.measure_ceilings.output.ceilings, subject=ON_DEVICES),
+        work=expand(rules.count_work.output.work, subject=ON_DEVICES),
+    output:
+        physics=LAYOUT.physics,
+    log:
+        LAYOUT.log("join_physics"),
+    conda:
+        "../envs/present.yaml"
+    params:
+        subjects=ON_DEVICES,
+        code=module_digest("vlmeter.physics"),
+    message:
+        "Setting measured times beside the least time that the device needs"
+    script:
+        "../scripts/join_physics.py"
+
+
+rule judge_claims:
+    input:
+        table=rules.tabulate.output.table,
+        physics=[rules.join_physics.output.physics] if ON_DEVICES else [],
+    output:
+        claims=LAYOUT.claims,
+    log:
+        LAYOUT.log("judge_claims"),
+    conda:
+        "../envs/present.yaml"
+    params:
+        subjects=SUBJECTS,
+        code=[module_digest(name) for name in (*SUMMARISING, "vlmeter.claims")],
+    message:
+        "Judging the statements of the analysis"
+    script:
+        "../scripts/judge_claims.py"

@@ -1,0 +1,19 @@
+"""Draw one figure of one subject, and write what to see in it."""
+
+from pathlib import Path
+
+from vlmeter.analysis import of_subject
+from vlmeter.console import job
+from vlmeter.figures.registry import WITH_PHYSICS, draw_or_explain
+from vlmeter.figures.style import save
+from vlmeter.files import write_atomically
+from vlmeter.physics import beside, read_physics
+from vlmeter.table import read_table
+
+with job(snakemake.log[0]):
+    table, name = read_table(Path(snakemake.input.table)), snakemake.wildcards.figure
+    if name in WITH_PHYSICS and snakemake.input.physics:
+        table = beside(table, read_physics(Path(snakemake.input.physics[0])))
+    figure, caption = draw_or_explain(of_subject(table, snakemake.wildcards.subject), name)
+    save(figure, Path(snakemake.output.svg).with_suffix(""))
+    write_atomically(Path(snakemake.output.caption), f"{caption}\n".encode())

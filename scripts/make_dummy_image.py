@@ -1,0 +1,14 @@
+"""Write one dummy image."""
+
+from pathlib import Path
+
+from vlmeter.console import job
+from vlmeter.images import write_dummy_image
+
+with job(snakemake.log[0]):
+    write_dummy_image(
+        Path(snakemake.output.image),
+        width_px=snakemake.params.width_px,
+        height_px=snakemake.params.height_px,
+        seed=snakemake.params.seed,
+    )

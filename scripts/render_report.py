@@ -1,0 +1,42 @@
+"""Write the report: one page, one file."""
+
+import hashlib
+from pathlib import Path
+
+from vlmeter.config import parse_study
+from vlmeter.console import job
+from vlmeter.figures.registry import FIGURES
+from vlmeter.layout import Layout
+from vlmeter.report import FigureFiles, ReportInputs, Reproduction, write
+
+
+def optional(name: str) -> Path | None:
+    """An input that a rule may leave out, or give as an empty list."""
+    given = snakemake.input.get(name, [])
+    return next((Path(path) for path in ([given] if isinstance(given, str) else given)), None)
+
+
+with job(snakemake.log[0]):
+    study = parse_study(snakemake.config, source="the study")
+    layout = Layout(study.study)
+    lock = optional("lock")
+    inputs = ReportInputs(
+        study=study.model_dump(mode="json", exclude_none=True),
+        table=Path(snakemake.input.table),
+        claims=Path(snakemake.input.claims),
+        figures={
+            subject: {
+                name: FigureFiles(layout.figure(subject, name, "svg"), layout.figure(subject, name, "txt"))
+                for name in FIGURES
+            }
+            for subject in study.subjects
+        },
+        reproduction=Reproduction(
+            command=snakemake.params.get("command", "snakemake --profile profiles/default"),
+            lock=lock.name if lock else "",
+            lock_sha256=hashlib.sha256(lock.read_bytes()).hexdigest() if lock else "",
+        ),
+        environments=optional("environments"),
+        physics=optional("physics"),
+    )
+    write(inputs, Path(snakemake.output.report))

@@ -1,0 +1,308 @@
+"""The command line: look before you measure. Measuring itself is the workflow's business (`snakemake`).
+
+Everything heavy is imported inside the commands, so that `vlmeter --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmeter import __version__
+from vlmeter.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmeter.families.base import ImageOptions, ImageTokens
+
+app = typer.Typer(
+    help=(
+        "Measure where the latency of a vision-language model goes.\n\n"
+        "A study is a YAML file (config.yaml is the quickstart). `vlmeter plan` shows what it would measure, "
+        "`snakemake --profile profiles/default` measures it and writes results/<study>/report.html, and "
+        "`vlmeter status` says which cells still hold."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="study file", metavar="STUDY.yaml")]
+FamilyName = Annotated[str, typer.Option("--family", help="model family, such as molmo")]
+Format = Annotated[str, typer.Option("--format", help="table, csv or json")]
+MaxCrops = Annotated[
+    int | None, typer.Option("--max-crops", min=1, help="limit of high-resolution crops; default: the family's own")
+]
+Results = Annotated[Path, typer.Option("--results", help="folder that holds the studies' folders")]
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _options(max_crops: int | None, force_tiling: str | None = None) -> ImageOptions:
+    from vlmeter.families.base import ImageOptions
+
+    return ImageOptions(
+        max_crops=max_crops, force_tiling=_pair(force_tiling, "--force-tiling") if force_tiling else None
+    )
+
+
+def _pair(text: str, what: str) -> tuple[int, int]:
+    from vlmeter.pairs import parse_pair
+
+    try:
+        return parse_pair(text)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def _image_rows(images: list[ImageTokens]) -> list[dict[str, Any]]:
+    return [
+        {
+            "width": image.width_px,
+            "height": image.height_px,
+            **image.layout,
+            "crops": image.crops,
+            "vision_tokens": image.vision_tokens,
+            "special_tokens": image.special_tokens,
+            "image_tokens": image.image_tokens,
+        }
+        for image in images
+    ]
+
+
+def _image_columns(layout_columns: tuple[str, ...]) -> list[str]:
+    return ["width", "height", *layout_columns, "crops", "vision_tokens", "special_tokens", "image_tokens"]
+
+
+@app.command()
+def tokens(
+    sizes: Annotated[list[str], typer.Argument(help="image sizes, such as 640x480", metavar="WIDTHxHEIGHT...")],
+    family: FamilyName = "molmo",
+    form: Format = "table",
+    max_crops: MaxCrops = None,
+    force_tiling: Annotated[
+        str | None, typer.Option("--force-tiling", help="impose this tiling, rows x columns, such as 2x7")
+    ] = None,
+) -> None:
+    """Say how many crops and tokens images of these sizes become, under the model's own preprocessing."""
+    from vlmeter.families.registry import get_family
+    from vlmeter.textual import rows_as
+
+    known, options = get_family(family), _options(max_crops, force_tiling)
+    images = [known.image_tokens(*_pair(text, "image size"), options=options) for text in sizes]
+    _print(rows_as(_image_rows(images), _image_columns(known.layout_columns), form=form))
+
+
+@app.command()
+def size(
+    family: FamilyName = "molmo",
+    vision_tokens: Annotated[int | None, typer.Option("--vision-tokens", min=1, help="wanted vision tokens")] = None,
+    crops: Annotated[int | None, typer.Option("--crops", min=1, help="wanted crops, the global one included")] = None,
+    tiling: Annotated[str | None, typer.Option("--tiling", help="wanted tiling, rows x columns, such as 2x4")] = None,
+    form: Format = "table",
+    max_crops: MaxCrops = None,
+) -> None:
+    """Find image sizes that give exactly a count of vision tokens, of crops, or a tiling."""
+    from vlmeter.families.registry import get_family
+    from vlmeter.textual import rows_as
+
+    if [vision_tokens, crops, tiling].count(None) != 2:
+        raise UserError("give exactly one of --vision-tokens, --crops, --tiling")
+    known = get_family(family)
+    images = known.sizes(
+        vision_tokens=vision_tokens,
+        crops=crops,
+        tiling=_pair(tiling, "--tiling") if tiling else None,
+        options=_options(max_crops),
+    )
+    _print(rows_as(_image_rows(images), _image_columns(known.layout_columns), form=form))
+
+
+@app.command()
+def plan(study_file: StudyFile, form: Format = "table", results: Results = Path("results")) -> None:
+    """List every cell of a study with the crops and tokens that it is expected to have.
+
+    An empty field is not known yet: photographs of a hub dataset count once they have been fetched.
+    """
+    from vlmeter.config import load_study
+    from vlmeter.layout import Layout
+    from vlmeter.plan import DummyImage
+    from vlmeter.textual import rows_as
+    from vlmeter.work import expected_plan
+
+    study = load_study(study_file)
+    rows: list[dict[str, Any]] = []
+    for cell in expected_plan(study, Layout(study.study, results)):
+        image = cell.image
+        looks_at = (
+            f"{image.width_px}x{image.height_px} px" if isinstance(image, DummyImage) else f"photograph {image.index}"
+        )
+        rows.append(
+            {
+                "subject": cell.subject,
+                "experiment": cell.experiment,
+                "cell": cell.cell_id,
+                "image": looks_at,
+                "crops": cell.expected.crops,
+                "vision_tokens": cell.expected.vision_tokens,
+                "special_tokens": cell.expected.special_tokens,
+                "text_tokens": cell.expected.text_tokens,
+                "prompt_tokens": cell.expected.prompt_tokens,
+                "output_tokens": cell.output_tokens,
+            }
+        )
+    _print(rows_as(rows, list(rows[0]), form=form))
+    if form == "table":
+        counted = Counter((row["subject"], row["experiment"]) for row in rows)
+        parts = [f"{number} {experiment} of {subject}" for (subject, experiment), number in counted.items()]
+        _print(f"\n{len(rows)} cells: {', '.join(parts)}")
+
+
+@app.command()
+def status(study_file: StudyFile, form: Format = "table", results: Results = Path("results")) -> None:
+    """Say which cells are fresh, missing or stale, and why, before anything runs.
+
+    A cell is stale when its record was made of another cell, protocol, subject, code, versions or input than it would
+    be now. Whether the device is another one, only a measuring session can tell.
+    """
+    from vlmeter.config import load_study
+    from vlmeter.layout import Layout
+    from vlmeter.textual import rows_as
+    from vlmeter.work import cell_states
+
+    study = load_study(study_file)
+    rows = [
+        {
+            "subject": cell.subject,
+            "cell": cell.cell_id,
+            "state": found.state,
+            "reason": ", ".join(found.reasons),
+            "device": found.record.environment.get("device_model") if found.record else None,
+        }
+        for cell, found in cell_states(study, Layout(study.study, results))
+    ]
+    _print(rows_as(rows, list(rows[0]), form=form))
+    if form == "table":
+        counted = Counter(row["state"] for row in rows)
+        _print(f"\n{len(rows)} cells: " + ", ".join(f"{counted[s]} {s}" for s in ("fresh", "missing", "stale")))
+
+
+@app.command()
+def forget(
+    study_file: StudyFile,
+    patterns: Annotated[list[str], typer.Argument(help="cells, such as 'vision-*'; all for every one", metavar="CELL...")],
+    results: Results = Path("results"),
+) -> None:
+    """Delete the records of cells, so that the next run measures them again on purpose."""
+    import fnmatch
+
+    from vlmeter.config import load_study
+    from vlmeter.plan import build_plan
+    from vlmeter.store import forget as forget_records
+
+    study = load_study(study_file)
+    cells = build_plan(study)
+    chosen = [
+        cell
+        for cell in cells
+        if any(pattern == "all" or fnmatch.fnmatchcase(cell.cell_id, pattern) for pattern in patterns)
+    ]
+    if not chosen:
+        raise UserError(f"no cell of {study_file} matches {' '.join(patterns)}; `vlmeter plan {study_file}` lists them")
+    gone = forget_records(results, study.study, chosen)
+    _print(f"{len(chosen)} cells chosen, {len(gone)} records deleted; the next run measures these cells again")
+
+
+@app.command()
+def doctor(form: Format = "table", results: Results = Path("results")) -> None:
+    """Say what on this machine would disturb a measurement right now, and what to do; exit 1 if none would be right."""
+    from vlmeter.doctor import examine, worst
+    from vlmeter.textual import rows_as
+
+    advice = examine(results=results)
+    rows = [
+        {"severity": item.severity, "topic": item.topic, "finding": item.finding, "action": item.action}
+        for item in advice
+    ]
+    if form == "table":
+        for row in rows:
+            _print(f"{row['severity']:8} {row['topic']}: {row['finding']}")
+            if row["action"]:
+                _print(f"{'':8} -> {row['action']}")
+    else:
+        _print(rows_as(rows, list(rows[0]), form=form))
+    if worst(advice) == "problem":
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of study files (committed as schemas/study.schema.json, for editors)."""
+    from vlmeter.config import study_schema
+
+    _print(json.dumps(study_schema(), indent=2))
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[str, typer.Argument(help="folder of a checkpoint in the original format")],
+    cases: Annotated[list[Path], typer.Argument(help="reference cases", metavar="CASE.npz...")],
+    family: FamilyName = "molmo",
+    tolerance: Annotated[float, typer.Option(help="largest relative error that passes")] = 1e-4,
+) -> None:
+    """Compare vlmeter's own port of a model with what the original code computed; exit 1 past tolerance."""
+    from vlmeter.textual import rows_as
+
+    if family != "molmo":
+        raise UserError(f"--family: {family!r} runs on transformers' own code, there is no port to verify; legal: molmo")
+    from vlmeter.molmo1.verify import verify as verify_cases
+
+    results = verify_cases(checkpoint, cases, tolerance=tolerance)
+    rows = [
+        {
+            "case": result.case.name,
+            "features_error": f"{result.features_error:.2e}",
+            "logits_error": f"{result.logits_error:.2e}",
+            "tokens_with_cache": "equal" if result.tokens_equal_with_cache else "differ",
+            "tokens_without_cache": "equal" if result.tokens_equal_without_cache else "differ",
+            "verdict": "pass" if result.passed else "FAIL",
+        }
+        for result in results
+    ]
+    _print(rows_as(rows, list(rows[0]), form="table"))
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        _print(f"vlmeter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"vlmeter: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
