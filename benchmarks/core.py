@@ -238,7 +238,7 @@ _KEPT = (
 
 def analyse(table: Any) -> dict[str, Any]:
     """Work out overhead, closure, clocks and slopes of one session, by the library's own analysis."""
-    from vlmeter.analysis import Unknown, step_law, two_factor, vision_cells
+    from vlmeter.analysis import Unknown, step_bound, step_law, two_factor, vision_cells
 
     cells = vision_cells(table)
     slopes: dict[str, float] = {}
@@ -248,6 +248,9 @@ def analyse(table: Any) -> dict[str, Any]:
             slopes |= {f"{clock} per {name}": fit[name].value for name in ("crop", "token")}
     steps = step_law(table)
     decode: dict[str, float] = {}
+    bound = step_bound(table)
+    if not isinstance(bound, Unknown):
+        slopes |= {"busy per decode step": bound.busy.value}
     if not isinstance(steps, Unknown):
         decode = {
             "per step": float(median_estimate(steps.values_ms.tolist()).value),

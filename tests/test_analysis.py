@@ -424,3 +424,13 @@ def test_nothing_raises_on_an_empty_table() -> None:
 )
 def test_nothing_raises_on_a_study_of_almost_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
     assert len(everything(table_of(tmp_path, **options))) == 16
+
+
+def test_steps_that_wait_for_the_host_are_launch_bound_and_others_are_not(tmp_path: Path) -> None:
+    slow = analysis.step_bound(table_of(tmp_path / "slow", runner=FakeRunner(launch_ms={"decode_step": 9.0})))
+    quick = analysis.step_bound(table_of(tmp_path / "quick", runner=FakeRunner(launch_ms={"decode_step": 0.5})))
+    assert not isinstance(slow, Unknown)
+    assert not isinstance(quick, Unknown)
+    assert (slow.bound, quick.bound) == ("launch-bound", "device-bound")
+    assert slow.step.value == pytest.approx(9.0, rel=0.01)
+    assert slow.busy.value < 4.5

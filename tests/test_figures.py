@@ -15,18 +15,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
+from tests.support.physics import with_floors
 from tests.support.tables import CpuLikeRunner, table_of
 from vlmeter import analysis
 from vlmeter.errors import UserError
 from vlmeter.figures import notes_series, style
 from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
 from vlmeter.table import build_table
+from vlmeter.units import significant
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     runner = FakeRunner(noise_fraction=0.01, launch_ms={"vision_encoder": 4.0})
-    return table_of(tmp_path_factory.mktemp("figures"), runner=runner)
+    return with_floors(table_of(tmp_path_factory.mktemp("figures"), runner=runner))
 
 
 def axes_of(table: pd.DataFrame, name: str) -> list[Axes]:
@@ -48,7 +50,7 @@ def test_a_figures_module_says_what_it_is(name: str) -> None:
     figure = get_figure(name)
     assert name == figure.NAME
     assert figure.TITLE
-    assert figure.SECTION in ("vision", "output", "session")
+    assert figure.SECTION in ("vision", "output", "limits", "session")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -98,6 +100,22 @@ def test_bars_of_equal_tokens_stand_beside_each_other(table: pd.DataFrame) -> No
     assert np.diff(places).min() >= width
     assert abs(places[1] - 864) < width
     assert abs(places[2] - 864) < width
+
+
+def test_the_limits_show_floor_over_measured_time_of_every_phase(table: pd.DataFrame) -> None:
+    above, below = axes_of(table, "limits")
+    totals = table[(table["experiment"] == "vision_tokens") & (table["arm"] == "plain") & (table["clock"] == "wall")]
+    totals = totals[totals["phase"] == "total"]
+    by_size = (100 * totals["floor_ms"] / totals["median_ms"]).groupby(totals["prompt_tokens"]).median()
+    assert any(len(y) == len(by_size) and np.allclose(y, by_size) for _, y in points(above))
+    step = table[(table["phase"] == "inter_token") & (table["output_tokens"] == table["output_tokens"].max())]
+    ratio = float(step["median_ms"].median() / step["floor_ms"].median())
+    assert f"{significant(ratio, 2)} x the floor" in {text.get_text() for text in below.texts}
+
+
+def test_without_ceilings_the_limits_say_why_they_are_not_drawn(table: pd.DataFrame) -> None:
+    _, caption = draw_or_explain(table.drop(columns="floor_ms"), "limits")
+    assert caption.startswith("Not drawn: there are no floors")
 
 
 def test_both_methods_are_drawn_where_they_were_measured(table: pd.DataFrame) -> None:

@@ -7,6 +7,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterable
 from itertools import chain, repeat
+from statistics import median
 from typing import Any, NamedTuple
 
 import psutil
@@ -527,3 +528,12 @@ def test_a_measurement_keeps_every_sample_of_every_arm() -> None:
     result = measured(vision_cell(max_samples=20), FakeRunner(noise_fraction=0.3))
     lengths = {arm: len(timings) for arm, timings in result.timings.items()}
     assert lengths == dict.fromkeys(VISION_ARMS, len(result.rounds))
+
+
+def test_a_generation_is_set_beside_the_devices_busy_time_for_one_step() -> None:
+    runner = FakeRunner(launch_ms={"decode_step": 9.0})
+    result = measured(output_cell(), runner)
+    (busy,) = result.busy
+    assert busy.phase == "decode_step"
+    steps = split_spans(result.timings["hooks"][0])[1]
+    assert busy.samples_ms[0] < 0.5 * median(steps)

@@ -102,7 +102,7 @@ def test_a_photographs_row_carries_its_ids_question_and_answers(table: pd.DataFr
 
 def test_decode_step_rows_hold_the_median_of_each_step_over_rounds(records: list[Path], table: pd.DataFrame) -> None:
     record = read_record(named(records, "output-image0-n32"))
-    row = one(table, cell_id="output-image0-n32", phase="decode_step")
+    row = one(table, cell_id="output-image0-n32", phase="decode_step", arm="hooks")
     assert row["samples_ms"].tolist() == [median(steps) for steps in zip(*record.steps_ms, strict=True)]
     assert row["samples"] == 31
     every = one(table, cell_id="output-image0-n32", phase="inter_token")

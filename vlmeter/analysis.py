@@ -236,6 +236,10 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
     return frame.sort_values(["prompt_tokens", "crops", "cell_id"]).reset_index(drop=True)
 
 
+#: Decode steps that stand for "right behind the prompt".
+FIRST_STEPS = 16
+
+
 def _over(value: Estimate, by: Estimate) -> Estimate:
     """Ratio of two estimates that were not taken in pairs; relative errors add up in squares."""
     if not by.value > 0:
@@ -593,7 +597,7 @@ def decode_steps(table: pd.DataFrame, subject: str | None = None) -> dict[int, t
     A step's context is the tokens whose keys and values it reads, its own included.
     """
     rows = of_subject(table, subject)
-    fine = rows[(rows["phase"] == "decode_step") & (rows["experiment"] == "output_tokens")]
+    fine = rows[(rows["arm"] == "hooks") & (rows["phase"] == "decode_step")]
     fine = fine.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
     found: dict[int, tuple[Array, Array]] = {}
     for row in fine.sort_values("image_index").to_dict("records"):
@@ -621,6 +625,35 @@ def step_law(table: pd.DataFrame, subject: str | None = None) -> StepLaw | Unkno
     columns = {"per_context_token": np.array(contexts), "constant": np.ones(len(contexts))}
     fit = fit_linear(columns, values, clusters=images)
     return StepLaw(fit, np.array(contexts), np.array(values), np.array(images, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class StepBound:
+    """What sets the pace of decoding: measured step and the time for which the device is busy with one, in ms."""
+
+    step: Estimate
+    busy: Estimate
+    wall_over_busy: Estimate
+    bound: str
+    reason: str
+
+
+def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | Unknown:
+    """Set the decode steps of all photographs beside the device's busy time for one.
+
+    The first steps of every run are taken, since the busy step stands right behind the prompt, too.
+    """
+    rows = of_subject(table, subject)
+    busy_rows = rows[(rows["arm"] == "busy") & (rows["phase"] == "decode_step") & rows["median_ms"].notna()]
+    if busy_rows.empty:
+        reasons = rows.loc[rows["experiment"] == "output_tokens", "busy_reason"].dropna()
+        return Unknown(str(reasons.iloc[0]) if len(reasons) else "the busy time of a decode step was not measured")
+    firsts = [float(np.median(steps[:FIRST_STEPS])) for _, steps in decode_steps(rows).values()]
+    if not firsts:
+        return Unknown("no decode step was measured")
+    step, busy = _median(np.array(firsts)), _median(busy_rows["median_ms"].to_numpy(dtype=np.float64))
+    ratio = _over(step, busy)
+    return StepBound(step, busy, ratio, *judge_bound(ratio))
 
 
 def agreement(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:

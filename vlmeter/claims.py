@@ -576,6 +576,27 @@ def derived_agrees_with_direct(data: Data) -> Finding:
     return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
 
 
+def decode_launch_bound(data: Data) -> Finding:
+    """The host sets the pace of decoding."""
+    found = analysis.step_bound(data.table)
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    evidence = (
+        Evidence.of("decode step, device time with gaps", found.step, "ms"),
+        Evidence.of("device busy with a step", found.busy, "ms"),
+        Evidence.of("step over busy time", found.wall_over_busy, "times"),
+    )
+    times = (
+        f"a step takes {with_interval(found.step, 'ms')}, of which the device is busy for {with_interval(found.busy, 'ms')} "
+        "(replayed as a CUDA graph)"
+    )
+    if found.bound == "launch-bound":
+        return Finding("holds", f"Decode is launch-bound: {times}; the rest it waits for the host.", evidence)
+    if found.bound == "device-bound":
+        return Finding("does not hold", f"Decode is not launch-bound: {times}.", evidence)
+    return Finding("cannot tell", f"What sets the pace of decoding cannot be told: {times}.", evidence)
+
+
 def decode_near_floor(data: Data) -> Finding:
     """Decode runs near the memory's limit."""
     if data.physics is None or data.physics.empty:
@@ -657,6 +678,7 @@ CLAIMS: Mapping[str, Entry] = {
     "derived_agrees_with_direct": Entry(
         "A long run holds the shorter ones", derived_agrees_with_direct, ("decode_log",)
     ),
+    "decode_launch_bound": Entry("The host sets the pace of decoding", decode_launch_bound, ("decode_steps",)),
     "decode_near_floor": Entry("Decode runs near the memory's limit", decode_near_floor, ("decode_steps",)),
     "hook_overhead_within_bound": Entry("Marks cost less than 1 %", hook_overhead_within_bound, ("two_methods",)),
 }

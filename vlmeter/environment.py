@@ -15,7 +15,12 @@ from vlmeter.fingerprint import versions
 
 
 def source_commit() -> str | None:
-    """Commit of the checkout that vlmeter runs from, with "+changes" if files differ from it; None outside one."""
+    """Commit of the checkout that vlmeter runs from, with "+changes" if files differ from it; None outside one.
+
+    Where the code travels without its history (a container, a copy on a node), VLMETER_COMMIT says what it is.
+    """
+    if told := os.environ.get("VLMETER_COMMIT"):
+        return told
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

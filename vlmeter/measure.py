@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from vlmeter.backends.base import BusyTime, MemoryUse, OutOfDeviceMemory, Prompt, Runner
 from vlmeter.clock import Marks, Timing, time_call, total_by_phase
@@ -126,6 +126,15 @@ class Measurement:
 Arm = Callable[[], Timing]
 
 
+class LookBusy(Protocol):
+    """A runner's way of measuring how long the device is busy with something."""
+
+    def __call__(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
+        """Return busy times, or none and the reason."""
+        ...
+
+
+
 class _Arms:
     """The arms of one cell, bound to a runner; holds the prompt that they share."""
 
@@ -215,7 +224,7 @@ def measure_cell(
     try:
         arms = _Arms(cell, sight, runner)
         _warm_up_and_sample(cell, arms, runner, monitor=monitor, rng=rng, started_ms=started_ms, result=result)
-        if extras and cell.experiment == "vision_tokens":
+        if extras:
             _look_further(cell, arms.prompt, runner, monitor=monitor, result=result)
     except OutOfDeviceMemory as error:
         reason = str(error)
@@ -249,18 +258,21 @@ def _warm_up_and_sample(
 
 
 def _look_further(cell: Cell, prompt: Prompt, runner: Runner, *, monitor: Monitor, result: Measurement) -> None:
-    """Look at busy time, memory and energy of the prefill."""
+    """Look at busy time, memory and energy of the prefill; of a generation, at the busy time of a step."""
     begin_ms = runner.clock.host_ms()
-    _look_at_busy_time(prompt, runner, result)
-    result.memory = runner.memory(prompt)
-    _read_energy(cell, prompt, runner, monitor=monitor, result=result)
+    if cell.experiment == "vision_tokens":
+        _look_at_busy_time(runner.busy, prompt, runner, result)
+        result.memory = runner.memory(prompt)
+        _read_energy(cell, prompt, runner, monitor=monitor, result=result)
+    elif cell.output_tokens > 1:
+        _look_at_busy_time(runner.busy_step, prompt, runner, result)
     result.seconds["extras"] = (runner.clock.host_ms() - begin_ms) / 1000
 
 
-def _look_at_busy_time(prompt: Prompt, runner: Runner, result: Measurement) -> None:
+def _look_at_busy_time(look: LookBusy, prompt: Prompt, runner: Runner, result: Measurement) -> None:
     """Measure the busy time; a captured graph needs memory of its own, and its lack must not cost the samples."""
     try:
-        result.busy, result.busy_reason = runner.busy(prompt, repeats=BUSY_REPEATS)
+        result.busy, result.busy_reason = look(prompt, repeats=BUSY_REPEATS)
     except OutOfDeviceMemory as error:
         result.busy_reason = f"out of memory: {error}"
     else:

@@ -302,6 +302,8 @@ def _phases_of(
     if steps not in decoded:
         decoded[steps] = work.decode(steps)
     if arm == "busy":
+        if phase == "decode_step":
+            return work.decode(1), 1
         return {"prefill": work.prefill, "vision": vision}.get(phase, ()), 1
     if arm == "vision" and phase == "total":
         return vision, 1

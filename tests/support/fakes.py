@@ -161,6 +161,12 @@ class FakeRunner:
         whole = BusyTime("cuda_graph", "prefill", (total(PREFILL_PHASES),) * repeats)
         return [whole, BusyTime("cuda_graph", "vision", (total(PREFILL_PHASES[:2]),) * repeats)], None
 
+    def busy_step(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
+        self._call("busy_step")
+        tokens = prompt.counts.prompt_tokens + 1
+        step_ms = self.duration_ms("decode_step", crops=prompt.counts.crops, tokens=tokens)
+        return [BusyTime("cuda_graph", "decode_step", (step_ms,) * repeats)], None
+
     def memory(self, prompt: Prompt) -> list[MemoryUse]:
         self._call("memory")
         return [MemoryUse(phase, 1 << 20, 1 << 21) for phase in PREFILL_PHASES]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from vlmeter.ceilings import Ceiling, Ceilings
+from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.physics import PhaseWork, StepWork, SubjectWork, Work, beside, physics_table
 
 
 def ceilings_of(
@@ -32,3 +36,30 @@ def ceilings_of(
 #: As the data sheets say: H200 and A100 SXM 80 GB with dense bf16 products.
 H200 = ceilings_of(copy_bytes_per_s=4.8e12, matrix_flops_per_s=989e12, device_model="H200", dtype="bfloat16")
 A100 = ceilings_of(copy_bytes_per_s=2.039e12, matrix_flops_per_s=312e12, device_model="A100", dtype="bfloat16")
+
+
+def with_floors(table: pd.DataFrame) -> pd.DataFrame:
+    """Set work of declared size beside a table of fake cells: a tenth of a millisecond of arithmetic per phase and crop."""
+    limits = ceilings_of(copy_bytes_per_s=1e12, matrix_flops_per_s=1e12)
+    works = {}
+    for subject, rows in table.groupby("subject"):
+        cells = rows.drop_duplicates("cell_id")
+        works[subject] = SubjectWork(
+            subject=subject,
+            cells=tuple(
+                Work(
+                    cell_id=cell["cell_id"],
+                    crops=cell["crops"],
+                    prompt_tokens=cell["prompt_tokens"],
+                    prefill=tuple(
+                        PhaseWork(phase=phase, flops=int(1e8) * cell["crops"], weight_bytes=1000)
+                        for phase in PREFILL_PHASES
+                    ),
+                    step=StepWork(
+                        flops=1000, flops_per_context_token=1, weight_bytes=int(1e9), cache_bytes_per_token=100
+                    ),
+                )
+                for cell in cells.to_dict("records")
+            ),
+        )
+    return beside(table, physics_table(table, works, dict.fromkeys(works, limits)))

@@ -60,3 +60,5 @@ class CpuLikeRunner(FakeRunner):
 
     def busy(self, prompt: Any, *, repeats: int) -> Any:
         return [], "a CPU works in step with the host, so its busy time is its wall time"
+
+    busy_step = busy

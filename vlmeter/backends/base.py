@@ -100,6 +100,10 @@ class Runner(Protocol):
         """Measure how long the device is busy with a prefill and with vision alone, or say why that cannot be."""
         ...
 
+    def busy_step(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
+        """Measure for how long the device is busy with one decode step right behind the prompt; or say why not."""
+        ...
+
     def memory(self, prompt: Prompt) -> list[MemoryUse]:
         """Measure the device memory that each phase of a prefill needs; empty where nothing counts it."""
         ...

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NO_BUSY_TIME = "a CPU works in step with the host, so its busy time is its wall time"
+
 #: The allocator keeps to address ranges whose physical pages grow with need, so that a sweep over many shapes does not
 #: fragment the device's memory. torch reads it when it is first asked for device memory.
 ALLOCATOR_SETTING = ("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -192,7 +194,7 @@ class EagerRunner:
     def busy(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
         """Replay the work as a CUDA graph; where it cannot be captured, add up kernel times of the profiler."""
         if not self._on_gpu:
-            return [], "a CPU works in step with the host, so its busy time is its wall time"
+            return [], NO_BUSY_TIME
         work = {"prefill": self._prefill_plainly, "vision": self.vision}
         with _memory_errors(self.device):
             found = []
@@ -205,6 +207,32 @@ class EagerRunner:
                     torch.cuda.synchronize(self.device)
                     found.append(BusyTime("profiler", phase, self._profile(call, prompt, min(repeats, 3))))
             return found, None
+
+    @torch.inference_mode()
+    def busy_step(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
+        """Replay one decode step as a CUDA graph: the same step again and again, with the cache as it was before it.
+
+        The profiler is not asked where that fails: once started, it slows every later launch of the process.
+        """
+        if not self._on_gpu:
+            return [], NO_BUSY_TIME
+        with _memory_errors(self.device):
+            logits, cache = self.loaded.prefill(prompt.tensors)
+            token = self._choose(logits, suppress=True)
+            held: list[object] = []
+
+            def step(_: Prompt) -> object:
+                # A growing cache lets go of the tensors that it was; the graph goes on reading them.
+                held.extend((layer.keys, layer.values) for layer in cache.layers)
+                return self._choose(self.loaded.decode(token, cache), suppress=True)
+
+            try:
+                return [BusyTime("cuda_graph", "decode_step", self._replay(step, prompt, repeats))], None
+            except (OutOfDeviceMemory, torch.OutOfMemoryError):
+                raise
+            except RuntimeError as error:
+                torch.cuda.synchronize(self.device)
+                return [], f"a decode step cannot be captured as a CUDA graph ({str(error).splitlines()[0]})"
 
     def _prefill_plainly(self, prompt: Prompt) -> object:
         return self.prefill(prompt)

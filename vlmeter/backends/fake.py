@@ -49,6 +49,8 @@ LAWS: Mapping[str, tuple[float, float, float]] = {
     "decode_step": (0.05, 0.0, 0.0),
 }
 
+NO_BUSY_TIME = "the fake backend keeps no device busy"
+
 #: The phases of a pass in the order in which their marks fire; the merge is in two pieces, as in a real model.
 PASS = ("merge", "vision_encoder", "projector", "merge", "llm_blocks", "head")
 
@@ -201,7 +203,11 @@ class FakeRunner:
 
     def busy(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
         """Nothing is busy."""
-        return [], "the fake backend keeps no device busy"
+        return [], NO_BUSY_TIME
+
+    def busy_step(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
+        """Nothing is busy."""
+        return [], NO_BUSY_TIME
 
     def memory(self, prompt: Prompt) -> list[MemoryUse]:
         """Nothing takes memory."""

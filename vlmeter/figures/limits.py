@@ -108,10 +108,10 @@ def _draw_shares(axes: Axes, prefills: pd.DataFrame) -> None:
         labels.append((100 * float(by_size.iloc[-1]), "whole prefill" if wide else style.LABELS[phase], colour))
     axes.axhline(100, color=style.MUTED, linewidth=0.8, linestyle="--")
     top = max((label[0] for label in labels), default=0.0)
-    axes.set_ylim(0, max(108.0, 1.08 * top))
+    axes.set_ylim(0, max(120.0, 1.2 * top))
     style.token_axis(axes, "prompt tokens")
     axes.set_ylabel("share of the physical limit (%)")
-    style.note(axes, "floor over measured time; 100 %: as fast as this device can be", y=0.9)
+    style.note(axes, "floor over measured time; dashed: as fast as this device can be")
     style.label_ends(axes, labels)
 
 
@@ -129,7 +129,7 @@ def _draw_ladder(axes: Axes, ladder: list[_Rung]) -> None:
         axes.annotate(
             f"{significant(rung.times, 2)} x the floor",
             ((rung.median_ms * rung.floor_ms) ** 0.5, place),
-            xytext=(0, 5),
+            xytext=(0, 8),
             textcoords="offset points",
             ha="center",
             fontsize=7.5,
@@ -145,6 +145,7 @@ def _draw_ladder(axes: Axes, ladder: list[_Rung]) -> None:
         )
     axes.set_yticks(places, [rung.name for rung in ladder])
     axes.grid(axis="y", visible=False)
+    axes.set_ylabel("phase")
     axes.set_xlabel("time (ms): bar, the least that the device needs; dot, measured")
     style.log_axis(axes.xaxis)
 
