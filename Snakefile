@@ -55,8 +55,9 @@ STATES = cell_states(STUDY, LAYOUT, CELLS)
 # The fake backend has no device whose limits could be measured.
 ON_DEVICES = [name for name, subject in STUDY.subjects.items() if subject.backend != "fake"]
 
-# Here, all cores and as many sessions at once as there are GPUs to give; a cluster's job gets what a session can use.
-CORES = workflow.cores if workflow.local_exec else 8
+# Here, all cores, and as many sessions at once as there are GPUs to give. On a cluster no number of cores is given, and a
+# session gets as many as it can use.
+CORES = workflow.global_resources["_cores"].value or 8
 GPUS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
 
 # A session ends when the process that wants it does, and does not go on as an orphan.
