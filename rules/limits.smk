@@ -6,6 +6,8 @@ rule measure_ceilings:
         ceilings=LAYOUT.ceilings("{subject}"),
     log:
         LAYOUT.log("measure_ceilings-{subject}"),
+    # before the long session, so that an interrupted study has its limits
+    priority: 10
     conda:
         "../envs/measure.yaml"
     # it has the machine to itself, as a measuring session does

@@ -32,7 +32,7 @@ for subject_name in SUBJECTS:
             dummies=[LAYOUT.dummies / image for image in dummy_images(subject_cells)],
             dataset=[LAYOUT.dataset] if looks_at_photographs else [],
         output:
-            update([LAYOUT.record(cell) for cell in subject_cells]),
+            records=update([LAYOUT.record(cell) for cell in subject_cells]),
             stale=[STALE_MARKS[subject_name]] if subject_name in STALE_MARKS else [],
         log:
             LAYOUT.log(f"measure-{subject_name}"),
@@ -50,3 +50,8 @@ for subject_name in SUBJECTS:
             f"Measuring {subject_name}: {states_in_words(STATES, subject_name)}"
         script:
             "../scripts/measure.py"
+
+
+# Taken from the rules, and not made of paths once more: Snakemake then knows the rule of each, and need not try every
+# output of every rule for every record, which takes minutes for ten thousand of them.
+RECORDS = [getattr(rules, f"measure_{subject_name}").output.records for subject_name in SUBJECTS]

@@ -68,7 +68,17 @@ rule render_report:
         "../envs/present.yaml"
     params:
         command=REPRODUCE,
-        code=[module_digest(name) for name in (*SUMMARISING, "vlmeter.report")],
+        code=[
+            module_digest(name)
+            for name in (
+                *SUMMARISING,
+                "vlmeter.claims",
+                "vlmeter.figures.registry",
+                "vlmeter.figures.style",
+                "vlmeter.report",
+                "vlmeter.table",
+            )
+        ],
     message:
         "Writing the report"
     script:

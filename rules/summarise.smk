@@ -7,7 +7,7 @@ SUMMARISING = [f"vlmeter.{name}" for name in ("analysis", "physics", "stats", "u
 
 rule tabulate:
     input:
-        records=[LAYOUT.record(cell) for cell in CELLS],
+        records=RECORDS,
     output:
         table=LAYOUT.table,
         csv=report(

@@ -450,7 +450,7 @@ def _overview_grid(subjects: Sequence[SubjectView]) -> Grid:
         found = [answers.get(name) for name in questions]
         said = ["" if a is None else f"{a.value} ({a.interval})" if a.interval else a.value for a in found]
         rows.append([_word(subject.name), _word(subject.model), _word(subject.device), *map(_word, said)])
-    return Grid("overview", "Subjects side by side", columns, rows)
+    return Grid("overview", "The first screen's answers, with their 95 % intervals", columns, rows)
 
 
 def _dictionary_grid() -> Grid:
@@ -549,7 +549,7 @@ def _request_bar(runs: pd.DataFrame, tokens: int) -> Bar:
     values = {label: (colour, float(frame["value"].iloc[0])) for label, (colour, frame) in found.items() if len(frame)}
     whole = sum(value for _, value in values.values())
     parts = [
-        Part(label, _variable(COLOURS[colour]), value / whole, f"{duration(value)}, {percent(value / whole)}")
+        Part(label, _variable(COLOURS[colour]), value / whole, f"{duration(value)}, {percent(value / whole, 3)}")
         for label, (colour, value) in values.items()
     ]
     note = f"medians over {plural(runs['image_index'].nunique(), 'photograph')}, {duration(whole)} in all"

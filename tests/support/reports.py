@@ -1,0 +1,91 @@
+"""All that a report reads, laid out in a folder as the workflow does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vlmeter import analysis
+from vlmeter.claims import judge_all, write_claims
+from vlmeter.figures.registry import FIGURES, draw_or_explain
+from vlmeter.figures.style import save
+from vlmeter.physics import COLUMNS, beside, write_physics
+from vlmeter.report import FigureFiles, ReportInputs, Reproduction
+from vlmeter.table import write_table
+
+#: How many times as long as its floor everything takes in `physics_of`.
+PREFILL_TIMES, DECODE_TIMES = 4.0, 6.0
+
+STUDY: Mapping[str, Any] = {"study": "small", "subjects": {"fake": {"family": "molmo", "preset": "nano"}}}
+
+#: A figure that takes no time to draw.
+PLAIN_SVG = '<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 20"><!-- drawn --><rect \
+width="40" height="20" style="fill: #ffffff"/><rect width="9" height="9" style="fill: #0072B2"/></svg>'
+
+
+def physics_of(table: pd.DataFrame) -> pd.DataFrame:
+    """A physics table in which every prefill takes 4 times its floor, and decode 6 times."""
+    rows = table[(table["status"] == "ok") & table["median_ms"].notna() & (table["arm"] != "inputs")].copy()
+    rows = rows[rows["clock"].isin(["wall", "device", "busy"]) & (rows["phase"] != "first_call")]
+    decode = rows["phase"] == "decode"
+    rows["floor_ms"] = rows["median_ms"] / decode.map({True: DECODE_TIMES, False: PREFILL_TIMES})
+    rows["floor_fraction"] = rows["floor_ms"] / rows["median_ms"]
+    rows["bound"] = decode.map({True: "traffic", False: "arithmetic"})
+    given = {"flops": 1e9, "weight_bytes": 1e6, "cache_bytes": 1e3, "mfu_fraction": 0.25, "mbu_fraction": 0.125}
+    return rows.assign(**given)[[name for name, _, _ in COLUMNS]]
+
+
+def inputs_of(
+    folder: Path,
+    table: pd.DataFrame,
+    *,
+    study: Mapping[str, Any] = STUDY,
+    environment: Mapping[str, Any] | None = None,
+    physics: pd.DataFrame | None = None,
+    draw: bool = False,
+    captions: Mapping[str, str] | None = None,
+) -> ReportInputs:
+    """Write what a report reads; without `draw` every figure is the same small picture, with a caption of its own."""
+    paths = {name: folder / name for name in ("table.parquet", "table.csv", "claims.json", "physics.parquet")}
+    write_table(table, paths["table.parquet"], paths["table.csv"])
+    write_claims(paths["claims.json"], {name: judge_all(table, name, physics=physics) for name in study["subjects"]})
+    environments = folder / "environments.json"
+    if environment is not None:
+        found = {name: [{"cells": 3, "environment": environment}] for name in study["subjects"]}
+        environments.write_text(json.dumps(found), encoding="utf-8")
+    if physics is not None:
+        write_physics(physics, paths["physics.parquet"])
+    with_floors = table if physics is None else beside(table, physics)
+    return ReportInputs(
+        study=study,
+        table=paths["table.parquet"],
+        claims=paths["claims.json"],
+        figures={
+            subject: _figures(folder / "figures" / subject, with_floors if draw else None, subject, captions or {})
+            for subject in study["subjects"]
+        },
+        reproduction=Reproduction("snakemake --configfile study.yaml", "requirements.lock", "ab" * 32),
+        environments=environments if environment is not None else None,
+        physics=paths["physics.parquet"] if physics is not None else None,
+    )
+
+
+def _figures(
+    folder: Path, table: pd.DataFrame | None, subject: str, captions: Mapping[str, str]
+) -> dict[str, FigureFiles]:
+    """Every figure of a subject, drawn from the table if there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {name: FigureFiles(folder / f"{name}.svg", folder / f"{name}.txt") for name in FIGURES}
+    for name, files in figures.items():
+        caption = captions.get(name, f"What {name} shows.")
+        if table is None:
+            files.svg.write_text(PLAIN_SVG, encoding="utf-8")
+        else:
+            figure, caption = draw_or_explain(analysis.of_subject(table, subject), name)
+            save(figure, folder / name)
+        files.caption.write_text(f"{caption}\n", encoding="utf-8")
+    return figures

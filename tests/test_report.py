@@ -1,0 +1,422 @@
+"""The report says what the analysis says, needs nothing but itself, and says what is missing."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from tests.support.fakes import FakeRunner, out_of_memory
+from tests.support.html import Element, parse
+from tests.support.reports import DECODE_TIMES, PLAIN_SVG, PREFILL_TIMES, STUDY, inputs_of, physics_of
+from tests.support.tables import CpuLikeRunner, table_of
+from vlmeter import analysis
+from vlmeter.analysis import Unknown
+from vlmeter.claims import judge_all
+from vlmeter.errors import UserError
+from vlmeter.figures import style
+from vlmeter.figures.registry import FIGURES, get_figure
+from vlmeter.report import DARK_COLOURS, PAGE, SERIES, follow_the_reader, render, write
+from vlmeter.table import COLUMNS
+from vlmeter.wording import with_interval
+
+ENVIRONMENT = {"device_model": "fake device", "device_memory_bytes": 2**31, "driver": None, "versions": {"torch": "2"}}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    runner = FakeRunner(noise_fraction=0.01, launch_ms={"vision_encoder": 4.0})
+    return table_of(tmp_path_factory.mktemp("records"), runner=runner)
+
+
+@pytest.fixture(scope="module")
+def page(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Element:
+    folder = tmp_path_factory.mktemp("report")
+    return parse(render(inputs_of(folder, table, environment=ENVIRONMENT, physics=physics_of(table))))
+
+
+def page_of(folder: Path, table: pd.DataFrame, **options: Any) -> Element:
+    return parse(render(inputs_of(folder, table, **options)))
+
+
+def unpacked(page: Element, name: str) -> str:
+    (packed,) = page.find("script", id=name).children
+    assert isinstance(packed, str)
+    return gzip.decompress(base64.b64decode(packed)).decode()
+
+
+# What it says
+
+
+def test_the_first_screen_gives_the_analysis_answers_with_their_intervals(page: Element, table: pd.DataFrame) -> None:
+    headlines = analysis.headlines(table)
+    assert len(headlines) == 4
+    for headline in headlines:
+        assert not isinstance(headline.answer, Unknown)
+        value, _, interval = with_interval(headline.answer, "ms").partition(" (")
+        unit = value.split()[1]
+        card = page.find("li", data_answer=headline.name)
+        assert card.find("p", class_="value").text == value
+        assert card.find("p", class_="interval").text == f"95 % interval: {interval.removesuffix(')')} {unit}"
+
+
+def test_the_first_screen_gives_the_distance_to_the_roofline(page: Element) -> None:
+    values = {
+        name: page.find("li", data_answer=f"limit_{name}").find("p", class_="value").text.split()
+        for name in ("prefill", "decode")
+    }
+    assert float(values["prefill"][0]) == PREFILL_TIMES
+    assert float(values["decode"][0]) == DECODE_TIMES
+
+
+def test_shares_fill_their_bars(page: Element, table: pd.DataFrame) -> None:
+    bars = page.find_all("div", class_="share")
+    titles = [bar.find("h3").text for bar in bars]
+    assert ["prefill" in titles[0], "8 output" in titles[1], "64 output" in titles[2]] == [True] * 3
+    grown = [[float(match) for match in re.findall(r"flex-grow:([\d.]+)", _styles(bar))] for bar in bars]
+    shares = analysis.phase_shares(analysis.vision_cells(table))
+    assert grown[0] == pytest.approx((100 * shares["median_fraction"]).tolist(), abs=1e-3)
+    assert [sum(parts) for parts in grown[1:]] == pytest.approx([100, 100], abs=0.01)
+
+
+def _styles(element: Element) -> str:
+    return " ".join(each.attributes.get("style", "") for each in element)
+
+
+def test_random_weights_are_said_plainly_and_real_ones_by_name(table: pd.DataFrame, tmp_path: Path) -> None:
+    random = page_of(tmp_path, table)
+    assert "Random weights." in random.find("p", class_="banner").text
+    real = {**STUDY, "subjects": {"fake": {"family": "molmo", "weights": "allenai/Molmo-7B-D-0924"}}}
+    page = page_of(tmp_path, table, study=real)
+    assert not page.find_all("p", class_="banner")
+    assert "allenai/Molmo-7B-D-0924" in page.find("p", class_="what").text
+
+
+def test_every_figure_has_its_caption_beneath_it_and_as_its_alternative_text(page: Element) -> None:
+    for name in FIGURES:
+        figure = page.find("figure", id=f"fake-{name}")
+        assert f"What {name} shows." in figure.find("img").attributes["alt"]
+        assert f"What {name} shows." in figure.find("figcaption").text
+        assert get_figure(name).TITLE in figure.find("figcaption").text
+
+
+def test_every_section_of_a_figure_is_a_section_of_the_page(page: Element) -> None:
+    for name in FIGURES:
+        assert page.find("section", id=get_figure(name).SECTION).find("figure", id=f"fake-{name}")
+
+
+def test_claims_stand_there_with_verdict_words_and_numbers(page: Element, table: pd.DataFrame) -> None:
+    claims = judge_all(table, "fake", physics=physics_of(table))
+    shown = page.find("ul", class_="claims")
+    items = [item for item in shown.children if isinstance(item, Element)]
+    assert len(items) == len(claims)
+    for item, claim in zip(items, claims, strict=True):
+        assert item.find("span", class_="badge").text == claim.verdict
+        assert claim.statement.split() == item.find_all("p")[0].text.split()
+        assert [evidence.name for evidence in claim.evidence if evidence.name not in item.text] == []
+
+
+def test_cells_are_listed_with_the_analysis_numbers(page: Element, table: pd.DataFrame) -> None:
+    cells, runs = analysis.vision_cells(table), analysis.decode(table)
+    rows = page.find("div", data_grid="vision-fake").find("tbody").find_all("tr")
+    assert len(rows) == len(cells)
+    for row, (_, cell) in zip(rows, cells.iterrows(), strict=True):
+        fields = [field.text for field in row.find_all("td")]
+        assert fields[4] == with_interval(analysis.estimate_in(cell, "plain_wall"), "ms")
+        assert int(fields[1]) == cell["crops"]
+    rows = page.find("div", data_grid="output-fake").find("tbody").find_all("tr")
+    said = [row.find_all("td")[8].text for row in rows]
+    assert said == [with_interval(analysis.estimate_in(run, "decode"), "ms") for _, run in runs.iterrows()]
+
+
+def test_answers_are_the_datasets_and_labelled_so(page: Element) -> None:
+    photographs = page.find("div", data_grid="photographs-fake")
+    assert "the dataset's answers" in photographs.find("thead").text
+    assert "a cup" in photographs.find("tbody").text
+    assert "none of them is the model's" in page.find("section", id="output").text
+
+
+def test_the_data_dictionary_is_the_tables_schema(page: Element) -> None:
+    rows = page.find("div", data_grid="dictionary").find("tbody").find_all("tr")
+    shown = [[field.text for field in row.find_all("td")] for row in rows]
+    assert shown == [
+        [column.name, column.dtype, column.unit, " ".join(column.description.split())] for column in COLUMNS
+    ]
+
+
+def test_environment_and_command_are_told(page: Element) -> None:
+    text = page.find("section", id="reproduce").text
+    for fact in ("2.00 GiB", "versions: torch 2", "snakemake --configfile study.yaml", "requirements.lock", "ab" * 32):
+        assert fact in text
+    assert "driver" not in text, "what is not known is left out"
+
+
+def test_the_table_inside_the_page_is_the_table(page: Element, table: pd.DataFrame) -> None:
+    found = json.loads(unpacked(page, "table-data"))
+    assert list(found["columns"]) == [column.name for column in COLUMNS if column.dtype != "list"]
+    kept = pd.Series(found["columns"]["median_ms"], dtype="float64")
+    pd.testing.assert_series_equal(kept, table["median_ms"], check_names=False, check_exact=True)
+    floors = pd.Series(found["floors_ms"], dtype="float64")
+    assert floors.notna().sum() == len(physics_of(table))
+    decode = (table["phase"] == "decode").to_numpy()
+    assert (kept[decode] / floors[decode]).tolist() == pytest.approx([DECODE_TIMES] * decode.sum())
+
+
+def test_what_the_chart_offers_is_in_the_table(page: Element, table: pd.DataFrame) -> None:
+    for experiment, series in SERIES.items():
+        rows = table[table["experiment"] == experiment]
+        found = set(zip(rows["arm"], rows["phase"], rows["clock"], strict=True))
+        assert [label for label, _, arm, phase, clock, _ in series if (arm, phase, clock) not in found] == []
+    assert json.loads("".join(map(str, page.find("script", id="series").children))).keys() == SERIES.keys()
+
+
+# What it is made of
+
+
+def test_nothing_is_loaded_from_anywhere(page: Element) -> None:
+    for element in page:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            address = element.attributes.get(name, "#")
+            assert address.startswith(("#", "data:image/svg+xml,")), f"{element.tag} {name} {address[:60]}"
+    assert not page.find_all("link")
+    assert not [match for style in page.find_all("style") for match in re.findall(r"url\(|@import", str(style))]
+    policy = page.find("meta", http_equiv="Content-Security-Policy").attributes["content"]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+
+
+def test_links_lead_somewhere_and_names_are_unique(page: Element) -> None:
+    names = [element.attributes["id"] for element in page if "id" in element.attributes]
+    assert len(names) == len(set(names))
+    links = {element.attributes["href"].removeprefix("#") for element in page.find_all("a")}
+    assert links - set(names) == set()
+
+
+def test_a_screen_reader_finds_its_way(page: Element) -> None:
+    assert page.find("html").attributes["lang"] == "en"
+    assert [len(page.find_all(tag)) for tag in ("h1", "header", "nav", "main", "footer")] == [1] * 5
+    first_link = page.find("body").find_all("a")[0]
+    assert first_link.attributes == {"class": "skip", "href": "#main"}
+    levels = [int(element.tag[1]) for element in page if re.fullmatch(r"h[1-6]", element.tag)]
+    assert [later for earlier, later in pairwise(levels) if later > earlier + 1] == [], "no level is left out"
+    for region in page.find_all("div", role="region"):
+        assert region.attributes["aria-label"]
+        assert region.attributes["tabindex"] == "0", "what scrolls can be reached by keyboard"
+    inside_labels = {
+        id(field) for label in page.find_all("label") for field in label if field.tag in ("input", "select")
+    }
+    assert {id(field) for field in page if field.tag in ("input", "select")} == inside_labels
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_text_is_readable_on_its_ground_in_light_and_in_dark() -> None:
+    """WCAG 2.2, level AA: 4.5 for text, 3 for the colours of a figure."""
+    schemes = re.findall(r":root \{(.*?)\}", (PAGE / "report.css").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6});", scheme))
+        for text in ("text", "soft", "link"):
+            assert contrast(colours[text], colours["ground"]) >= 4.5, text
+            assert contrast(colours[text], colours["panel"]) >= 4.5, text
+        for kind in ("good", "bad", "open"):
+            assert contrast(colours[kind], colours[f"{kind}-ground"]) >= 4.5, kind
+            assert contrast(colours["text"], colours[f"{kind}-ground"]) >= 4.5, kind
+    ground = DARK_COLOURS["#ffffff"]
+    for light in {colour.lower() for colour in style.COLOURS.values()}:
+        assert contrast(DARK_COLOURS[light], ground) >= 4.5, light
+
+
+def test_figures_follow_light_and_dark_and_keep_their_own_colours_otherwise() -> None:
+    following = follow_the_reader(PLAIN_SVG)
+    ElementTree.fromstring(following)
+    assert "fill: var(--cffffff,#ffffff)" in following
+    assert "fill: var(--c0072b2,#0072b2)" in following
+    assert "--c0072b2:" + DARK_COLOURS["#0072b2"] in following
+    back = re.sub(r"<style>.*?</style>", "", re.sub(r"var\(--c\w+,(#\w+)\)", r"\1", following))
+    assert back.lower() == PLAIN_SVG.lower()
+
+
+def test_a_figure_survives_being_packed(page: Element) -> None:
+    source = page.find("figure", id="fake-two_methods").find("img").attributes["src"]
+    svg = ElementTree.fromstring(unquote(source.partition(",")[2]))
+    assert [child.tag.rpartition("}")[2] for child in svg] == ["style", "rect", "rect"]
+
+
+def test_the_same_inputs_give_the_same_page(table: pd.DataFrame, tmp_path: Path) -> None:
+    inputs = inputs_of(tmp_path, table)
+    assert render(inputs) == render(inputs)
+    write(inputs, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(inputs)
+
+
+def test_the_page_stays_small(table: pd.DataFrame, tmp_path: Path) -> None:
+    """Without figures: 2 MB, nearly all of it the packed plotly.js."""
+    assert len(render(inputs_of(tmp_path, table))) < 2.5e6
+
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'too' {{ 7 * 7 }}"
+
+
+def test_html_in_questions_names_answers_and_captions_is_shown_as_text(table: pd.DataFrame, tmp_path: Path) -> None:
+    hostile = table.copy()
+    photographs = hostile["question"].notna()
+    for column in ("question", "image_id", "question_id"):
+        hostile.loc[photographs, column] = HOSTILE
+    hostile.loc[photographs, "answers"] = json.dumps([HOSTILE])
+    hostile["device_model"] = hostile["commit"] = hostile["disturbances"] = HOSTILE
+    study = {"study": HOSTILE, "subjects": {"fake": {"family": "molmo", "weights": HOSTILE}}}
+    inputs = inputs_of(
+        tmp_path,
+        hostile,
+        study=study,
+        environment={"platform": HOSTILE, HOSTILE: 1},
+        captions={"two_methods": HOSTILE, "three_clocks": f"Not drawn: {HOSTILE}"},
+    )
+    claims = json.loads(inputs.claims.read_bytes())
+    for claim in claims["fake"]:
+        claim["statement"] = claim["claim"] = claim["evidence"] = HOSTILE
+        claim["evidence"] = [{"name": HOSTILE, "value": 1.0, "low": None, "high": None, "unit": HOSTILE}]
+    inputs.claims.write_text(json.dumps(claims), encoding="utf-8")
+    page = parse(render(replace(inputs, reproduction=replace(inputs.reproduction, command=HOSTILE, lock=HOSTILE))))
+
+    ours = {"table-data", "plotly-source", "series", ""}
+    assert {script.attributes.get("id", "") for script in page.find_all("script")} == ours
+    assert len(page.find_all("script")) == len(ours)
+    assert [element.tag for element in page for name in element.attributes if name.startswith("on")] == []
+    assert all(image.attributes["src"].startswith("data:") for image in page.find_all("img"))
+    as_text = " ".join(HOSTILE.split())
+    for where in ("output", "claims", "reproduce", "vision"):
+        assert as_text in page.find("section", id=where).text, where
+    assert as_text in page.find("figure", id="fake-two_methods").find("img").attributes["alt"]
+
+
+# What is missing
+
+
+def missing_in(page: Element) -> str:
+    return page.find("div", class_="missing").text
+
+
+def test_a_study_without_one_experiment_says_so(tmp_path: Path) -> None:
+    vision = page_of(tmp_path / "a", table_of(tmp_path / "1", output=None))
+    assert "nothing is said about output tokens" in missing_in(vision)
+    assert "not known" in vision.find("li", data_answer="per_output_token").text
+    assert "not known" in vision.find("li", data_answer="first_token").text
+    output = page_of(tmp_path / "b", table_of(tmp_path / "2", vision=None))
+    assert "No cell of the vision-token experiment" in missing_in(output)
+    assert "not known" in output.find("li", data_answer="per_crop").text
+
+
+def test_a_study_of_one_cell_is_a_page(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "records", runner=CpuLikeRunner(), vision={"tilings": ["2x2"]}, output=None)
+    page = page_of(tmp_path, table, draw=True)
+    assert "need 4 cells at least" in page.find("li", data_answer="per_crop").text
+    assert len(page.find("div", data_grid="vision-fake").find("tbody").find_all("tr")) == 1
+    absent = page.find("section", id="vision").find("details", class_="absent").text
+    assert "Prefill = a crops + b tokens + c" in absent
+    assert not page.find_all("figure", id="fake-two_factors")
+
+
+def test_cells_out_of_memory_are_listed_with_their_reason(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "records", runner=FakeRunner(fail={"vision": out_of_memory}))
+    page = page_of(tmp_path, table)
+    rows = page.find("div", data_grid="left-out-fake").find("tbody").find_all("tr")
+    lost = analysis.left_out(table)
+    assert len(rows) == len(lost) > 0
+    assert "out of device memory" in rows[0].text
+    assert str(lost["reason"].iloc[0]) in rows[0].text
+    assert f"{len(lost)} cells could not be measured" in missing_in(page)
+
+
+def test_a_table_of_failed_cells_alone_is_a_page_that_trusts_nothing(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "records", runner=FakeRunner(fail={"vision": out_of_memory}), output=None)
+    page = page_of(tmp_path, table)
+    assert "Do not rely on these numbers." in page.find("section", class_="answers").text
+    assert "no cell was measured" in page.find("section", id="session").text
+
+
+def test_a_subject_that_was_never_measured_is_named(table: pd.DataFrame, tmp_path: Path) -> None:
+    both = {**STUDY["subjects"], "other": {"family": "molmo"}}
+    page = page_of(tmp_path, table, study={**STUDY, "subjects": both})
+    answers = page.find("section", class_="answers", data_subject="other").text
+    assert "device not known" in answers
+    assert "No cell of the vision-token experiment" in answers
+    assert [option.text for option in page.find("select", id="subject").find_all("option")] == [
+        "all 2",
+        "fake",
+        "other",
+    ]
+    side_by_side = page.find("div", data_grid="overview").find("tbody").find_all("tr")
+    assert [row.find_all("td")[0].text for row in side_by_side] == ["fake", "other"]
+
+
+def test_numbers_that_are_not_there_are_left_empty(table: pd.DataFrame, tmp_path: Path) -> None:
+    gaps = table.copy()
+    numbers = ["median_ms", "low_ms", "high_ms"]
+    gaps.loc[gaps["arm"] == "busy", numbers] = float("nan")
+    page = page_of(tmp_path, gaps, physics=physics_of(gaps))
+    assert "nan" not in page.find("main").text.lower().split()
+    json.loads(unpacked(page, "table-data"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_a_cost_that_may_be_nothing_is_not_stated_as_one(tmp_path: Path) -> None:
+    """Crops that cost nothing, under noise: the interval holds 0, and the card says what that means."""
+    runner = FakeRunner(noise_fraction=0.2, per_crop_ms={}, per_token_ms={"llm_blocks": 0.02, "decode_step": 0.001})
+    table = table_of(tmp_path / "records", runner=runner, output=None)
+    headline = analysis.headlines(table)[0]
+    assert not isinstance(headline.answer, Unknown)
+    assert headline.answer.contains(0)
+    card = page_of(tmp_path, table).find("li", data_answer="per_crop")
+    assert "the interval holds 0" in card.find("p", class_="note").text
+
+
+def test_flagged_cells_carry_their_flags(table: pd.DataFrame, tmp_path: Path) -> None:
+    flagged = table.copy()
+    first = flagged["cell_id"] == analysis.vision_cells(table)["cell_id"].iloc[0]
+    flagged.loc[first, "drifted"] = True
+    flagged.loc[first, "disturbed_samples"] = 2
+    page = page_of(tmp_path, flagged)
+    rows = page.find("div", data_grid="vision-fake").find("tbody").find_all("tr")
+    assert rows[0].find_all("td")[-1].text == "sentinel drifted; 2 of 9 rounds disturbed"
+    assert rows[1].find_all("td")[-1].text == ""
+    assert "the sentinel had drifted around 1 of" in page.find("section", class_="answers").text
+
+
+def test_without_limits_environment_and_figures_the_page_says_that_they_are_missing(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    inputs = inputs_of(tmp_path, table)
+    page = parse(render(replace(inputs, figures={})))
+    assert "limits were not measured" in missing_in(page)
+    assert "Not known." in page.find("section", id="reproduce").text
+    assert not page.find_all("figure")
+    assert "this figure was not made" in page.find("section", id="vision").text
+
+
+@pytest.mark.parametrize("name", ["claims", "environments", "physics", "table"])
+def test_a_file_that_cannot_be_read_is_named(table: pd.DataFrame, tmp_path: Path, name: str) -> None:
+    inputs = inputs_of(tmp_path, table, environment=ENVIRONMENT, physics=physics_of(table))
+    path: Path = getattr(inputs, name)
+    path.write_text("no such thing", encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(path.name)):
+        render(inputs)

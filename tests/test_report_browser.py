@@ -1,0 +1,315 @@
+"""The report in a real browser with the network cut: it is quiet, everything shows, what can be done works."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.support.browser import WIDTHS_PX, chromium, opened, outside
+from tests.support.fakes import FakeRunner
+from tests.support.reports import inputs_of, physics_of
+from tests.support.tables import table_of
+from vlmeter import analysis
+from vlmeter.figures.registry import FIGURES
+from vlmeter.report import DARK_COLOURS, write
+from vlmeter.table import COLUMNS
+
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+
+#: What a report with every figure may weigh; mail servers take ten.
+LARGEST_BYTES = 8e6
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    runner = FakeRunner(noise_fraction=0.01, launch_ms={"vision_encoder": 4.0})
+    return table_of(tmp_path_factory.mktemp("records"), runner=runner)
+
+
+@pytest.fixture(scope="module")
+def report(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with every figure drawn."""
+    folder = tmp_path_factory.mktemp("report")
+    environment = {"device_model": "fake device", "versions": {"torch": "2"}}
+    inputs = inputs_of(folder, table, draw=True, environment=environment, physics=physics_of(table))
+    write(inputs, folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture
+def page(browser: Browser, report: Path) -> Iterator[Page]:
+    with opened(browser, report) as (page, witness):
+        yield page
+        assert witness.complaints == []
+        assert outside(witness, report) == []
+
+
+def chart(page: Page) -> Any:
+    """Wait for the chart, and return what it shows."""
+    page.locator("#explore").scroll_into_view_if_needed()
+    expect(page.locator("#chart .main-svg").first).to_be_visible(timeout=20_000)
+    return page.evaluate("({data: chart.data, layout: chart.layout})")
+
+
+def downloaded(page: Page, button: str) -> tuple[str, str]:
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return download.value.suggested_filename, Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def read_csv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width_px", WIDTHS_PX)
+def test_the_page_fits_is_quiet_and_asks_for_nothing(
+    browser: Browser, report: Path, width_px: int, scheme: str
+) -> None:
+    with opened(browser, report, width_px=width_px, color_scheme=scheme) as (page, witness):
+        chart(page)
+        assert page.evaluate("document.documentElement.scrollWidth") == width_px, "nothing sticks out to the right"
+        assert witness.complaints == []
+        assert outside(witness, report) == []
+
+
+def test_nothing_can_be_fetched_even_with_a_network(browser: Browser, report: Path) -> None:
+    with opened(browser, report) as (page, witness):
+        page.context.set_offline(False)
+        refused = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'fetched', (error) => error.message)")
+        assert refused == "Failed to fetch"
+        assert any("Content Security Policy" in complaint for complaint in witness.complaints)
+
+
+def test_the_report_can_be_sent_by_mail(report: Path) -> None:
+    assert report.stat().st_size < LARGEST_BYTES
+
+
+def test_every_figure_shows(page: Page) -> None:
+    assert page.locator("figure").count() == len(FIGURES)
+    for name in FIGURES:
+        image = page.locator(f"#fake-{name} img")
+        image.scroll_into_view_if_needed()
+        expect(image).to_be_visible()
+        assert image.evaluate("image => image.complete && image.naturalWidth > 100"), name
+        assert image.bounding_box()["width"] > 600, f"{name} is large enough to read"  # type: ignore[index]
+
+
+def test_the_answers_are_on_the_first_screen(page: Page) -> None:
+    cards = page.locator(".card")
+    assert cards.count() == 6
+    for place in range(6):
+        box = cards.nth(place).bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= 900
+    expect(page.locator(".answers .trust")).to_be_in_viewport()
+    expect(page.locator(".answers .banner")).to_be_in_viewport()
+    expect(page.locator(".shares")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_have_the_ground_of_the_page(browser: Browser, report: Path, scheme: str) -> None:
+    with opened(browser, report, color_scheme=scheme) as (page, _):
+        colour = page.locator("#fake-two_methods img").evaluate(
+            """image => {
+                const canvas = document.createElement("canvas");
+                const pen = canvas.getContext("2d");
+                pen.drawImage(image, 0, 0);
+                return [...pen.getImageData(2, 2, 1, 1).data].slice(0, 3);
+            }"""
+        )
+    wanted = "#ffffff" if scheme == "light" else DARK_COLOURS["#ffffff"]
+    assert "#" + "".join(f"{part:02x}" for part in colour) == wanted
+
+
+def test_scales_switch_between_linear_and_logarithmic(page: Page) -> None:
+    assert [chart(page)["layout"][f"{axis}axis"]["type"] for axis in "xy"] == ["linear", "linear"]
+    page.locator("#controls [name=y][value=log]").check()
+    page.locator("#controls [name=x][value=log]").check()
+    assert [chart(page)["layout"][f"{axis}axis"]["type"] for axis in "xy"] == ["log", "log"]
+
+
+def test_the_chart_draws_the_tables_medians_and_intervals(page: Page, table: pd.DataFrame) -> None:
+    drawn = {trace["name"]: trace for trace in chart(page)["data"]}
+    rows = table[(table["experiment"] == "vision_tokens") & (table["arm"] == "plain")]
+    rows = rows[(rows["phase"] == "total") & (rows["clock"] == "wall")].sort_values("vision_tokens", kind="stable")
+    trace = drawn["whole prefill, as a user waits"]
+    assert trace["x"] == rows["vision_tokens"].tolist()
+    assert trace["y"] == rows["median_ms"].tolist()
+    upper = [value + length for value, length in zip(trace["y"], trace["error_y"]["array"], strict=True)]
+    assert upper == pytest.approx(rows["high_ms"].tolist())
+
+
+def test_phases_experiments_and_axes_can_be_chosen(page: Page) -> None:
+    assert [trace["name"] for trace in chart(page)["data"]] == [
+        "whole prefill, as a user waits",
+        "vision encoder",
+        "LLM blocks",
+    ]
+    page.get_by_label("projector").check()
+    page.get_by_label("LLM blocks").uncheck()
+    names = [trace["name"] for trace in chart(page)["data"]]
+    assert names == ["whole prefill, as a user waits", "vision encoder", "projector"]
+    page.get_by_label("show the floor").check()
+    assert [trace["name"] for trace in chart(page)["data"]][1] == "floor of whole prefill, as a user waits"
+    page.get_by_label("Horizontal axis").select_option("crops")
+    assert chart(page)["layout"]["xaxis"]["title"]["text"] == "crops"
+    page.get_by_label("Experiment").select_option("output_tokens")
+    shown = chart(page)
+    assert shown["layout"]["xaxis"]["title"]["text"] == "output tokens"
+    assert shown["data"][0]["name"] == "decode, all steps"
+    assert set(shown["data"][0]["x"]) == {8, 16, 32, 64}
+
+
+def test_a_point_tells_its_number_with_interval_counts_and_samples(page: Page) -> None:
+    chart(page)
+    page.evaluate("Plotly.Fx.hover('chart', [{curveNumber: 0, pointNumber: 2}])")
+    told = page.locator("#chart .hoverlayer").text_content() or ""
+    for part in ("whole prefill, as a user waits", " ms (", " to ", "crops", "vision tokens", "tiling", "9 samples"):
+        assert part in told
+
+
+def test_a_table_sorts_both_ways_by_number(page: Page, table: pd.DataFrame) -> None:
+    grid = page.locator("[data-grid=vision-fake]")
+    heading = grid.get_by_role("button", name="whole prefill")
+    medians = analysis.vision_cells(table)["plain_wall_ms"]
+
+    def shown() -> list[float]:
+        return grid.locator("tbody tr td:nth-child(5)").evaluate_all("cells => cells.map(c => Number(c.dataset.key))")
+
+    heading.click()
+    assert shown() == sorted(medians)
+    assert grid.locator("th[aria-sort=ascending]").count() == 1
+    heading.press("Enter")
+    assert shown() == sorted(medians, reverse=True)
+    assert grid.locator("th[aria-sort=descending]").inner_text().startswith("whole prefill")
+
+
+def test_a_table_filters_by_words_and_gives_what_it_shows(page: Page) -> None:
+    grid = page.locator("[data-grid=output-fake]")
+    grid.get_by_label("Filter").fill("1003 by itself")
+    expect(grid.locator("output")).to_have_text("4 of 24 rows")
+    assert grid.locator("tbody tr:visible").count() == 4
+    name, text = downloaded(page, "[data-grid=output-fake] [data-csv]")
+    assert name == "output-fake.csv"
+    rows = read_csv(text)
+    assert [row["photograph"] for row in rows] == ["1003"] * 4
+    assert [row["output tokens"] for row in rows] == ["8", "16", "32", "64"]
+
+
+def test_the_table_downloads_as_csv_and_as_json(page: Page, table: pd.DataFrame) -> None:
+    names = [column.name for column in COLUMNS if column.dtype != "list"]
+    name, text = downloaded(page, "#table-csv")
+    rows = read_csv(text)
+    assert name == "table.csv"
+    assert list(rows[0]) == names
+    assert [float(row["median_ms"]) for row in rows] == table["median_ms"].tolist()
+    assert [row["question"] for row in rows] == table["question"].fillna("").tolist()
+    name, text = downloaded(page, "#table-json")
+    assert name == "table.json"
+    assert [row["median_ms"] for row in json.loads(text)] == table["median_ms"].tolist()
+
+
+def test_a_figure_downloads_as_it_was_drawn(page: Page, report: Path) -> None:
+    name, text = downloaded(page, "#fake-decode_log [data-svg]")
+    assert name == "fake-decode_log.svg"
+    assert "var(" not in text
+    assert "prefers-color-scheme" not in text
+    drawn = ElementTree.parse(report.parent / "figures" / "fake" / "decode_log.svg").getroot()
+    count = sum(1 for element in drawn.iter() if element.tag.endswith(("}path", "}use", "}g")))
+    found = ElementTree.fromstring(text)
+    assert sum(1 for element in found.iter() if element.tag.endswith(("}path", "}use", "}g"))) == count
+
+
+def test_the_chart_downloads_as_a_vector_picture(page: Page) -> None:
+    chart(page)
+    name, text = downloaded(page, "#chart-svg")
+    assert name == "chart.svg"
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_claims_can_be_looked_at_by_verdict(page: Page) -> None:
+    claims = page.locator("ul.claims > li")
+    every = claims.count()
+    page.locator("[data-verdicts] [data-verdict=holds]").click()
+    visible = page.locator("ul.claims > li:visible")
+    assert 0 < visible.count() < every
+    assert visible.count() == page.locator("ul.claims > li[data-verdict=holds]").count()
+    page.locator("[data-verdicts] [data-verdict='']").click()
+    assert page.locator("ul.claims > li:visible").count() == every
+
+
+def test_evidence_leads_to_the_figure_behind_it(page: Page) -> None:
+    item = page.locator("ul.claims > li").filter(has=page.locator("a[href='#fake-two_methods']")).first
+    item.get_by_text("Evidence").click()
+    item.locator("a[href='#fake-two_methods']").click()
+    expect(page.locator("#fake-two_methods img")).to_be_in_viewport()
+
+
+def test_the_keyboard_reaches_the_answers_first(page: Page) -> None:
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    expect(page.locator(".skip")).to_be_in_viewport()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+
+
+def test_on_paper_everything_is_unfolded_and_nothing_to_click_is_left(page: Page) -> None:
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator("details:not([open])").count() == 0
+    for selector in ("nav", "#explore", "[data-svg]", ".tools"):
+        assert page.locator(f"{selector}:visible").count() == 0, selector
+    assert page.locator("figure img:visible").count() == len(FIGURES)
+    assert page.locator(".scroll").first.evaluate("part => getComputedStyle(part).overflowY") == "visible"
+
+
+def test_without_scripts_numbers_figures_and_tables_are_there(browser: Browser, report: Path) -> None:
+    with opened(browser, report, java_script_enabled=False) as (page, _):
+        expect(page.locator(".card").first).to_be_visible()
+        expect(page.get_by_text("a browser that runs scripts")).to_be_visible()
+        assert page.locator("figure img:visible").count() == len(FIGURES)
+        assert page.locator("[data-grid=vision-fake] tbody tr:visible").count() > 0
+        assert page.locator("button:visible").count() == 0, "no button that does nothing"
+
+
+def test_one_of_several_subjects_can_be_looked_at_alone(browser: Browser, table: pd.DataFrame, tmp_path: Path) -> None:
+    second = table.assign(subject="other")
+    study = {"study": "two", "subjects": {name: {"family": "molmo", "preset": "nano"} for name in ("fake", "other")}}
+    both = pd.concat([table, second], ignore_index=True)
+    write(inputs_of(tmp_path, both, study=study), tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as (page, witness):
+        assert page.locator("section.answers[data-subject]:visible").count() == 2
+        page.locator("#subject").select_option("other")
+        assert page.locator("[data-subject=fake]:visible").count() == 0
+        assert page.locator("[data-subject=other]:visible").count() > 3
+        chart(page)
+        page.locator("#controls [name=subject]").select_option("other")
+        assert chart(page)["data"][0]["y"]
+        assert witness.complaints == []
+
+
+def test_a_page_with_nothing_measured_says_so_instead_of_a_chart(
+    browser: Browser, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    empty = table.assign(status="oom", arm=pd.NA, phase=pd.NA, clock=pd.NA, median_ms=float("nan"))
+    write(inputs_of(tmp_path, empty.drop_duplicates("cell_id")), tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as (page, witness):
+        page.locator("#explore").scroll_into_view_if_needed()
+        expect(page.locator("#chart")).to_contain_text("Nothing was measured")
+        assert witness.complaints == []
