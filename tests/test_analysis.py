@@ -434,3 +434,15 @@ def test_steps_that_wait_for_the_host_are_launch_bound_and_others_are_not(tmp_pa
     assert (slow.bound, quick.bound) == ("launch-bound", "device-bound")
     assert slow.step.value == pytest.approx(9.0, rel=0.01)
     assert slow.busy.value < 4.5
+
+
+def test_costs_are_told_in_wall_time_unless_the_host_sets_the_pace_somewhere(tmp_path: Path) -> None:
+    quick = analysis.vision_cells(table_of(tmp_path / "quick", output=None))
+    runner = FakeRunner(launch_ms={"vision_encoder": 15.0})
+    slow = analysis.vision_cells(table_of(tmp_path / "slow", runner=runner, output=None))
+    assert analysis.cost_clock(quick).quantity == "plain_wall"
+    clock = analysis.cost_clock(slow)
+    assert clock.quantity == "busy_prefill"
+    assert only(analysis.two_factor(slow, clock.quantity))["crop"].value == pytest.approx(2.5)
+    unknown = slow.assign(busy_prefill_ms=float("nan"))
+    assert analysis.cost_clock(unknown).quantity == "plain_wall"

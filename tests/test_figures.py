@@ -144,7 +144,8 @@ def test_clocks_are_not_drawn_where_there_is_no_busy_time(tmp_path: Path) -> Non
 
 
 def test_residuals_are_what_the_two_factor_fit_leaves(table: pd.DataFrame) -> None:
-    fit = analysis.two_factor(analysis.vision_cells(table))
+    cells = analysis.vision_cells(table)
+    fit = analysis.two_factor(cells, analysis.cost_clock(cells).quantity)
     assert not isinstance(fit, analysis.Unknown)
     axes = axes_of(table, "two_factors")
     offsets = np.asarray(axes[1].collections[-1].get_offsets())

@@ -326,6 +326,34 @@ def pooled(cells: pd.DataFrame, quantity: str, unit: str = "_ms") -> Estimate | 
 # Vision tokens: laws
 
 
+@dataclass(frozen=True)
+class CostClock:
+    """The time in which costs of crops and tokens are told: a quantity of `vision_cells`, its name, and why."""
+
+    quantity: str
+    name: str
+    why: str
+
+
+def cost_clock(cells: pd.DataFrame) -> CostClock:
+    """Choose the clock on which crops and tokens have a cost.
+
+    Wall time, as long as the device sets the pace. Where the host does in some cells, a plane through all wall times
+    mixes two regimes and its slopes belong to neither: then the time for which the device is busy, if it is known.
+    """
+    timed = cells[cells["plain_wall_ms"].notna()]
+    launch_bound = int((timed["bound"] == "launch-bound").sum())
+    if launch_bound and timed["busy_prefill_ms"].notna().all():
+        why = f"{launch_bound} of {len(timed)} cells are launch-bound: there the host sets what a user waits"
+        return CostClock("busy_prefill", "device busy time", why)
+    why = (
+        ""
+        if not launch_bound
+        else f"{launch_bound} of {len(timed)} cells are launch-bound, so it mixes host and device"
+    )
+    return CostClock("plain_wall", "wall time", why)
+
+
 def two_factor(cells: pd.DataFrame, quantity: str = "plain_wall") -> Fit | Unknown:
     """Fit `quantity = crop * crops + token * prompt_tokens + constant` over `vision_cells`, in milliseconds.
 
@@ -810,11 +838,10 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
     """What one more crop, 1,000 more tokens, one more output token cost; and the time to first token."""
     rows = of_subject(table, subject)
     cells, runs = vision_cells(rows), decode(rows)
-    fit, law = two_factor(cells), decode_law(runs)
-    launch_bound = int((cells["bound"] == "launch-bound").sum())
-    note = "of prefill wall time, crops and tokens told apart by the two-factor fit"
-    if launch_bound:
-        note += f"; {launch_bound} of {len(cells)} cells are launch-bound, so it mixes host and device"
+    clock = cost_clock(cells)
+    fit, law = two_factor(cells, clock.quantity), decode_law(runs)
+    note = f"of {clock.name} of a prefill, crops and tokens told apart by the two-factor fit"
+    note += f"; {clock.why}" if clock.why else ""
 
     def of_fit(name: str, factor: float) -> Estimate | Unknown:
         return fit if isinstance(fit, Unknown) else scaled(fit[name], factor)

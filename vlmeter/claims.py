@@ -316,7 +316,8 @@ def launch_bound_below(data: Data) -> Finding:
 
 def crops_and_tokens_cost_apart(data: Data) -> Finding:
     """Crops and tokens are two factors, and each has its cost."""
-    fit = analysis.two_factor(data.cells)
+    clock = analysis.cost_clock(data.cells)
+    fit = analysis.two_factor(data.cells, clock.quantity)
     if isinstance(fit, Unknown):
         return _unknown(fit.reason)
     crop, token = fit["crop"], analysis.scaled(fit["token"], 1000)
@@ -324,11 +325,11 @@ def crops_and_tokens_cost_apart(data: Data) -> Finding:
     said = f"one more crop {with_interval(crop, 'ms')}, 1,000 more prompt tokens {with_interval(token, 'ms')}"
     lows = (_ends(crop)[0], _ends(token)[0])
     if min(lows) > 0:
-        return Finding("holds", f"Both cost time of their own: {said} of wall time.", evidence)
+        return Finding("holds", f"Both cost time of their own: {said} of {clock.name}.", evidence)
     if max(_ends(crop)[1], _ends(token)[1]) <= 0:
-        return Finding("does not hold", f"Neither is seen to cost time: {said}.", evidence)
+        return Finding("does not hold", f"Neither is seen to cost time: {said} of {clock.name}.", evidence)
     which = "crops" if lows[0] <= 0 else "tokens"
-    return Finding("cannot tell", f"That {which} cost time of their own is not seen: {said} of wall time.", evidence)
+    return Finding("cannot tell", f"That {which} cost time of their own is not seen: {said} of {clock.name}.", evidence)
 
 
 def hook_overhead_within_bound(data: Data) -> Finding:
@@ -587,8 +588,8 @@ def decode_launch_bound(data: Data) -> Finding:
         Evidence.of("step over busy time", found.wall_over_busy, "times"),
     )
     times = (
-        f"a step takes {with_interval(found.step, 'ms')}, of which the device is busy for {with_interval(found.busy, 'ms')} "
-        "(replayed as a CUDA graph)"
+        f"a step takes {with_interval(found.step, 'ms')}, of which the device is busy for "
+        f"{with_interval(found.busy, 'ms')} (replayed as a CUDA graph)"
     )
     if found.bound == "launch-bound":
         return Finding("holds", f"Decode is launch-bound: {times}; the rest it waits for the host.", evidence)

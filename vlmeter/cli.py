@@ -197,7 +197,9 @@ def status(study_file: StudyFile, form: Format = "table", results: Results = Pat
 @app.command()
 def forget(
     study_file: StudyFile,
-    patterns: Annotated[list[str], typer.Argument(help="cells, such as 'vision-*'; all for every one", metavar="CELL...")],
+    patterns: Annotated[
+        list[str], typer.Argument(help="cells, such as 'vision-*'; all for every one", metavar="CELL...")
+    ],
     results: Results = Path("results"),
 ) -> None:
     """Delete the records of cells, so that the next run measures them again on purpose."""
@@ -261,7 +263,7 @@ def verify(
     from vlmeter.textual import rows_as
 
     if family != "molmo":
-        raise UserError(f"--family: {family!r} runs on transformers' own code, there is no port to verify; legal: molmo")
+        raise UserError(f"--family: {family!r} has no port of its own that could be verified; legal: molmo")
     from vlmeter.molmo1.verify import verify as verify_cases
 
     results = verify_cases(checkpoint, cases, tolerance=tolerance)

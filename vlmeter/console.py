@@ -50,7 +50,10 @@ def session_progress(title: str) -> Iterator[Callable[[Progress], None]]:
         from rich.progress import Progress as Bar
 
         with Bar(
-            TextColumn("{task.fields[title]}"), BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True)
+            TextColumn("{task.fields[title]}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            console=Console(stderr=True),
         ) as bar:
             task = bar.add_task("loading the model", total=None, title=title)
 

@@ -145,9 +145,9 @@ class NvmlMonitor:
         disturbances += [text for name, text in THROTTLE_REASONS.items() if reasons & getattr(nvml, name, 0)]
         sm_clock_mhz = self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
         highest_mhz = self._ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)
-        if reasons & getattr(nvml, POWER_CAP, 0) and sm_clock_mhz and highest_mhz:
-            if sm_clock_mhz < (1 - CAPPED_CLOCK_FRACTION) * highest_mhz:
-                disturbances.append("power cap")
+        capped = bool(reasons & getattr(nvml, POWER_CAP, 0)) and sm_clock_mhz is not None and highest_mhz is not None
+        if capped and sm_clock_mhz < (1 - CAPPED_CLOCK_FRACTION) * highest_mhz:
+            disturbances.append("power cap")
         processes = self._ask("nvmlDeviceGetComputeRunningProcesses") or []
         # In a container the process ids are another name space's: then our own is not among them, and one is ours.
         own = os.getpid()

@@ -132,7 +132,8 @@ QUANTITY_COLUMNS = _columns(
         "string",
         "what was timed: total; a phase of the inputs or the prefill; decode (all steps); decode_step (each"
         " step, by context); inter_token (all steps of all rounds); first_call (first use of the shape, in"
-        " output-token cells with 8 output tokens); of arm busy: prefill, vision, decode_step (one, right behind the prompt)",
+        " output-token cells with 8 output tokens); of arm busy: prefill, vision,"
+        " decode_step (one, right behind the prompt)",
     ),
     ("clock", "string", "wall (as a user waits), device (between marks), launch (host hands over), busy"),
     ("source", "string", "measured, or derived from the first steps of a longer run"),

@@ -39,7 +39,7 @@ A100 = ceilings_of(copy_bytes_per_s=2.039e12, matrix_flops_per_s=312e12, device_
 
 
 def with_floors(table: pd.DataFrame) -> pd.DataFrame:
-    """Set work of declared size beside a table of fake cells: a tenth of a millisecond of arithmetic per phase and crop."""
+    """Set work of declared size beside a table of fake cells: 0.1 ms of arithmetic per phase and crop."""
     limits = ceilings_of(copy_bytes_per_s=1e12, matrix_flops_per_s=1e12)
     works = {}
     for subject, rows in table.groupby("subject"):

@@ -20,27 +20,31 @@ SECTION = "vision"
 
 def needs(table: pd.DataFrame) -> str | None:
     """Cells in which crops and tokens vary independently."""
-    fit = analysis.two_factor(analysis.vision_cells(table))
+    cells = analysis.vision_cells(table)
+    fit = analysis.two_factor(cells, analysis.cost_clock(cells).quantity)
     return fit.reason if isinstance(fit, analysis.Unknown) else None
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw measured over fitted wall time, and below it residuals over prompt tokens, coloured by crops."""
-    cells = analysis.vision_cells(table).dropna(subset=["plain_wall_ms"])
-    fit = analysis.two_factor(cells)
+    """Draw measured over fitted time, and below it residuals over prompt tokens, coloured by crops."""
+    cells = analysis.vision_cells(table)
+    clock = analysis.cost_clock(cells)
+    measured, low, high = (f"{clock.quantity}{part}_ms" for part in ("", "_low", "_high"))
+    cells = cells.dropna(subset=[measured])
+    fit = analysis.two_factor(cells, clock.quantity)
     assert not isinstance(fit, analysis.Unknown)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=6.0, ratios=(3, 2), share_x=False)
         crops = cells["crops"].to_numpy(dtype=np.float64)
         look: dict[str, Any] = {"c": crops, "cmap": "viridis", "s": 22, "zorder": 3, "linewidths": 0}
-        ends = [float(min(fit.fitted.min(), cells["plain_wall_ms"].min())), float(fit.fitted.max())]
+        ends = [float(min(fit.fitted.min(), cells[measured].min())), float(fit.fitted.max())]
         upper.plot(ends, ends, color=style.MUTED, linewidth=1)
-        reach = style.bars(cells["plain_wall_ms"], cells["plain_wall_low_ms"], cells["plain_wall_high_ms"])
+        reach = style.bars(cells[measured], cells[low], cells[high])
         grey: dict[str, Any] = {"fmt": "none", "ecolor": style.MUTED, "elinewidth": 0.8}
-        upper.errorbar(fit.fitted, cells["plain_wall_ms"], yerr=reach, **grey)
-        dots = upper.scatter(fit.fitted, cells["plain_wall_ms"], **look)
-        upper.set_xlabel("fitted wall time (ms)")
-        upper.set_ylabel("measured wall time (ms)")
+        upper.errorbar(fit.fitted, cells[measured], yerr=reach, **grey)
+        dots = upper.scatter(fit.fitted, cells[measured], **look)
+        upper.set_xlabel(f"fitted {clock.name} (ms)")
+        upper.set_ylabel(f"measured {clock.name} (ms)")
         lines = [
             f"a = {with_interval(fit['crop'], 'ms')} per crop",
             f"b = {with_interval(analysis.scaled(fit['token'], 1000), 'ms')} per 1,000 tokens",
@@ -64,18 +68,14 @@ def draw(table: pd.DataFrame) -> Figure:
 def caption(table: pd.DataFrame) -> str:
     """Give both costs, and whether the plane is a good description."""
     cells = analysis.vision_cells(table)
-    fit = analysis.two_factor(cells)
+    clock = analysis.cost_clock(cells)
+    fit = analysis.two_factor(cells, clock.quantity)
     assert not isinstance(fit, analysis.Unknown)
     text = (
         f"With crops and tokens varied independently over {fit.count} cells, one more crop costs "
         f"{with_interval(fit['crop'], 'ms')} and 1,000 more prompt tokens cost "
-        f"{with_interval(analysis.scaled(fit['token'], 1000), 'ms')}; {with_interval(fit['constant'], 'ms')} do not "
-        f"depend on either. The cell that is farthest from the plane is {percent(fit.largest_residual_fraction)} away."
+        f"{with_interval(analysis.scaled(fit['token'], 1000), 'ms')} of {clock.name}; "
+        f"{with_interval(fit['constant'], 'ms')} do not depend on either. The cell that is farthest from the plane is "
+        f"{percent(fit.largest_residual_fraction)} away."
     )
-    launch = int((cells["bound"] == "launch-bound").sum())
-    if launch:
-        text += (
-            f" {launch} of {len(cells)} cells are launch-bound: in them the host sets the pace, and the costs are not "
-            "the device's alone."
-        )
-    return text
+    return f"{text} {clock.why}." if clock.why else text
