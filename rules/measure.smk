@@ -1,4 +1,4 @@
-# In: images, and the study. Out: one record per cell.
+# In: images, and the study. Out: one record per cell, and a seal on each subject's records.
 #
 # One job is one session: it loads a subject once and measures those of its cells whose record is missing or stale, so
 # records are `update()` outputs. `digest` changes with anything that can make a cell stale - the cells, the protocol, the
@@ -7,6 +7,9 @@
 # Snakemake knows what its own runs were given; it sees no record that is damaged, or that somebody put there. Where one
 # does not hold, a further output is asked for, which is never there, and which is removed when the run has ended. Jobs on
 # other machines are told by the environment, since they find the records as they are by then.
+#
+# Whatever reads records depends on the seal, whose content changes with any of them: for every single file that is asked
+# for, Snakemake tries every output that there is, which for ten thousand records would take minutes.
 
 if workflow.is_main_process:
     os.environ["VLMETER_STALE"] = json.dumps(stale_digests(LAYOUT, STATES))
@@ -33,6 +36,7 @@ for subject_name in SUBJECTS:
             dataset=[LAYOUT.dataset] if looks_at_photographs else [],
         output:
             records=update([LAYOUT.record(cell) for cell in subject_cells]),
+            seal=LAYOUT.seal(subject_name),
             stale=[STALE_MARKS[subject_name]] if subject_name in STALE_MARKS else [],
         log:
             LAYOUT.log(f"measure-{subject_name}"),
@@ -50,8 +54,3 @@ for subject_name in SUBJECTS:
             f"Measuring {subject_name}: {states_in_words(STATES, subject_name)}"
         script:
             "../scripts/measure.py"
-
-
-# Taken from the rules, and not made of paths once more: Snakemake then knows the rule of each, and need not try every
-# output of every rule for every record, which takes minutes for ten thousand of them.
-RECORDS = [getattr(rules, f"measure_{subject_name}").output.records for subject_name in SUBJECTS]

@@ -7,7 +7,7 @@ SUMMARISING = [f"vlmeter.{name}" for name in ("analysis", "physics", "stats", "u
 
 rule tabulate:
     input:
-        records=RECORDS,
+        seals=[LAYOUT.seal(subject) for subject in SUBJECTS],
     output:
         table=LAYOUT.table,
         csv=report(
@@ -22,6 +22,7 @@ rule tabulate:
     conda:
         "../envs/present.yaml"
     params:
+        cells=[f"{cell.subject}/{cell.cell_id}" for cell in CELLS],
         code=module_digest("vlmeter.table"),
     message:
         f"Gathering {len(CELLS)} records into one table"

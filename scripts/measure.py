@@ -5,15 +5,16 @@ from pathlib import Path
 from vlmeter.config import parse_study
 from vlmeter.console import job, session_progress
 from vlmeter.layout import Layout
+from vlmeter.plan import build_plan
 from vlmeter.supervise import supervise
+from vlmeter.work import seal_records
 
 with job(snakemake.log[0]) as tell:
     study = parse_study(snakemake.config, source="the study")
-    subject = snakemake.params.subject
+    subject, layout = snakemake.params.subject, Layout(study.study)
     with session_progress(subject) as progress:
-        summary = supervise(
-            study, subject, Layout(study.study), tell=tell, progress=progress, log_file=Path(snakemake.log[0])
-        )
+        summary = supervise(study, subject, layout, tell=tell, progress=progress, log_file=Path(snakemake.log[0]))
+    seal_records(layout, subject, build_plan(study))
     for mark in snakemake.output.get("stale", []):
         Path(mark).touch()
     tell(f"{subject}: {summary.sentence()}")

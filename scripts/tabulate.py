@@ -3,13 +3,17 @@
 import json
 from pathlib import Path
 
+from vlmeter.config import parse_study
 from vlmeter.console import job
 from vlmeter.files import write_atomically
+from vlmeter.layout import Layout
+from vlmeter.plan import build_plan
 from vlmeter.record import gather_environments
 from vlmeter.table import build_table, write_table
 
 with job(snakemake.log[0]):
-    records = [Path(record) for record in snakemake.input.records]
+    study = parse_study(snakemake.config, source="the study")
+    records = [Layout(study.study).record(cell) for cell in build_plan(study)]
     write_table(build_table(records), Path(snakemake.output.table), Path(snakemake.output.csv))
     environments = json.dumps(gather_environments(records), indent=1)
     write_atomically(Path(snakemake.output.environments), f"{environments}\n".encode())

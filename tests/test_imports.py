@@ -55,6 +55,7 @@ ORDER = (
     "vlmeter.backends.*",
     "vlmeter.fingerprint",
     "vlmeter.device",
+    "vlmeter.budget",
     "vlmeter.monitor",
     "vlmeter.measure",
     "vlmeter.record",
@@ -77,6 +78,8 @@ ORDER = (
     "vlmeter.report",
     # everything put together, and shown
     "vlmeter.work",
+    "vlmeter.worker",
+    "vlmeter.supervise",
     "vlmeter.console",
     "vlmeter.cli",
 )

@@ -11,7 +11,7 @@ from tests.support.browser import chromium, opened, outside
 from tests.support.workflow import Workflow, fake_study
 from vlmeter.figures.registry import FIGURES
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.slow, pytest.mark.xdist_group("reported")]
 
 #: Underscores are markup to RST.
 STUDY = "a_study_"

@@ -48,6 +48,10 @@ class Layout:
         """Lock that a run of the study holds."""
         return self.root / ".lock"
 
+    def seal(self, subject: str) -> Path:
+        """Digest of all records of a subject, written when its session has ended well."""
+        return self.root / "cells" / f"{subject}.sha256"
+
     @property
     def stale_marks(self) -> Path:
         """Folder of the files that are asked for when records do not hold, though they are there."""

@@ -134,7 +134,6 @@ class LookBusy(Protocol):
         ...
 
 
-
 class _Arms:
     """The arms of one cell, bound to a runner; holds the prompt that they share."""
 

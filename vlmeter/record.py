@@ -183,8 +183,8 @@ def read_record(path: Path) -> Record:
     version = data.get("record_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version != RECORD_VERSION:
         raise OtherVersion(
-            f"record {path} has record_version {version}, and this vlmeter reads {RECORD_VERSION}; records of two versions "
-            "are never mixed: give its subject another name to keep it, or `vlmeter forget` it to measure it again"
+            f"record {path} has record_version {version}, and this vlmeter reads {RECORD_VERSION}; records of two "
+            "versions are never mixed: give its subject another name to keep it, or `vlmeter forget` it to measure it"
         )
     if version != RECORD_VERSION:
         raise UserError(

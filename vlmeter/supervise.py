@@ -134,7 +134,7 @@ class _Supervisor:
                 hung_in_a_row = 1 if process.finished else hung_in_a_row + 1
                 reason = self._give_up(ended.cell_id)
                 if hung_in_a_row >= MAX_HUNG_IN_A_ROW:
-                    raise SessionStopped(f"{reason}, as was the one before, so the device seems to hang; {self._kept()}")
+                    raise SessionStopped(f"{reason}, as was the one before: the device seems to hang; {self._kept()}")
                 self.tell(f"{reason}; the session goes on without it, in a new process")
                 continue
             what = ended.message if isinstance(ended, Ended) else f"its process died ({ended.how})"
@@ -164,7 +164,9 @@ class _Supervisor:
         if ended.how == "failed":
             raise SessionFailed(ended.message, summary)
         if ended.how == "bug":
-            raise SessionStopped(f"the session of {self.subject} stopped on an error: {ended.message}; what was finished is kept")
+            raise SessionStopped(
+                f"the session of {self.subject} stopped on an error: {ended.message}; what was finished is kept"
+            )
         return summary
 
 
@@ -199,7 +201,7 @@ class _Process:
             except (EOFError, ConnectionError):
                 code = process.wait()
                 if code > 0:  # its interpreter did not come to the point where it reports
-                    raise SessionStopped(f"the session of {of.subject} could not be started (exit code {code})") from None
+                    raise SessionStopped(f"the session of {of.subject} could not start (exit code {code})") from None
                 return _Died(signal.Signals(-code).name if code else "exit code 0")
 
     def _listen(self, pipe: Connection, owner: int | None) -> Ended | _Hung:

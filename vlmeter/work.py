@@ -10,6 +10,7 @@ from vlmeter.config import Study
 from vlmeter.errors import UserError
 from vlmeter.families.base import ImageOptions
 from vlmeter.families.registry import get_family
+from vlmeter.files import write_atomically
 from vlmeter.fingerprint import fingerprint
 from vlmeter.layout import Layout
 from vlmeter.plan import Cell, DatasetItem, DummyImage, build_plan
@@ -19,6 +20,7 @@ from vlmeter.store import State, state_of
 if TYPE_CHECKING:
     from vlmeter.dataset import Manifest
     from vlmeter.physics import SubjectWork
+
 
 def fetch_dataset(study: Study, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> Manifest:
     """Fetch the study's photographs; every one must have a size that every subject's model can take."""
@@ -167,9 +169,7 @@ def expected_plan(study: Study, layout: Layout) -> tuple[Cell, ...]:
     return build_plan(study, dataset=dataset_items(manifest))
 
 
-def cell_states(
-    study: Study, layout: Layout, cells: Sequence[Cell] | None = None
-) -> list[tuple[Cell, State]]:
+def cell_states(study: Study, layout: Layout, cells: Sequence[Cell] | None = None) -> list[tuple[Cell, State]]:
     """Compare every cell's record with what it would be now; photographs are compared once they have been fetched.
 
     `cells` is the study's plan, for those who have it.
@@ -210,6 +210,30 @@ def stale_digests(layout: Layout, states: Sequence[tuple[Cell, State]]) -> dict[
     return {subject: hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8] for subject, lines in found.items()}
 
 
+#: So many missing cells of a subject are asked for by name.
+NAMED_MISSING = 20
+
+
+def some_missing(states: Sequence[tuple[Cell, State]]) -> list[Cell]:
+    """List the first missing cells of each subject, which are enough to start its session."""
+    missing: dict[str, list[Cell]] = {}
+    for cell, state in states:
+        if state.state == "missing":
+            missing.setdefault(cell.subject, []).append(cell)
+    return [cell for cells in missing.values() for cell in cells[:NAMED_MISSING]]
+
+
+def seal_records(layout: Layout, subject: str, cells: Sequence[Cell]) -> None:
+    """Write a digest of a subject's records, for what is made of them: it changes if any of them does."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    own = [cell for cell in cells if cell.subject == subject]
+    for cell in own:
+        digest.update(layout.record(cell).read_bytes())
+    write_atomically(layout.seal(subject), f"{digest.hexdigest()}  {len(own)} records of {subject}\n".encode())
+
+
 def states_in_words(states: Sequence[tuple[Cell, State]], subject: str) -> str:
     """Say how many cells of a subject are to be measured, and why."""
     own = [state for cell, state in states if cell.subject == subject]
@@ -233,8 +257,8 @@ def take_run_lock(layout: Layout) -> int:
         raise UserError(f"the results cannot be written: {error}") from None
     if descriptor is None:
         raise UserError(
-            f"study {layout.study} is being run by {holder(layout.lock)}; wait until that run has ended, or end it, and "
-            "start this one again: nothing has been changed"
+            f"study {layout.study} is being run by {holder(layout.lock)}; wait until that run has ended, or end it, "
+            "and start this one again: nothing has been changed"
         )
     return descriptor
 
@@ -243,9 +267,13 @@ def closing_words(layout: Layout, cells: Sequence[Cell]) -> str:
     """Say how all cells of a study fared, at the end of a run."""
     from vlmeter.record import read_record
 
-    counted = {"measured": 0, "out of memory": 0, "flagged as drifted": 0}
+    counted = {"measured": 0, "out of memory": 0, "flagged as drifted": 0, "missing": 0}
     for cell in cells:
-        record = read_record(layout.record(cell))
+        path = layout.record(cell)
+        if not path.exists():
+            counted["missing"] += 1
+            continue
+        record = read_record(path)
         counted["measured"] += record.status == "ok"
         counted["out of memory"] += record.status == "oom"
         counted["flagged as drifted"] += record.drift is not None and record.drift.drifted

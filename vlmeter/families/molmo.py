@@ -130,9 +130,7 @@ class MolmoFamily:
         if spec.weights == "random":
             architecture = _preset_of(spec)
             if device == "meta":
-                model = empty_model(
-                    architecture, device=device, dtype=dtype, attn_implementation=spec.attention
-                )
+                model = empty_model(architecture, device=device, dtype=dtype, attn_implementation=spec.attention)
                 return LoadedMolmo(model=model, tokenizer=make_tokenizer(architecture))
             model = build_random(
                 architecture, device=device, dtype=dtype, seed=spec.seed, attn_implementation=spec.attention
@@ -141,9 +139,7 @@ class MolmoFamily:
         checkpoint = open_checkpoint(spec.weights, revision=spec.revision)
         tokenizer = load_tokenizer(checkpoint.folder, checkpoint.architecture)
         if device == "meta":
-            model = empty_model(
-                checkpoint.architecture, device=device, dtype=dtype, attn_implementation=spec.attention
-            )
+            model = empty_model(checkpoint.architecture, device=device, dtype=dtype, attn_implementation=spec.attention)
         else:
             model = load_model(checkpoint, device=device, dtype=dtype, attn_implementation=spec.attention)
         return LoadedMolmo(model=model, tokenizer=tokenizer)

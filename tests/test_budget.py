@@ -1,0 +1,78 @@
+"""What a session asks of a cluster, estimated from the plan: never too little, and no more than is sensible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.imports import ROOT
+from tests.support.studies import study_of
+from vlmeter.budget import cell_seconds, host_memory_mb, session_minutes, session_threads, weight_bytes
+from vlmeter.config import Study, load_study
+from vlmeter.plan import build_plan
+
+
+def big(**subject: Any) -> Study:
+    own = {"family": "molmo", "preset": "7b-d", "dtype": "bfloat16", "device": "cuda", **subject}
+    return study_of(subjects={"big": own})
+
+
+def test_a_cell_is_expected_to_take_its_cap_and_a_last_round_that_begins_just_before_it() -> None:
+    study = study_of()
+    vision = next(cell for cell in build_plan(study) if cell.experiment == "vision_tokens")
+    assert cell_seconds(vision) == pytest.approx(20 + 2 * 0.15 + 10)
+    long = next(cell for cell in build_plan(study) if cell.output_tokens == 16)
+    assert cell_seconds(long) == pytest.approx(20 + 2 * 16 * 0.15 + 10)
+
+
+def test_more_cells_longer_generations_and_larger_weights_take_longer() -> None:
+    study = big()
+    cells = build_plan(study)
+    assert session_minutes(study, "big", cells[:2]) < session_minutes(study, "big", cells)
+    longer = [cell.model_copy(update={"output_tokens": 4096}) for cell in cells]
+    assert session_minutes(study, "big", longer) > session_minutes(study, "big", cells)
+    assert session_minutes(study_of(subjects={"big": {**SMALL}}), "big", cells) < session_minutes(study, "big", cells)
+
+
+SMALL = {"family": "molmo", "preset": "nano", "device": "cuda"}
+
+
+def test_the_committed_full_size_study_fits_into_a_working_day() -> None:
+    study = load_study(Path(ROOT) / "studies" / "molmo-7b-d.yaml")
+    for subject in study.subjects:
+        cells = [cell for cell in build_plan(study) if cell.subject == subject]
+        assert 30 < session_minutes(study, subject, cells) < 16 * 60
+
+
+def test_weights_made_on_the_device_take_no_memory_of_the_host() -> None:
+    study = big()
+    assert weight_bytes(study, "big") == 2 * 8_021_025_280
+    assert host_memory_mb(study, "big", build_plan(study)) == 6443
+
+
+def test_a_model_on_the_processor_lies_in_the_hosts_memory() -> None:
+    study = big(device="cpu")
+    assert host_memory_mb(study, "big", build_plan(study)) > 6443 + 16_000
+
+
+def test_a_checkpoint_passes_through_the_hosts_memory_and_its_size_is_guessed_before_it_is_read() -> None:
+    study = big(weights="allenai/Molmo-7B-D-0924", preset=None)
+    assert host_memory_mb(study, "big", build_plan(study)) == pytest.approx(6443 + 20_000, rel=0.01)
+
+
+def test_a_rehearsal_asks_for_little() -> None:
+    study = big(backend="fake")
+    cells = build_plan(study)
+    assert (session_minutes(study, "big", cells), host_memory_mb(study, "big", cells)) == (10, 1000)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cores", "gpus", "threads"),
+    [(True, 16, 1, 16), (True, 16, 4, 4), (True, 2, 4, 1), (True, 16, 0, 16), (False, 16, 4, 16), (False, 1, 1, 1)],
+)
+def test_sessions_share_out_all_cores_so_that_nothing_else_runs_beside_them(
+    gpu: bool, cores: int, gpus: int, threads: int
+) -> None:
+    assert session_threads(gpu=gpu, cores=cores, gpus=gpus) == threads

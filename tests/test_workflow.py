@@ -1,0 +1,313 @@
+"""The workflow, run as a user runs it: what is measured again and what is not, and what a person is told."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.sessions import wait_until, wait_until_gone, workers_of
+from tests.support.workflow import Workflow, fake_study
+from vlmeter.figures.registry import FIGURES
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """A study on the fake backend that has been measured and gathered into a table."""
+    workflow = Workflow(tmp_path_factory.mktemp("finished") / "copy", fake_study())
+    ran = workflow.measure()
+    assert ran.code == 0, ran.said
+    return workflow
+
+
+@pytest.fixture
+def workflow(finished: Workflow, tmp_path: Path) -> Workflow:
+    """A copy of the finished study, with the times of its files."""
+    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True)
+    copy = object.__new__(Workflow)
+    copy.folder = tmp_path / "copy"
+    copy.write(finished.content)
+    return copy
+
+
+def measured_again(workflow: Workflow, before: dict[str, str]) -> set[str]:
+    """Cells whose session is another one than before."""
+    return {name for name, session in workflow.sessions().items() if before.get(name) != session}
+
+
+# --- what is measured again -------------------------------------------------------------------------
+
+
+def test_a_second_run_has_nothing_to_do(workflow: Workflow) -> None:
+    before = workflow.sessions()
+    assert workflow.measure().nothing_to_do
+    assert workflow.sessions() == before
+    assert set(workflow.states().values()) == {"fresh"}
+
+
+def test_a_deleted_cell_is_measured_again_and_no_other(workflow: Workflow) -> None:
+    before = workflow.sessions()
+    workflow.layout.record(workflow.cells[2]).unlink()
+    ran = workflow.measure()
+    assert ran.code == 0
+    assert measured_again(workflow, before) == {"one/vision-tiling-2x2"}
+    assert "vlmeter: one: 1 measured, 7 fresh, 0 restored" in ran.said
+    assert workflow.measure().nothing_to_do
+
+
+def test_another_output_length_measures_the_new_cells_and_no_other(workflow: Workflow) -> None:
+    before = workflow.sessions()
+    experiments = fake_study()["experiments"]
+    experiments["output_tokens"]["output_tokens"] = [4, 8, 16]
+    workflow.write(fake_study(experiments=experiments))
+    ran = workflow.measure()
+    assert "Measuring one: 2 of 10 cells (2 missing)" in ran.said
+    assert measured_again(workflow, before) == {"one/output-image0-n16", "one/output-image1-n16"}
+
+
+def edit(workflow: Workflow, module: str) -> None:
+    with (workflow.folder / "vlmeter" / module).open("a") as file:
+        file.write("\n# edited\n")
+
+
+def test_an_edit_of_a_figures_code_measures_nothing_again(workflow: Workflow) -> None:
+    edit(workflow, "figures/style.py")
+    edit(workflow, "report.py")
+    assert workflow.measure().nothing_to_do
+    assert set(workflow.states().values()) == {"fresh"}
+
+
+def test_an_edit_of_measuring_code_measures_everything_again(workflow: Workflow) -> None:
+    before = workflow.sessions()
+    edit(workflow, "clock.py")
+    assert {(row["state"], row["reason"]) for row in workflow.status()} == {("stale", "code")}
+    ran = workflow.measure()
+    assert "Measuring one: 8 of 8 cells (8 stale: code)" in ran.said
+    assert measured_again(workflow, before) == set(before)
+    assert workflow.measure().nothing_to_do
+
+
+def test_an_edit_of_the_table_makes_the_table_again_and_measures_nothing(workflow: Workflow) -> None:
+    before = workflow.sessions()
+    edit(workflow, "table.py")
+    ran = workflow.measure()
+    assert "into one table" in ran.said
+    assert "Measuring" not in ran.said
+    assert workflow.sessions() == before
+
+
+def test_forgotten_cells_are_measured_again_on_purpose(workflow: Workflow) -> None:
+    before = workflow.sessions()
+    assert "4 cells chosen, 4 records deleted" in workflow.vlmeter("forget", "study.yaml", "output-*").said
+    workflow.measure()
+    assert measured_again(workflow, before) == {name for name in before if "output" in name}
+
+
+def test_status_and_snakemake_agree_on_records_that_do_not_hold(workflow: Workflow) -> None:
+    """Snakemake's own eyes see files that are there, newer than their inputs."""
+    before = workflow.sessions()
+    paths = [workflow.layout.record(cell) for cell in workflow.cells[:4]]
+    texts = [path.read_text() for path in paths]
+    paths[0].write_text(texts[0][: len(texts[0]) // 2])
+    paths[1].write_text("")
+    paths[2].write_text(texts[2].replace('"protocol":"', '"protocol":"0'))
+    paths[3].write_text(texts[3].replace('"series":', '"serious":'))
+    stale = {f"one/{cell.cell_id}" for cell in workflow.cells[:4]}
+    assert {name for name, state in workflow.states().items() if state == "stale"} == stale
+    assert "Measuring one: 4 of 8 cells (4 stale: protocol, unreadable)" in workflow.run("-n").said
+    assert workflow.run("--until", "measure_one").code == 0
+    assert set(workflow.states().values()) == {"fresh"}
+    assert {name for name, session in workflow.sessions().items() if before[name] != session} == stale
+    assert workflow.measure().code == 0
+    assert workflow.measure().nothing_to_do
+    assert not workflow.layout.stale_marks.exists()
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "sentence"),
+    [
+        (
+            '"device_identity":"fake device"',
+            '"device_identity":"other"',
+            "was measured on other, and this is fake device",
+        ),
+        ('"record_version":1', '"record_version":0', "has record_version 0, and this vlmeter reads 1"),
+    ],
+)
+def test_records_of_another_device_or_version_are_refused_with_the_choice(
+    was: str, now: str, sentence: str, workflow: Workflow
+) -> None:
+    path = workflow.layout.record(workflow.cells[0])
+    path.write_text(path.read_text().replace(was, now))
+    workflow.layout.record(workflow.cells[1]).unlink()
+    old = path.read_text()
+    ran = workflow.measure()
+    assert ran.code != 0
+    (line,) = ran.lines("vlmeter: record")
+    assert sentence in line
+    assert "another name" in line
+    assert "`vlmeter forget`" in line
+    assert path.read_text() == old
+
+
+# --- what a person is told --------------------------------------------------------------------------
+
+
+def test_a_bad_study_gets_one_sentence_and_nothing_is_written(tmp_path: Path) -> None:
+    workflow = Workflow(tmp_path / "copy", fake_study())
+    text = (workflow.folder / "study.yaml").read_text()
+    (workflow.folder / "study.yaml").write_text(text.replace("tilings:", "tillings:"))
+    ran = workflow.run()
+    assert ran.code != 0
+    (line,) = ran.lines("vlmeter: ")
+    assert "key experiments.vision_tokens.tillings is not known (did you mean tilings?)" in line
+    assert "Traceback" not in ran.said
+    assert not (workflow.folder / "results").exists()
+
+
+def test_a_failed_cell_is_named_with_the_place_of_the_log_and_the_others_are_kept(workflow: Workflow) -> None:
+    before = workflow.sessions()
+    for cell in workflow.cells[:2]:
+        workflow.layout.record(cell).unlink()
+    workflow.write({**workflow.content, "cell_time_limit_seconds": 1.0})
+    ran = workflow.measure(VLMETER_FAKE_FAULTS='[{"what": "hang", "image": "336x336"}]')
+    assert ran.code != 0
+    (line,) = ran.lines("vlmeter: 1 of 8 cells of one failed")
+    assert "cell vision-tiling-1x1 of one had not ended after 1 s" in line
+    assert line.endswith("the log is results/fake/logs/measure-one.log")
+    (closing,) = ran.lines("vlmeter: not finished")
+    assert "the same command goes on from here" in closing
+    again = workflow.measure()
+    assert "vlmeter: one: 1 measured, 6 fresh, 1 restored" in again.said
+    assert measured_again(workflow, before) == {"one/vision-tiling-1x1", "one/vision-tiling-1x2"}
+
+
+def test_the_workflow_passes_its_own_lint(tmp_path: Path) -> None:
+    ran = Workflow(tmp_path / "copy", fake_study()).run("--lint")
+    assert ran.code == 0
+    assert "Congratulations, your workflow is in a good condition!" in ran.said
+
+
+def test_the_workflow_can_be_watched_through_the_rich_logger(workflow: Workflow) -> None:
+    pytest.importorskip("snakemake_logger_plugin_rich")
+    workflow.layout.record(workflow.cells[0]).unlink()
+    ran = workflow.run("--until", "measure_one", "--logger", "rich")
+    assert ran.code == 0
+    assert "vlmeter: one: 1 measured, 7 fresh, 0 restored" in ran.said
+
+
+# --- killed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hanging(workflow: Workflow) -> Iterator[Callable[[], tuple[subprocess.Popen[str], list[psutil.Process]]]]:
+    """Starts a run that stops in the middle of its session, and gives it with all of its processes."""
+    families: list[list[psutil.Process]] = []
+
+    def start() -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+        for cell in workflow.cells[:4]:
+            workflow.layout.record(cell).unlink()
+        happened = workflow.folder / "happened"
+        fault = f'[{{"what": "hang", "call": 75, "once": "{happened}"}}]'
+        run = workflow.start("--until", "tabulate", VLMETER_FAKE_FAULTS=fault)
+        wait_until(lambda: happened.exists() or run.poll() is not None)
+        assert run.poll() is None
+        families.append([psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)])
+        return run, families[-1]
+
+    yield start
+    for process in (process for family in families for process in family):
+        with suppress(psutil.Error):
+            process.kill()
+
+
+@pytest.mark.parametrize("who", ["workflow", "session", "all", "ctrl-c"])
+def test_whoever_is_killed_a_plain_rerun_measures_the_rest(who: str, workflow: Workflow, hanging: Any) -> None:
+    before = workflow.sessions()
+    run, family = hanging()
+    if who == "ctrl-c":
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        sessions = [process.parent() for process in workers_of(run.pid)]
+        for process in {"workflow": [psutil.Process(run.pid)], "session": sessions, "all": family}[who]:
+            process.kill()
+    _, said = run.communicate(timeout=60)
+    wait_until_gone(family)
+    assert run.returncode != 0
+    assert "Traceback" not in said
+    ran = workflow.measure()
+    assert ran.code == 0, ran.said
+    assert set(workflow.states().values()) == {"fresh"}
+    again = {name: session for name, session in workflow.sessions().items() if name in measured_again(workflow, before)}
+    assert len(again) == 4, "what was finished long before is not touched"
+    assert len(set(again.values())) == 2, "what the killed session had finished is not measured again"
+
+
+def test_a_second_run_of_a_study_is_refused_while_the_first_goes_on(workflow: Workflow, hanging: Any) -> None:
+    run, family = hanging()
+    second = workflow.measure()
+    assert second.code != 0
+    (line,) = [line for line in second.said.splitlines() if line.startswith("study fake is being run by process")]
+    assert f"process {run.pid} of" in line
+    assert line.endswith("wait until that run has ended, or end it, and start this one again: nothing has been changed")
+    assert run.poll() is None
+    run.kill()
+    run.communicate()
+    wait_until_gone(family)
+    assert workflow.measure().code == 0
+
+
+# --- several devices --------------------------------------------------------------------------------
+
+
+def test_sessions_run_at_once_each_on_a_device_of_its_own(tmp_path: Path) -> None:
+    one = fake_study()["subjects"]["one"]
+    subjects = {"one": one, "two": {**one, "seed": 1}}
+    workflow = Workflow(
+        tmp_path / "copy", fake_study(subjects=subjects, sampling={"min_samples": 60, "max_samples": 60})
+    )
+    ran = workflow.run("--until", "tabulate", "--resources", "gpu=2", VLMETER_FAKE_DEVICES="2")
+    assert ran.code == 0, ran.said
+    told = sorted(line.partition(" runs on ")[2] for line in ran.lines("vlmeter: ") if " runs on " in line)
+    assert told == ["fake:0: fake device", "fake:1: fake device"], "the first of them was taken, so it was held"
+
+
+# --- from end to end --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_real_model_is_measured_from_the_study_to_the_report(tmp_path: Path) -> None:
+    study = {
+        "study": "tiny",
+        "subjects": {"nano": {"family": "molmo", "preset": "nano", "dtype": "float32", "device": "cpu"}},
+        "dataset": {"source": "embedded", "images": 1},
+        "experiments": {
+            "vision_tokens": {"tilings": ["1x1", "1x2", "2x2"]},
+            "output_tokens": {"output_tokens": [2, 4]},
+        },
+        "sampling": {"min_samples": 2, "max_samples": 2, "min_warmup": 1, "max_warmup": 1},
+    }
+    workflow = Workflow(tmp_path / "copy", study)
+    ran = workflow.run()
+    assert ran.code == 0, ran.said
+    (closing,) = ran.lines("vlmeter: 5 cells: 5 measured")
+    assert closing.endswith("the report is results/tiny/report.html")
+    layout = workflow.layout
+    assert "<html" in layout.report.read_text()[:500]
+    assert all(layout.figure("nano", name, "svg").exists() for name in FIGURES)
+    assert "Nothing to be done" in workflow.run().said
+    assert workflow.run("--report", "report.zip").code == 0
+    with zipfile.ZipFile(workflow.folder / "report.zip") as report:
+        names = report.namelist()
+    assert any(name.endswith("report.html") for name in names)
