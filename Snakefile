@@ -10,12 +10,11 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from vlmeter.budget import host_memory_mb, session_minutes, session_threads
-
 from vlmeter.config import parse_study
 from vlmeter.errors import UserError
 from vlmeter.figures.registry import FIGURES, WITH_PHYSICS
 from vlmeter.fingerprint import module_digest
-from vlmeter.layout import FIGURE_FORMATS, Layout
+from vlmeter.layout import Layout
 from vlmeter.plan import build_plan
 from vlmeter.supervise import OWNER_VARIABLE
 from vlmeter.work import (

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vlmeter.units import duration, interval, percent, significant, size
+from vlmeter.units import duration, percent, significant, size
 
 NAN = math.nan
 
@@ -38,16 +38,8 @@ def test_a_duration_is_shown_in_the_unit_that_suits(value_ms: float, text: str) 
     assert duration(value_ms) == text
 
 
-def test_both_ends_of_an_interval_have_the_same_decimals() -> None:
-    assert interval(9.987, 10.5) == "10.0 to 10.5"
-    assert interval(0.0123, 0.5) == "0.012 to 0.500"
-    assert interval(0, 0) == "0 to 0"
-
-
 def test_what_is_not_a_number_is_shown_without_a_unit() -> None:
     assert (duration(NAN), percent(NAN), size(NAN)) == ("n/a", "n/a", "n/a")
-    assert interval(NAN, 1) == interval(1, NAN) == "no interval"
-    assert interval(1, math.inf) == "1 to inf"
 
 
 def test_fractions_and_bytes() -> None:

@@ -8,9 +8,6 @@ from pathlib import Path
 from vlmeter.plan import Cell
 from vlmeter.store import cell_path, journal_folder
 
-#: Formats in which every figure is written.
-FIGURE_FORMATS = ("svg", "png", "pdf")
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -1,8 +1,8 @@
 """Where a study's records lie, which of them still hold, and how none is lost in a crash.
 
-Snakemake owns the records as outputs: when a session fails, it puts back the outputs that were there before and removes
-the new ones. So a session keeps a second copy of every finished record in a journal that Snakemake does not know; the
-next session takes fresh ones back from there, and a session that succeeds clears it.
+The workflow owns the records as outputs: when a session fails, it puts back the outputs that were there before and
+removes the new ones. So a session keeps a second copy of every finished record in a journal that the workflow does not
+know; the next session takes fresh ones back from there, and a session that succeeds clears it.
 """
 
 from __future__ import annotations

@@ -34,14 +34,6 @@ def duration(value_ms: float, digits: int = 3) -> str:
     return f"{significant(value_ms, digits)} ms"
 
 
-def interval(low: float, high: float, digits: int = 3) -> str:
-    """Format the two ends of an interval with the same number of decimals."""
-    if any(math.isnan(value) for value in (low, high)):
-        return "no interval"
-    decimals = _decimals(max(abs(low), abs(high)), digits)
-    return f"{low:,.{decimals}f} to {high:,.{decimals}f}"
-
-
 def percent(fraction: float, digits: int = 2) -> str:
     """Format a fraction as a percentage."""
     return "n/a" if math.isnan(fraction) else f"{significant(100 * fraction, digits)} %"
