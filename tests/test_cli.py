@@ -154,3 +154,21 @@ def test_looking_imports_neither_torch_nor_transformers_nor_pandas(arguments: li
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_reachable_lists_every_count_and_says_what_sets_the_limit(run) -> None:
+    code, out, _ = run("reachable", "--family", "molmo", "--format", "csv")
+    assert code == 0
+    assert len({row["vision_tokens"] for row in csv.DictReader(io.StringIO(out))}) == 17
+    assert "17 counts of vision tokens, 288 to 1344; the limit: max_crops 12" in run("reachable")[1]
+    assert "5 counts" in run("reachable", "--spread", "5", "--max-crops", "4")[1]
+
+
+def test_size_takes_the_nearest_count_on_request(run) -> None:
+    assert "865" in refused(run("size", "--vision-tokens", "865"))
+    _, out, _ = run("size", "--vision-tokens", "865", "--nearest", "--format", "json")
+    assert {row["vision_tokens"] for row in json.loads(out)} == {864}
+
+
+def test_a_preset_that_is_not_there_is_refused_with_the_legal_ones(run) -> None:
+    assert "legal: nano, 7b-d" in refused(run("tokens", "640x480", "--preset", "8b"))

@@ -21,6 +21,7 @@ from .support.molmo import TINY, tiny_model, write_checkpoint
 NANO = SubjectSpec(preset="nano", weights="random", revision=None, dtype="float32", attention="sdpa", seed=0)
 FREE = ImageOptions()
 FAMILY = get_family("molmo")
+GEOMETRY = FAMILY.geometry(NANO)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,9 @@ def test_planning_needs_no_torch() -> None:
         "from vlmeter.families.base import ImageOptions, SubjectSpec\n"
         "from vlmeter.families.registry import get_family\n"
         "family = get_family('molmo')\n"
-        "family.sizes(vision_tokens=864, options=ImageOptions())\n"
+        "from vlmeter.reach import sizes_for\n"
         "spec = SubjectSpec('7b-d', 'random', None, 'bfloat16', 'sdpa', 0)\n"
+        "sizes_for(family.geometry(spec), vision_tokens=864, options=ImageOptions())\n"
         "family.parameters(spec), family.text_tokens(spec, 'why?')\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
@@ -55,36 +57,28 @@ def test_every_preset_says_what_it_is() -> None:
 
 
 def test_an_image_size_becomes_crops_and_tokens() -> None:
-    tokens = FAMILY.image_tokens(640, 480, options=FREE)
-    assert tuple(tokens.layout) == FAMILY.layout_columns
+    tokens = GEOMETRY.image_tokens(640, 480, options=FREE)
+    assert tuple(tokens.layout) == GEOMETRY.layout_columns
     assert tokens.crops == 1 + tokens.layout["tiling_h"] * tokens.layout["tiling_w"]
     with pytest.raises(UnsupportedSize):
-        FAMILY.image_tokens(4000, 11, options=FREE)
+        GEOMETRY.image_tokens(4000, 11, options=FREE)
 
 
-def test_sizes_are_found_by_tokens_crops_and_tiling() -> None:
-    assert {size.vision_tokens for size in FAMILY.sizes(vision_tokens=864, options=FREE)} == {864}
-    assert {size.crops for size in FAMILY.sizes(vision_tokens=864, options=FREE)} == {8, 9}
-    assert {size.crops for size in FAMILY.sizes(crops=9, options=FREE)} == {9}
-    (size,) = FAMILY.sizes(tiling=(2, 4), options=FREE)
+def test_a_size_is_found_for_a_tiling() -> None:
+    size = GEOMETRY.size_for_tiling((2, 4), options=FREE)
     assert size.layout == {"tiling_h": 2, "tiling_w": 4}
 
 
 def test_a_forced_tiling_goes_past_max_crops() -> None:
     with pytest.raises(UserError, match="max_crops"):
-        FAMILY.sizes(tiling=(4, 5), options=FREE)
-    (size,) = FAMILY.sizes(tiling=(4, 5), options=ImageOptions(force_tiling=(4, 5)))
+        GEOMETRY.size_for_tiling((4, 5), options=FREE)
+    size = GEOMETRY.size_for_tiling((4, 5), options=ImageOptions(force_tiling=(4, 5)))
     assert size.crops == 21
 
 
-def test_a_size_is_looked_for_by_one_thing_at_a_time() -> None:
-    with pytest.raises(UserError, match="exactly one"):
-        FAMILY.sizes(crops=9, vision_tokens=864, options=FREE)
-
-
 def test_there_are_35_tilings_of_up_to_12_crops() -> None:
-    assert len(FAMILY.tilings(options=FREE)) == 35
-    assert len(FAMILY.tilings(options=ImageOptions(max_crops=4))) == 8
+    assert len(GEOMETRY.tilings(options=FREE)) == 35
+    assert len(GEOMETRY.tilings(options=ImageOptions(max_crops=4))) == 8
 
 
 def test_parameters_are_known_before_loading(loaded: LoadedModel) -> None:
@@ -111,7 +105,7 @@ def test_text_tokens_are_known_before_loading(loaded: LoadedModel) -> None:
 def test_a_prompt_of_an_exact_length_is_prepared(loaded: LoadedModel, text_tokens: int) -> None:
     image = Image.new("RGB", (560, 560))
     inputs = loaded.prepare(image, None, text_tokens=text_tokens, options=FREE)
-    counts, planned = inputs.counts, FAMILY.image_tokens(*image.size, options=FREE)
+    counts, planned = inputs.counts, GEOMETRY.image_tokens(*image.size, options=FREE)
     assert counts.text_tokens == text_tokens
     assert (counts.crops, counts.vision_tokens) == (planned.crops, planned.vision_tokens)
     assert counts.special_tokens == planned.special_tokens

@@ -46,6 +46,7 @@ ORDER = (
     "vlmeter.families.base",
     "vlmeter.families.*",
     "vlmeter.families.registry",
+    "vlmeter.reach",
     "vlmeter.backends",
     "vlmeter.backends.base",
     "vlmeter.backends.registry",

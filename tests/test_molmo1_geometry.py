@@ -15,10 +15,7 @@ from vlmeter.molmo1.geometry import (
     Geometry,
     exact_size,
     geometry,
-    reachable_crops,
-    reachable_vision_tokens,
     size_for_tiling,
-    sizes_for,
     tilings,
 )
 
@@ -134,23 +131,10 @@ def test_an_absurd_number_is_refused_and_does_not_overflow() -> None:
 # --- what is reachable -----------------------------------------------------------------------------
 
 
-def test_twelve_crops_allow_35_tilings_17_token_counts_and_12_crop_counts() -> None:
-    assert len(ALL_TILINGS) == len(set(ALL_TILINGS)) == 35
-    assert ALL_TILINGS[:6] == [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4)]
-    counts = reachable_vision_tokens()
-    assert (len(counts), counts[0], counts[-1]) == (17, 288, 1344)
-    assert reachable_crops() == list(range(2, 14))
-
-
 def test_the_1xk_series_rises_by_96_tokens_from_288_to_1344() -> None:
     series = [size_for_tiling(1, k) for k in range(1, 13)]
     assert [(g.width_px, g.height_px) for g in series] == [(224 * k + 112, 336) for k in range(1, 13)]
     assert [g.vision_tokens for g in series] == list(range(288, 1345, 96))
-
-
-@pytest.mark.parametrize(("vision_tokens", "crops"), [(864, {8, 9}), (1152, {11, 13})])
-def test_some_token_counts_are_reached_with_two_crop_counts(vision_tokens: int, crops: set[int]) -> None:
-    assert {g.crops for g in sizes_for(vision_tokens=vision_tokens)} == crops
 
 
 # --- backwards -------------------------------------------------------------------------------------
@@ -173,22 +157,6 @@ def test_a_size_for_a_tiling_selects_it_under_any_limit_that_allows_it(i: int, j
     assert found.crops == i * j + 1
     assert found.vision_tokens == 144 + (8 * i + 4) * (8 * j + 4)
     assert found.special_tokens == 8 * i + 20
-
-
-@given(st.integers(1, 40))
-def test_sizes_for_a_reachable_count_are_all_the_tilings_with_that_count(max_crops: int) -> None:
-    for tokens in reachable_vision_tokens(max_crops=max_crops):
-        found = sizes_for(vision_tokens=tokens, max_crops=max_crops)
-        assert {g.tiling for g in found} == {
-            (i, j) for i, j in tilings(max_crops=max_crops) if 144 + (8 * i + 4) * (8 * j + 4) == tokens
-        }
-    for crops in reachable_crops(max_crops=max_crops):
-        assert {g.crops for g in sizes_for(crops=crops, max_crops=max_crops)} == {crops}
-
-
-def test_tokens_and_crops_together_narrow_the_choice() -> None:
-    assert [g.tiling for g in sizes_for(vision_tokens=864)] == [(1, 7), (7, 1), (2, 4), (4, 2)]
-    assert [g.tiling for g in sizes_for(vision_tokens=864, crops=9)] == [(2, 4), (4, 2)]
 
 
 # --- a forced tiling -------------------------------------------------------------------------------
@@ -216,68 +184,26 @@ def test_a_tiling_without_rows_is_refused() -> None:
 # --- what is not reachable -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        (
-            {"vision_tokens": 500},
-            "vision_tokens 500 with max_crops 12.*480 below and 544 above; no larger max_crops",
-        ),
-        ({"vision_tokens": 10}, "vision_tokens 10 .*nearest are 288 above; no larger"),
-        ({"vision_tokens": 1440}, "nearest are 1344 below; max_crops 13 or more"),
-        ({"vision_tokens": 1376}, "nearest are 1344 below; max_crops 15 or more"),
-        ({"crops": 1}, "crops 1 .*nearest are 2 above; no larger"),
-        ({"crops": 0}, "crops 0 .*nearest are 2 above; no larger"),
-        ({"crops": 20}, "crops 20 with max_crops 12.*nearest are 13 below; max_crops 19 or more"),
-        (
-            {"vision_tokens": 864, "crops": 10},
-            "vision_tokens 864 in crops 10 .*nearest are 9 below; no larger",
-        ),
-        ({"vision_tokens": 1344, "crops": 15}, "nearest are 13 below; max_crops 14 or more"),
-        ({"vision_tokens": 500, "crops": 10}, "480 below and 544 above; no larger"),
-    ],
-)
-def test_an_unreachable_count_names_the_nearest_and_the_limit(wanted: dict[str, int], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        sizes_for(**wanted)
-
-
-@given(st.integers(1, 10_000), st.integers(1, 40))
-def test_the_limit_that_is_named_is_the_smallest_that_works(vision_tokens: int, max_crops: int) -> None:
-    try:
-        sizes_for(vision_tokens=vision_tokens, max_crops=max_crops)
-    except UserError as refusal:
-        named = str(refusal).rpartition("; ")[2].split()
-        if named[0] == "max_crops":
-            assert sizes_for(vision_tokens=vision_tokens, max_crops=int(named[1]))
-            assert vision_tokens not in reachable_vision_tokens(max_crops=int(named[1]) - 1)
-
-
 def test_a_tiling_beyond_the_limit_names_the_limit() -> None:
     with pytest.raises(UserError, match=r"4x4 takes 16 crops.*max_crops 12: raise it to 16"):
         size_for_tiling(4, 4)
 
 
-def test_a_tiling_too_elongated_for_its_own_exact_size_is_not_offered() -> None:
-    assert size_for_tiling(1, 503, max_crops=503).tiling == (1, 503)
-    with pytest.raises(UnsupportedSize, match="113008x336"):
-        size_for_tiling(1, 504, max_crops=504)
-    assert {g.tiling for g in sizes_for(crops=505, max_crops=504)}.isdisjoint({(1, 504), (504, 1)})
-
-
-def test_no_count_or_no_room_for_a_tiling_is_refused() -> None:
-    with pytest.raises(UserError, match="give vision_tokens, crops, or both"):
-        sizes_for()
+def test_absurd_limits_are_refused_at_once() -> None:
     with pytest.raises(UserError, match="max_crops is 0: it must be between 1 and 4096"):
         tilings(max_crops=0)
-
-
-def test_absurd_counts_are_refused_at_once() -> None:
-    with pytest.raises(UserError, match="no larger max_crops up to 4096"):
-        sizes_for(vision_tokens=10**30 + 57)
-    with pytest.raises(UserError, match="no larger max_crops up to 4096"):
-        sizes_for(crops=10**30 + 57)
     with pytest.raises(UserError, match="between 1 and 4096"):
         geometry(640, 480, max_crops=10**9)
     with pytest.raises(UserError, match="at most 4096 crops"):
         geometry(640, 480, force_tiling=(1, 10**9))
+
+
+def test_twelve_crops_allow_35_tilings() -> None:
+    assert len(ALL_TILINGS) == len(set(ALL_TILINGS)) == 35
+    assert ALL_TILINGS[:6] == [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4)]
+
+
+def test_a_tiling_too_elongated_for_its_own_exact_size_is_refused() -> None:
+    assert size_for_tiling(1, 503, max_crops=503).tiling == (1, 503)
+    with pytest.raises(UnsupportedSize, match="113008x336"):
+        size_for_tiling(1, 504, max_crops=504)

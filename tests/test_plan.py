@@ -156,11 +156,20 @@ def test_an_experiments_own_sampling_goes_over_the_studys() -> None:
 @pytest.mark.parametrize(
     ("experiment", "sentence"),
     [
-        ({"vision_tokens": [865]}, r"^experiments.vision_tokens.vision_tokens: .* 865 .* 864 below and 928 above"),
-        ({"crops": [99]}, r"^experiments.vision_tokens.crops: .* 99 .* 13 below"),
-        ({"tilings": ["3x5"]}, r"^experiments.vision_tokens.tilings: tiling 3x5 takes 15 crops"),
-        ({"image_sizes": ["4000x11"]}, r"^experiments.vision_tokens.image_sizes: image size 4000x11 is too elongated"),
-        ({"tilings": "all", "max_crops": 1_000_000}, r"^experiments.vision_tokens.tilings: max_crops is 1000000"),
+        (
+            {"vision_tokens": [865]},
+            r"^experiments.vision_tokens.vision_tokens, subject fake: .* 865 .* 864 below and 928 above",
+        ),
+        ({"crops": [99]}, r"^experiments.vision_tokens.crops, subject fake: .* 99 .* 13 below"),
+        ({"tilings": ["3x5"]}, r"^experiments.vision_tokens.tilings, subject fake: tiling 3x5 takes 15 crops"),
+        (
+            {"image_sizes": ["4000x11"]},
+            r"^experiments.vision_tokens.image_sizes, subject fake: image size 4000x11 is too elongated",
+        ),
+        (
+            {"tilings": "all", "max_crops": 1_000_000},
+            r"^experiments.vision_tokens.tilings, subject fake: max_crops is 1000000",
+        ),
     ],
 )
 def test_what_no_image_can_give_is_refused_with_the_key_and_the_nearest(
@@ -195,3 +204,15 @@ def test_without_vision_cells_the_sentinel_is_the_shortest_generation() -> None:
 if __name__ == "__main__":
     lines = ",\n".join(json.dumps(row) for row in quickstart_rows())
     GOLDEN.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def test_reachable_spreads_counts_over_what_the_model_can_see() -> None:
+    cells = plan_of({"reachable": 5})
+    counts = [cell.expected.vision_tokens for cell in cells]
+    assert (len(counts), counts[0], counts[-1]) == (5, 288, 1344)
+    assert counts == sorted(set(counts))
+
+
+def test_the_nearest_count_is_measured_where_the_study_says_so() -> None:
+    cells = plan_of({"vision_tokens": [500, 481], "nearest": True})
+    assert {cell.expected.vision_tokens for cell in cells} == {480}

@@ -17,7 +17,7 @@ from vlmeter import __version__
 from vlmeter.errors import UserError
 
 if TYPE_CHECKING:
-    from vlmeter.families.base import ImageOptions, ImageTokens
+    from vlmeter.families.base import ImageGeometry, ImageOptions, ImageTokens
 
 app = typer.Typer(
     help=(
@@ -34,6 +34,13 @@ app = typer.Typer(
 
 StudyFile = Annotated[Path, typer.Argument(help="study file", metavar="STUDY.yaml")]
 FamilyName = Annotated[str, typer.Option("--family", help="model family, such as molmo")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="whose preprocessing; default: the family's first real one")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="a checkpoint's own preprocessing instead: a local folder or a hub id")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="branch, tag or commit of a hub id")]
 Format = Annotated[str, typer.Option("--format", help="table, csv or json")]
 MaxCrops = Annotated[
     int | None, typer.Option("--max-crops", min=1, help="limit of high-resolution crops; default: the family's own")
@@ -62,6 +69,31 @@ def _pair(text: str, what: str) -> tuple[int, int]:
         raise UserError(f"{what}: {error}") from None
 
 
+def _geometry(family: str, preset: str | None, weights: str | None, revision: str | None) -> ImageGeometry:
+    """How a family, one of its presets or a checkpoint cuts up images."""
+    from vlmeter.families.base import SubjectSpec
+    from vlmeter.families.registry import get_family
+
+    known = get_family(family)
+    if preset is not None and preset not in known.presets:
+        raise UserError(f"--preset: {preset!r} is not known for {family}; legal: {', '.join(known.presets)}")
+    if weights is None and preset is None:
+        # The toy comes first, and may have smaller crops than any real model.
+        preset = next((name for name in known.presets if name != "nano"), None)
+        if preset is None:
+            raise UserError(f"--weights is missing: family {family} has no presets, so a checkpoint is needed")
+    return known.geometry(
+        SubjectSpec(
+            preset=preset,
+            weights=weights or "random",
+            revision=revision,
+            dtype="bfloat16",
+            attention="sdpa",
+            seed=0,
+        )
+    )
+
+
 def _image_rows(images: list[ImageTokens]) -> list[dict[str, Any]]:
     return [
         {
@@ -85,6 +117,9 @@ def _image_columns(layout_columns: tuple[str, ...]) -> list[str]:
 def tokens(
     sizes: Annotated[list[str], typer.Argument(help="image sizes, such as 640x480", metavar="WIDTHxHEIGHT...")],
     family: FamilyName = "molmo",
+    preset: Preset = None,
+    weights: Weights = None,
+    revision: Revision = None,
     form: Format = "table",
     max_crops: MaxCrops = None,
     force_tiling: Annotated[
@@ -92,37 +127,75 @@ def tokens(
     ] = None,
 ) -> None:
     """Say how many crops and tokens images of these sizes become, under the model's own preprocessing."""
-    from vlmeter.families.registry import get_family
     from vlmeter.textual import rows_as
 
-    known, options = get_family(family), _options(max_crops, force_tiling)
-    images = [known.image_tokens(*_pair(text, "image size"), options=options) for text in sizes]
-    _print(rows_as(_image_rows(images), _image_columns(known.layout_columns), form=form))
+    geometry, options = _geometry(family, preset, weights, revision), _options(max_crops, force_tiling)
+    images = [geometry.image_tokens(*_pair(text, "image size"), options=options) for text in sizes]
+    _print(rows_as(_image_rows(images), _image_columns(geometry.layout_columns), form=form))
 
 
 @app.command()
 def size(
     family: FamilyName = "molmo",
+    preset: Preset = None,
+    weights: Weights = None,
+    revision: Revision = None,
     vision_tokens: Annotated[int | None, typer.Option("--vision-tokens", min=1, help="wanted vision tokens")] = None,
     crops: Annotated[int | None, typer.Option("--crops", min=1, help="wanted crops, the global one included")] = None,
     tiling: Annotated[str | None, typer.Option("--tiling", help="wanted tiling, rows x columns, such as 2x4")] = None,
+    nearest: Annotated[bool, typer.Option("--nearest", help="take the nearest count if no image reaches it")] = False,
     form: Format = "table",
     max_crops: MaxCrops = None,
 ) -> None:
-    """Find image sizes that give exactly a count of vision tokens, of crops, or a tiling."""
-    from vlmeter.families.registry import get_family
+    """Find image sizes that give exactly a count of vision tokens, of crops, or a tiling.
+
+    Every way of reaching the count is listed, each with the size nearest to a square.
+    """
+    from vlmeter.reach import sizes_for
     from vlmeter.textual import rows_as
 
     if [vision_tokens, crops, tiling].count(None) != 2:
         raise UserError("give exactly one of --vision-tokens, --crops, --tiling")
-    known = get_family(family)
-    images = known.sizes(
-        vision_tokens=vision_tokens,
-        crops=crops,
-        tiling=_pair(tiling, "--tiling") if tiling else None,
-        options=_options(max_crops),
-    )
-    _print(rows_as(_image_rows(images), _image_columns(known.layout_columns), form=form))
+    geometry, options = _geometry(family, preset, weights, revision), _options(max_crops)
+    if tiling:
+        images = [geometry.size_for_tiling(_pair(tiling, "--tiling"), options=options)]
+    else:
+        images = sizes_for(geometry, vision_tokens=vision_tokens, crops=crops, nearest=nearest, options=options)
+    _print(rows_as(_image_rows(images), _image_columns(geometry.layout_columns), form=form))
+
+
+@app.command()
+def reachable(
+    family: FamilyName = "molmo",
+    preset: Preset = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    spread: Annotated[
+        int | None, typer.Option("--spread", min=1, help="only so many counts, evenly over the range")
+    ] = None,
+    form: Format = "table",
+    max_crops: MaxCrops = None,
+) -> None:
+    """List every count of vision tokens that a model can be made to see, with an image size for each.
+
+    Under the list stands what sets its upper end.
+    """
+    from vlmeter.reach import reachable as all_reachable
+    from vlmeter.reach import spread as spread_over
+    from vlmeter.textual import rows_as
+
+    geometry, options = _geometry(family, preset, weights, revision), _options(max_crops)
+    if spread is None:
+        images = list(all_reachable(geometry, options=options))
+    else:
+        images = spread_over(geometry, spread, options=options)
+    _print(rows_as(_image_rows(images), _image_columns(geometry.layout_columns), form=form))
+    if form == "table":
+        counts = {image.vision_tokens for image in images}
+        _print(
+            f"\n{len(counts)} counts of vision tokens, {min(counts)} to {max(counts)}; "
+            f"the limit: {geometry.limit(options=options)}"
+        )
 
 
 @app.command()

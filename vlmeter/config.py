@@ -174,6 +174,12 @@ class VisionTokens(Model):
     )
     crops: list[Count] | None = Field(None, description="crop counts (the global crop included); every tiling of each")
     vision_tokens: list[Count] | None = Field(None, description="vision-token counts; every tiling that reaches each")
+    reachable: int | None = Field(
+        None, ge=1, description="so many vision-token counts, spread evenly over all that the model can reach"
+    )
+    nearest: bool = Field(
+        False, description="take the nearest reachable count for one of crops or vision_tokens that no image reaches"
+    )
     image_sizes: list[Pair] | None = Field(None, description="image sizes as width x height in px, such as 640x480")
     max_crops: int | None = Field(
         None, ge=1, description="upper limit of high-resolution crops; absent: the model's own (12 for Molmo)"
@@ -194,10 +200,15 @@ class VisionTokens(Model):
 
     @model_validator(mode="after")
     def _something_to_do(self) -> VisionTokens:
-        if not any((self.tilings, self.crops, self.vision_tokens, self.image_sizes)):
-            raise ValueError("nothing to measure; give at least one of tilings, crops, vision_tokens, image_sizes")
-        if self.force_tiling and (not self.tilings or self.crops or self.vision_tokens or self.image_sizes):
+        by_count = self.crops or self.vision_tokens
+        if not any((self.tilings, by_count, self.reachable, self.image_sizes)):
+            raise ValueError(
+                "nothing to measure; give at least one of tilings, crops, vision_tokens, reachable, image_sizes"
+            )
+        if self.force_tiling and (not self.tilings or by_count or self.reachable or self.image_sizes):
             raise ValueError("force_tiling goes with tilings alone")
+        if self.nearest and not by_count:
+            raise ValueError("nearest goes with crops or vision_tokens, and neither is given")
         return self
 
 

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlmeter.config import OutputTokens, Sampling, Study, Subject, VisionTokens
 from vlmeter.errors import UserError
-from vlmeter.families.base import Family, ImageOptions, ImageTokens, SubjectSpec
+from vlmeter.families.base import Family, ImageGeometry, ImageOptions, ImageTokens, SubjectSpec
 from vlmeter.families.registry import get_family
 from vlmeter.pairs import parse_pair
+from vlmeter.reach import sizes_for, spread
 
 
 class Frozen(BaseModel):
@@ -117,57 +118,67 @@ def build_plan(study: Study, *, dataset: Sequence[DatasetItem] | None = None) ->
     for name, subject in study.subjects.items():
         family = get_family(subject.family)
         if study.experiments.vision_tokens:
-            cells += _vision_cells(name, family, study.experiments.vision_tokens, study.sampling_for("vision_tokens"))
+            geometry = family.geometry(subject_spec(subject))
+            vision = study.experiments.vision_tokens
+            cells += _vision_cells(name, geometry, vision, study.sampling_for("vision_tokens"))
         if study.experiments.output_tokens:
             cells += _output_cells(study, name, family, study.experiments.output_tokens, dataset)
     return tuple(cells)
 
 
 @contextmanager
-def _at(key: str) -> Iterator[None]:
-    """Name the study's key in a family's refusal, which knows the value but not where it came from."""
+def _at(key: str, subject: str) -> Iterator[None]:
+    """Name key and subject in a family's refusal, which knows the value but not where it came from."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{key}: {error}") from None
+        raise UserError(f"experiments.vision_tokens.{key}, subject {subject}: {error}") from None
 
 
-def _tilings(family: Family, experiment: VisionTokens) -> list[tuple[int, int]]:
-    if experiment.tilings != "all":
-        return [parse_pair(text) for text in experiment.tilings or []]
-    tilings = family.tilings(options=ImageOptions(max_crops=experiment.max_crops))
-    if not tilings:
-        raise UserError(f"family {family.name} has no tilings; legal: image_sizes, crops or vision_tokens instead")
-    return tilings
+def _tilings(geometry: ImageGeometry, experiment: VisionTokens) -> list[tuple[int, int]]:
+    if not experiment.tilings:
+        return []
+    known = geometry.tilings(options=ImageOptions(max_crops=experiment.max_crops))
+    if not known:
+        raise UserError(
+            f"{experiment.tilings!r} is given, but the family does not cut images into tilings; legal instead: "
+            "vision_tokens, reachable, image_sizes"
+        )
+    return known if experiment.tilings == "all" else [parse_pair(text) for text in experiment.tilings]
 
 
-def _vision_cells(subject: str, family: Family, experiment: VisionTokens, sampling: Sampling) -> Iterable[Cell]:
+def _vision_cells(
+    subject: str, geometry: ImageGeometry, experiment: VisionTokens, sampling: Sampling
+) -> Iterable[Cell]:
     options = ImageOptions(max_crops=experiment.max_crops)
     wanted: dict[str, tuple[ImageTokens, tuple[int, int] | None]] = {}
 
     def add(key: str, image: ImageTokens, forced: tuple[int, int] | None = None) -> None:
         wanted.setdefault(key, (image, forced))
 
-    with _at("experiments.vision_tokens.tilings"):
-        for tiling in _tilings(family, experiment):
+    with _at("tilings", subject):
+        for tiling in _tilings(geometry, experiment):
             if experiment.force_tiling:
                 forced = ImageOptions(max_crops=experiment.max_crops, force_tiling=tiling)
-                image = family.sizes(tiling=tiling, options=forced)[0]
+                image = geometry.size_for_tiling(tiling, options=forced)
                 add(f"forced-{tiling[0]}x{tiling[1]}", image, tiling)
             else:
-                add(f"tiling-{tiling[0]}x{tiling[1]}", family.sizes(tiling=tiling, options=options)[0])
-    with _at("experiments.vision_tokens.crops"):
+                add(f"tiling-{tiling[0]}x{tiling[1]}", geometry.size_for_tiling(tiling, options=options))
+    with _at("crops", subject):
         for crops in experiment.crops or []:
-            for image in family.sizes(crops=crops, options=options):
-                add(_key(image), image)
-    with _at("experiments.vision_tokens.vision_tokens"):
+            for image in sizes_for(geometry, crops=crops, nearest=experiment.nearest, options=options):
+                add(_key(geometry, image, options), image)
+    with _at("vision_tokens", subject):
         for tokens in experiment.vision_tokens or []:
-            for image in family.sizes(vision_tokens=tokens, options=options):
-                add(_key(image), image)
-    with _at("experiments.vision_tokens.image_sizes"):
+            for image in sizes_for(geometry, vision_tokens=tokens, nearest=experiment.nearest, options=options):
+                add(_key(geometry, image, options), image)
+    if experiment.reachable is not None:
+        for image in spread(geometry, experiment.reachable, options=options):
+            add(_key(geometry, image, options), image)
+    with _at("image_sizes", subject):
         for text in experiment.image_sizes or []:
             width_px, height_px = parse_pair(text)
-            add(f"size-{width_px}x{height_px}", family.image_tokens(width_px, height_px, options=options))
+            add(f"size-{width_px}x{height_px}", geometry.image_tokens(width_px, height_px, options=options))
     for key, (image, forced_tiling) in wanted.items():
         yield Cell(
             cell_id=f"vision-{key}",
@@ -189,10 +200,15 @@ def _vision_cells(subject: str, family: Family, experiment: VisionTokens, sampli
         )
 
 
-def _key(image: ImageTokens) -> str:
-    """Key of a cell asked for by count: its tiling where the family has one, its size elsewhere."""
+def _key(geometry: ImageGeometry, image: ImageTokens, options: ImageOptions) -> str:
+    """Key of a cell asked for by count: its tiling if this is the tiling's own size, else its size."""
     if {"tiling_h", "tiling_w"} <= set(image.layout):
-        return f"tiling-{image.layout['tiling_h']}x{image.layout['tiling_w']}"
+        tiling = image.layout["tiling_h"], image.layout["tiling_w"]
+        try:
+            if geometry.size_for_tiling(tiling, options=options) == image:
+                return f"tiling-{tiling[0]}x{tiling[1]}"
+        except UserError:  # reached in passing, while no size is made for it
+            pass
     return f"size-{image.width_px}x{image.height_px}"
 
 
@@ -210,13 +226,14 @@ def _output_cells(
         )
     options = ImageOptions(max_crops=experiment.max_crops)
     spec = subject_spec(study.subjects[subject])
+    geometry = family.geometry(spec)
     longest = max(experiment.output_tokens)
     direct = experiment.output_tokens if experiment.direct == "all" else sorted({*experiment.direct, longest})
     for index in range(images):
         expected, layout = Expected(), {}
         if dataset is not None:
             item = dataset[index]
-            image = family.image_tokens(item.width_px, item.height_px, options=options)
+            image = geometry.image_tokens(item.width_px, item.height_px, options=options)
             layout = dict(image.layout)
             expected = Expected(
                 crops=image.crops,

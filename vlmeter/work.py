@@ -13,7 +13,7 @@ from vlmeter.families.registry import get_family
 from vlmeter.files import write_atomically
 from vlmeter.fingerprint import fingerprint
 from vlmeter.layout import Layout
-from vlmeter.plan import Cell, DatasetItem, DummyImage, build_plan
+from vlmeter.plan import Cell, DatasetItem, DummyImage, build_plan, subject_spec
 from vlmeter.session import Machine, Picture, Progress, Summary, cell_fingerprint, pictures_for, run_session
 from vlmeter.store import State, state_of
 
@@ -26,11 +26,13 @@ def fetch_dataset(study: Study, folder: Path, *, progress: Callable[[int, int], 
     """Fetch the study's photographs; every one must have a size that every subject's model can take."""
     from vlmeter.dataset import fetch
 
+    geometries = [get_family(subject.family).geometry(subject_spec(subject)) for subject in study.subjects.values()]
+
     def check_size(width_px: int, height_px: int) -> None:
         experiment = study.experiments.output_tokens
         options = ImageOptions(max_crops=experiment.max_crops if experiment else None)
-        for subject in study.subjects.values():
-            get_family(subject.family).image_tokens(width_px, height_px, options=options)
+        for geometry in geometries:
+            geometry.image_tokens(width_px, height_px, options=options)
 
     return fetch(study.dataset, folder, check_size=check_size, progress=progress)
 

@@ -141,7 +141,7 @@ class FakeRunner:
     ) -> Prompt:
         """Count what the family says that a picture becomes."""
         self._image = f"{image.width}x{image.height}"
-        found = self.family.image_tokens(image.width, image.height, options=options)
+        found = self.family.geometry(self.spec).image_tokens(image.width, image.height, options=options)
         text = text_tokens or self.family.text_tokens(self.spec, question or "") or 1
         counts = Counts(
             crops=found.crops,

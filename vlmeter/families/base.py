@@ -2,16 +2,16 @@
 
 A *family* is a group of models that share one architecture and one way of turning an image into tokens. It answers
 two kinds of question. Before anything is loaded: how many crops and tokens does an image of this size become, which
-size gives a wanted count, how much memory will the weights need? These answers are pure arithmetic and import neither
-torch nor transformers, so that a plan is made in milliseconds. Once a model is loaded: what are the model's inputs
-for this picture and question, and at which modules does one phase end and the next begin?
+sizes are worth trying for a wanted count, how much memory will the weights need? These answers are pure arithmetic and
+import neither torch nor transformers, so that a plan is made in milliseconds. Once a model is loaded: what are the
+model's inputs for this picture and question, and at which modules does one phase end and the next begin?
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,8 +42,9 @@ class ImageOptions:
 class ImageTokens:
     """What one image becomes: crops for the vision encoder, tokens for the language model.
 
-    vision_tokens receive vision features; special_tokens mark start, end and rows and receive none.
-    layout holds the family's own columns, such as tiling_h and tiling_w.
+    crops are the pictures that the vision encoder takes: tiles, and the whole in small where a family adds it; 1 for a
+    family that does not cut. vision_tokens receive vision features; special_tokens are the image's other tokens (start,
+    end, rows) and receive none. layout holds the family's own columns, such as tiling_h and tiling_w.
     """
 
     width_px: int
@@ -152,34 +153,64 @@ class LoadedModel(Protocol):
         ...
 
 
+class ImageGeometry(Hashable, Protocol):
+    """How one subject turns an image's size into crops and tokens: pure arithmetic, hashable, no torch.
+
+    Two subjects of a family may differ here: a checkpoint's own configuration sets crop sizes and limits.
+    """
+
+    @property
+    def layout_columns(self) -> tuple[str, ...]:
+        """Names of the columns that ImageTokens.layout carries, such as tiling_h and tiling_w."""
+        ...
+
+    def image_tokens(self, width_px: int, height_px: int, *, options: ImageOptions) -> ImageTokens:
+        """Predict crops and tokens of an image size.
+
+        Raises UnsupportedSize where the model's own code fails, UserError for options that the family does not have.
+        """
+        ...
+
+    def candidates(self, *, options: ImageOptions) -> Iterable[tuple[int, int]]:
+        """List sizes (width_px, height_px) that between them show every count that can be reached.
+
+        In a fixed order, thousands at most; `vlmeter.reach` chooses among them.
+        """
+        ...
+
+    def tilings(self, *, options: ImageOptions) -> list[tuple[int, int]]:
+        """List every tiling (rows, columns) that the preprocessor may choose; empty for a family that does not cut."""
+        ...
+
+    def size_for_tiling(self, tiling: tuple[int, int], *, options: ImageOptions) -> ImageTokens:
+        """Find the image size that fits a tiling; raises UserError if none does, or the family does not cut."""
+        ...
+
+    def limit(self, *, options: ImageOptions) -> str:
+        """Say what keeps larger counts out of reach, such as "max_crops 12"."""
+        ...
+
+
+@runtime_checkable
+class KnowsRemedy(Protocol):
+    """A geometry that can say what would bring an unreachable count within reach."""
+
+    def remedy(self, *, vision_tokens: int | None, crops: int | None) -> str:
+        """Say which option reaches the count, or that none does."""
+        ...
+
+
 class Family(Protocol):
     """One model family; see CONTRIBUTING for how to add one."""
 
     name: str
-    #: preset name -> one line about it
+    #: preset name -> one line about it; a toy called "nano" first, then real ones
     presets: Mapping[str, str]
-    #: names of the layout columns that ImageTokens.layout carries
-    layout_columns: tuple[str, ...]
     #: the library modules, besides this file, that decide what is run (hashed into the fingerprint)
     measuring_modules: tuple[str, ...]
 
-    def image_tokens(self, width_px: int, height_px: int, *, options: ImageOptions) -> ImageTokens:
-        """Predict crops and tokens of an image size; raises UnsupportedSize where the model's own code fails."""
-        ...
-
-    def sizes(
-        self,
-        *,
-        vision_tokens: int | None = None,
-        crops: int | None = None,
-        tiling: tuple[int, int] | None = None,
-        options: ImageOptions,
-    ) -> list[ImageTokens]:
-        """Find image sizes that give exactly the one count or tiling asked for; raises UserError if none does."""
-        ...
-
-    def tilings(self, *, options: ImageOptions) -> list[tuple[int, int]]:
-        """List every tiling (rows, columns) that the preprocessor may choose; empty for a family without crops."""
+    def geometry(self, spec: SubjectSpec) -> ImageGeometry:
+        """Return how the subject cuts up images: its preset's way, or that of the checkpoint's configuration."""
         ...
 
     def text_tokens(self, spec: SubjectSpec, question: str) -> int | None:

@@ -7,15 +7,17 @@ it returns, touch torch. The network is the native port in `vlmeter.molmo1`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmeter.errors import UserError
 from vlmeter.families.base import (
     Boundary,
     Counts,
     Family,
+    ImageGeometry,
     ImageOptions,
     ImageTokens,
     LoadedModel,
@@ -44,6 +46,49 @@ _ABOUT = {
 }
 
 
+@dataclass(frozen=True)
+class MolmoGeometry:
+    """Molmo-1's crops and tokens by image size; the arithmetic is in `vlmeter.molmo1.geometry`."""
+
+    layout_columns: ClassVar[tuple[str, ...]] = ("tiling_h", "tiling_w")
+
+    def image_tokens(self, width_px: int, height_px: int, *, options: ImageOptions) -> ImageTokens:
+        """Predict crops and tokens of an image size; raises UnsupportedSize where the original fails."""
+        return _image_tokens(
+            molmo_geometry.geometry(
+                width_px, height_px, max_crops=_max_crops(options), force_tiling=options.force_tiling
+            )
+        )
+
+    def candidates(self, *, options: ImageOptions) -> list[tuple[int, int]]:
+        """List the exact size of every tiling: counts depend on the tiling alone."""
+        return molmo_geometry.exact_sizes(max_crops=_max_crops(options))
+
+    def tilings(self, *, options: ImageOptions) -> list[tuple[int, int]]:
+        """List every tiling (rows, columns) that the preprocessor may choose."""
+        return molmo_geometry.tilings(max_crops=_max_crops(options))
+
+    def size_for_tiling(self, tiling: tuple[int, int], *, options: ImageOptions) -> ImageTokens:
+        """Find the size that gives a tiling; raises UserError if none does.
+
+        With `options.force_tiling` the preprocessor does not choose, so the size is the one that fits that tiling
+        without scaling.
+        """
+        max_crops = _max_crops(options)
+        if options.force_tiling is None:
+            return _image_tokens(molmo_geometry.size_for_tiling(*tiling, max_crops=max_crops))
+        size = molmo_geometry.exact_size(*tiling)
+        return _image_tokens(molmo_geometry.geometry(*size, max_crops=max_crops, force_tiling=tiling))
+
+    def limit(self, *, options: ImageOptions) -> str:
+        """Name the limit of crops."""
+        return f"max_crops {_max_crops(options)}"
+
+    def remedy(self, *, vision_tokens: int | None, crops: int | None) -> str:
+        """Say which max_crops reaches a count, or that none does."""
+        return molmo_geometry.remedy(vision_tokens=vision_tokens, crops=crops)
+
+
 class MolmoFamily:
     """Molmo-1 in its published flavours, with random or real weights."""
 
@@ -52,7 +97,6 @@ class MolmoFamily:
         name: f"{_ABOUT[name]} ({architecture.parameters().total:,} parameters)"
         for name, architecture in PRESETS.items()
     }
-    layout_columns: tuple[str, ...] = ("tiling_h", "tiling_w")
     measuring_modules: tuple[str, ...] = (
         "vlmeter.molmo1.architecture",
         "vlmeter.molmo1.checkpoint",
@@ -64,42 +108,9 @@ class MolmoFamily:
         "vlmeter.molmo1.tokenizer",
     )
 
-    def image_tokens(self, width_px: int, height_px: int, *, options: ImageOptions) -> ImageTokens:
-        """Predict crops and tokens of an image size; raises UnsupportedSize where the original fails."""
-        return _image_tokens(
-            molmo_geometry.geometry(
-                width_px, height_px, max_crops=_max_crops(options), force_tiling=options.force_tiling
-            )
-        )
-
-    def sizes(
-        self,
-        *,
-        vision_tokens: int | None = None,
-        crops: int | None = None,
-        tiling: tuple[int, int] | None = None,
-        options: ImageOptions,
-    ) -> list[ImageTokens]:
-        """Find image sizes that give exactly the count or tiling asked for; raises UserError if none does.
-
-        With `options.force_tiling` the preprocessor does not choose, so the size is the one that fits that
-        tiling without scaling.
-        """
-        max_crops = _max_crops(options)
-        if [vision_tokens, crops, tiling].count(None) != 2:
-            raise UserError("give exactly one of vision_tokens, crops and tiling to find a size for")
-        if tiling is None:
-            found = molmo_geometry.sizes_for(vision_tokens=vision_tokens, crops=crops, max_crops=max_crops)
-        elif options.force_tiling is None:
-            found = [molmo_geometry.size_for_tiling(*tiling, max_crops=max_crops)]
-        else:
-            size = molmo_geometry.exact_size(*tiling)
-            found = [molmo_geometry.geometry(*size, max_crops=max_crops, force_tiling=tiling)]
-        return [_image_tokens(geometry) for geometry in found]
-
-    def tilings(self, *, options: ImageOptions) -> list[tuple[int, int]]:
-        """List every tiling (rows, columns) that the preprocessor may choose."""
-        return molmo_geometry.tilings(max_crops=_max_crops(options))
+    def geometry(self, spec: SubjectSpec) -> ImageGeometry:
+        """Return the way of cutting that all of Molmo-1 shares; only its options differ."""
+        return MolmoGeometry()
 
     def text_tokens(self, spec: SubjectSpec, question: str) -> int | None:
         """Count the text tokens of a prompt; None for a hub checkpoint, whose tokenizer may not be here."""

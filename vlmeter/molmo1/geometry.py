@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import struct
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -142,32 +143,21 @@ def size_for_tiling(tiling_h: int, tiling_w: int, *, max_crops: int = DEFAULT_MA
     return geometry(width_px, height_px, max_crops=max_crops)
 
 
-def sizes_for(
-    *, vision_tokens: int | None = None, crops: int | None = None, max_crops: int = DEFAULT_MAX_CROPS
-) -> list[Geometry]:
-    """List a size for every tiling that reaches this many vision tokens, this many crops, or both at once.
+def exact_sizes(*, max_crops: int = DEFAULT_MAX_CROPS) -> list[tuple[int, int]]:
+    """List `exact_size` of every tiling within max_crops whose exact size the preprocessor can take.
 
-    `crops` includes the global one. A count may be reached by several tilings (864 vision tokens by 1x7, 7x1,
-    2x4 and 4x2, in 8 or 9 crops); they come in the order of `tilings`. Raises `UserError` naming the nearest
-    reachable counts, and the max_crops that would do, where there is none.
+    Counts depend on the tiling alone, so these sizes show every count that can be reached.
     """
-    if vision_tokens is None and crops is None:
-        raise UserError("no count to find a size for: give vision_tokens, crops, or both")
-    selectable = _selectable_tilings(max_crops)
-    reaching = [tiling for tiling in selectable if _reaches(tiling, vision_tokens, crops)]
-    if not reaching:
-        raise _unreachable(vision_tokens, crops, selectable=selectable, max_crops=max_crops)
-    return [size_for_tiling(*tiling, max_crops=max_crops) for tiling in reaching]
+    sizes = [exact_size(*tiling) for tiling in tilings(max_crops=max_crops)]
+    return [size for size in sizes if _lost_side(*size) is None]
 
 
-def reachable_vision_tokens(*, max_crops: int = DEFAULT_MAX_CROPS) -> list[int]:
-    """List the distinct vision-token counts that `sizes_for` has a size for, ascending."""
-    return sorted({_vision_tokens(*tiling) for tiling in _selectable_tilings(max_crops)})
-
-
-def reachable_crops(*, max_crops: int = DEFAULT_MAX_CROPS) -> list[int]:
-    """List the distinct crop counts, global crop included, that `sizes_for` has a size for, ascending."""
-    return sorted({_crops(*tiling) for tiling in _selectable_tilings(max_crops)})
+def remedy(*, vision_tokens: int | None = None, crops: int | None = None) -> str:
+    """Say which max_crops lets some image reach these counts, or that no legal one does."""
+    sufficient = _sufficient_max_crops(vision_tokens, crops)
+    if sufficient is None:
+        return f"no larger max_crops up to {LARGEST_MAX_CROPS} reaches it either"
+    return f"max_crops {sufficient} or more reaches it"
 
 
 def _crops(tiling_h: int, tiling_w: int) -> int:
@@ -218,13 +208,23 @@ def _select_tiling(width_px: int, height_px: int, max_crops: int) -> tuple[int, 
     that decides nothing until a side passes some 10^6 px, because shorter sides cannot bring two different
     scales within one rounding step of each other.
     """
+    rows, columns = _enlarging_tiles(height_px, max_crops), _enlarging_tiles(width_px, max_crops)
+    # The scale grows with rows and columns, so of all tilings that enlarge, this one does so least, in fewest crops.
+    if rows is not None and columns is not None and rows * columns <= max_crops:
+        return rows, columns
     candidates = _candidate_tilings(max_crops)
     scales = [
         min(_required_scale(tiling_h, height_px), _required_scale(tiling_w, width_px))
         for tiling_h, tiling_w in candidates
     ]
-    enlarging = [scale for scale in scales if scale >= 1]
-    return candidates[scales.index(min(enlarging) if enlarging else max(scales))]
+    return candidates[scales.index(max(scales))]
+
+
+def _enlarging_tiles(side_px: int, max_crops: int) -> int | None:
+    """Return the fewest tiles along a side that enlarge it or leave it as it is; None if max_crops of them do not."""
+    tiles = range(1, max_crops + 1)
+    place = bisect_left(tiles, 1.0, key=lambda count: _required_scale(count, side_px))
+    return tiles[place] if place < len(tiles) else None
 
 
 def _required_scale(tiles: int, side_px: int) -> float:
@@ -283,11 +283,6 @@ def _require_max_crops(max_crops: int) -> None:
         raise UserError(f"max_crops is {max_crops}: it must be between 1 and {LARGEST_MAX_CROPS}")
 
 
-def _selectable_tilings(max_crops: int) -> list[tuple[int, int]]:
-    """The tilings within max_crops whose exact size the preprocessor can take."""
-    return [tiling for tiling in tilings(max_crops=max_crops) if _lost_side(*exact_size(*tiling)) is None]
-
-
 def _reaches(tiling: tuple[int, int], vision_tokens: int | None, crops: int | None) -> bool:
     """Whether a tiling has these counts; None stands for any."""
     return vision_tokens in (None, _vision_tokens(*tiling)) and crops in (None, _crops(*tiling))
@@ -320,29 +315,4 @@ def _sufficient_max_crops(vision_tokens: int | None, crops: int | None) -> int |
             and _lost_side(*exact_size(i, j)) is None
         ),
         default=None,
-    )
-
-
-def _unreachable(
-    vision_tokens: int | None, crops: int | None, *, selectable: list[tuple[int, int]], max_crops: int
-) -> UserError:
-    """Say that no image has these counts, which are nearest, and whether a larger max_crops reaches them."""
-    with_tokens = [tiling for tiling in selectable if _reaches(tiling, vision_tokens, None)]
-    if crops is not None and with_tokens:
-        wanted = f"crops {crops}" if vision_tokens is None else f"vision_tokens {vision_tokens} in crops {crops}"
-        asked, reachable = crops, sorted({_crops(*tiling) for tiling in with_tokens})
-    else:
-        wanted = f"vision_tokens {vision_tokens}"
-        asked, reachable = vision_tokens or 0, sorted({_vision_tokens(*tiling) for tiling in selectable})
-    nearest = [f"{count} below" for count in reachable if count < asked][-1:]
-    nearest += [f"{count} above" for count in reachable if count > asked][:1]
-    sufficient = _sufficient_max_crops(vision_tokens, crops)
-    remedy = (
-        f"no larger max_crops up to {LARGEST_MAX_CROPS} reaches it either"
-        if sufficient is None
-        else f"max_crops {sufficient} or more reaches it"
-    )
-    return UserError(
-        f"no image reaches {wanted} with max_crops {max_crops}, which sets the limit: "
-        f"nearest are {' and '.join(nearest)}; {remedy}"
     )
