@@ -73,6 +73,7 @@ localrules:
     all,
     make_dummy_image,
     fetch_dataset,
+    check_counts,
     count_work,
     tabulate,
     join_physics,

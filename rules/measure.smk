@@ -1,4 +1,4 @@
-# In: images, and the study. Out: one record per cell, and a seal on each subject's records.
+# In: images, and the study. Out: the counts of the subject's own processor; one record per cell, and a seal on each subject's records.
 #
 # One job is one session: it loads a subject once and measures those of its cells whose record is missing or stale, so
 # records are `update()` outputs. `digest` changes with anything that can make a cell stale - the cells, the protocol, the
@@ -23,6 +23,26 @@ STALE_MARKS = {
     subject: LAYOUT.stale_mark(subject, digest) for subject, digest in json.loads(os.environ["VLMETER_STALE"]).items()
 }
 
+
+rule check_counts:
+    input:
+        dummies=[LAYOUT.dummies / image for image in DUMMIES],
+        dataset=[LAYOUT.dataset] if any(cell.image.kind == "dataset" for cell in CELLS) else [],
+    output:
+        counts=LAYOUT.counts("{subject}"),
+    log:
+        LAYOUT.log("check_counts-{subject}"),
+    conda:
+        "../envs/measure.yaml"
+    params:
+        digest=lambda wildcards: subject_digest(STUDY, wildcards.subject, CELLS),
+        code=module_digest("vlmeter.counts"),
+    message:
+        "Putting every picture through the processor of {wildcards.subject}, to check its counts"
+    script:
+        "../scripts/check_counts.py"
+
+
 for subject_name in SUBJECTS:
     subject_cells = [cell for cell in CELLS if cell.subject == subject_name]
     looks_at_photographs = any(cell.image.kind == "dataset" for cell in subject_cells)
@@ -34,6 +54,8 @@ for subject_name in SUBJECTS:
         input:
             dummies=[LAYOUT.dummies / image for image in dummy_images(subject_cells)],
             dataset=[LAYOUT.dataset] if looks_at_photographs else [],
+            # a study stops here, before any time on a device, if a count is not what the plan says
+            counts=ancient([LAYOUT.counts(subject_name)] if subject_name in ON_DEVICES else []),
         output:
             records=update([LAYOUT.record(cell) for cell in subject_cells]),
             seal=LAYOUT.seal(subject_name),

@@ -54,6 +54,7 @@ ORDER = (
     "vlmeter.config",
     "vlmeter.plan",
     "vlmeter.backends.*",
+    "vlmeter.counts",
     "vlmeter.fingerprint",
     "vlmeter.device",
     "vlmeter.budget",

@@ -13,7 +13,7 @@ import pytest
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.studies import QUESTION, machine_of, run_fake, study_of
 from vlmeter.config import Study
-from vlmeter.errors import UserError
+from vlmeter.errors import Unsupported, UserError
 from vlmeter.measure import CountMismatch
 from vlmeter.plan import Cell, build_plan
 from vlmeter.record import Record, read_record
@@ -303,6 +303,21 @@ def test_out_of_memory_in_a_cell_is_a_result_and_the_session_goes_on(tmp_path: P
     assert all(record.status == "ok" for cell_id, record in found.items() if cell_id != "vision-tiling-3x4")
     assert "1 out of memory" in summary.sentence()
     assert run_fake(study, tmp_path, runner=runner).fresh == 8, "a result is not tried again"
+
+
+def test_a_subject_that_cannot_run_here_is_recorded_as_such_in_every_cell(tmp_path: Path) -> None:
+    def load() -> FakeRunner:
+        raise Unsupported("the image processor needs torchvision; install it")
+
+    study, runner = vision_study(), FakeRunner()
+    machine = machine_of(runner, load=load)
+    summary = run_fake(study, tmp_path, machine=machine)
+    found = records(tmp_path, study)
+    assert (summary.measured, summary.unsupported, summary.failed) == (0, len(found), [])
+    assert {record.status for record in found.values()} == {"unsupported"}
+    assert {record.reason for record in found.values()} == {"the image processor needs torchvision; install it"}
+    assert "unsupported on this machine" in summary.sentence()
+    assert run_fake(study, tmp_path, machine=machine).fresh == len(found), "a result is not tried again"
 
 
 def test_a_count_mismatch_fails_its_cell_alone_and_the_session_says_so(tmp_path: Path) -> None:

@@ -14,3 +14,10 @@ class UserError(Exception):
 
 class UnsupportedSize(UserError):
     """An image size that the model's own preprocessing cannot handle."""
+
+
+class Unsupported(UserError):
+    """Something that cannot run on this machine for want of a library; the message says which, and how to get it.
+
+    To a session it is an outcome (`status: unsupported`) rather than a mistake: the study's other subjects go on.
+    """

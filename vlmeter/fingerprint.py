@@ -59,7 +59,7 @@ HARMLESS_MODULES: Mapping[str, str] = {
 }
 
 #: Distributions whose version can change a number.
-VERSIONED = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+VERSIONED = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
 
 
 def _digest(data: bytes) -> str:

@@ -62,6 +62,10 @@ class Layout:
         """A cell's record."""
         return cell_path(self.results, self.study, cell)
 
+    def counts(self, subject: str) -> Path:
+        """What the subject's own processor makes of every picture."""
+        return self.root / "counts" / f"{subject}.json"
+
     def ceilings(self, subject: str) -> Path:
         """What the device of a subject can do at most."""
         return self.root / "ceilings" / f"{subject}.json"

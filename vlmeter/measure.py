@@ -85,7 +85,7 @@ class EnergyUse:
 class Measurement:
     """What was learnt about a cell; samples are kept per arm, one per round."""
 
-    status: Literal["ok", "oom"] = "ok"
+    status: Literal["ok", "oom", "unsupported"] = "ok"
     reason: str | None = None
     counts: Counts | None = None
     timings: dict[str, list[Timing]] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from typing import Any
 from vlmeter.backends.base import BusyTime, Runner
 from vlmeter.clock import ClockError
 from vlmeter.config import Sampling, Study, Subject
-from vlmeter.errors import UserError
+from vlmeter.errors import Unsupported, UserError
 from vlmeter.fingerprint import fingerprint, input_digest
 from vlmeter.measure import CountMismatch, Measurement, Sight, measure_cell, split_spans
 from vlmeter.monitor import Monitor
@@ -95,6 +95,7 @@ class Summary:
     remeasured: int = 0
     drifted: int = 0
     oom: int = 0
+    unsupported: int = 0
     failed: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -102,6 +103,7 @@ class Summary:
         """Say it in one line."""
         parts = [f"{self.measured} measured", f"{self.fresh} fresh", f"{self.restored} restored"]
         parts += [f"{self.oom} out of memory"] if self.oom else []
+        parts += [f"{self.unsupported} unsupported on this machine"] if self.unsupported else []
         parts += [f"{self.remeasured} measured twice because of drift"] if self.remeasured else []
         parts += [f"{self.drifted} flagged as drifted"] if self.drifted else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []
@@ -252,7 +254,11 @@ class _Session:
         """Load the subject and measure what is to be measured."""
         rng = random.Random(self.order_seed)
         rng.shuffle(self.todo)
-        runner = self.machine.load()
+        try:
+            runner = self.machine.load()
+        except Unsupported as reason:
+            self._record_unsupported(str(reason))
+            return
         clock = runner.clock
         self._begin_ms = clock.host_ms()
         self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
@@ -275,6 +281,15 @@ class _Session:
                 before, after = after, self._look_at_sentinel(sentinel, runner, rng)
             self._settle(records, before=before, after=after, remeasured=drifted)
         self.summary.seconds["session"] = (clock.host_ms() - self._begin_ms) / 1000
+
+    def _record_unsupported(self, reason: str) -> None:
+        """Say in every cell's record why it cannot be measured on this machine."""
+        log.warning("%s cannot be measured here: %s", self.subject_name, reason)
+        self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
+        for position, cell in enumerate(self.todo):
+            measured = Measurement(status="unsupported", reason=reason)
+            self._keep(self._record(cell, measured, parameters={}, position=position))
+            self.summary.unsupported += 1
 
     def _look_at_sentinel(self, sentinel: Cell, runner: Runner, rng: random.Random) -> Estimate | None:
         quick = sentinel.model_copy(update={"sampling": SENTINEL_SAMPLING})
@@ -335,7 +350,7 @@ class _Session:
                 self.summary.failed.append(reason)
                 self._done += 1
                 continue
-            record = self._record(cell, measured, runner, position=position + offset)
+            record = self._record(cell, measured, parameters=runner.parameters, position=position + offset)
             self._keep(record)
             records.append(record)
             self._done += 1
@@ -375,7 +390,7 @@ class _Session:
         left_s = elapsed_s / self._measured * (total - self._done) if self._measured else None
         self.progress(Progress(self._done, total, cell, estimate, note, elapsed_s, left_s))
 
-    def _record(self, cell: Cell, measured: Measurement, runner: Runner, *, position: int) -> Record:
+    def _record(self, cell: Cell, measured: Measurement, *, parameters: Mapping[str, int], position: int) -> Record:
         picture = self.pictures[cell.cell_id]
         counts = measured.counts
         return Record(
@@ -437,7 +452,7 @@ class _Session:
                 order_seed=self.order_seed,
             ),
             seconds=measured.seconds,
-            parameters=dict(runner.parameters),
+            parameters=dict(parameters),
             environment=self._environment,
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmeter.config import Study
-from vlmeter.errors import UserError
+from vlmeter.errors import Unsupported, UserError
 from vlmeter.families.base import ImageOptions
 from vlmeter.families.registry import get_family
 from vlmeter.files import write_atomically
@@ -18,6 +18,7 @@ from vlmeter.session import Machine, Picture, Progress, Summary, cell_fingerprin
 from vlmeter.store import State, state_of
 
 if TYPE_CHECKING:
+    from vlmeter.counts import SubjectCounts
     from vlmeter.dataset import Manifest
     from vlmeter.physics import SubjectWork
 
@@ -95,12 +96,25 @@ def _look(study: Study, subject_name: str, layout: Layout) -> tuple[tuple[Cell, 
     return cells, pictures_for(cells, dummy=dummy, dataset=photographs)
 
 
+def check_subject_counts(study: Study, subject_name: str, layout: Layout) -> SubjectCounts:
+    """Compare the plan's counts with those of a subject's own processor; see `vlmeter.counts`."""
+    from vlmeter.counts import check_counts
+    from vlmeter.flops import shapes_of
+
+    cells, pictures = _look(study, subject_name, layout)
+    return check_counts(subject_name, lambda: shapes_of(study.subjects[subject_name]), cells, pictures)
+
+
 def count_subject_work(study: Study, subject_name: str, layout: Layout) -> SubjectWork:
     """Count FLOPs and bytes of every cell of a subject, on shapes alone; see `vlmeter.flops`."""
     from vlmeter.flops import count_work, shapes_of
+    from vlmeter.physics import SubjectWork
 
     cells, pictures = _look(study, subject_name, layout)
-    return count_work(subject_name, shapes_of(study.subjects[subject_name]), cells, pictures)
+    try:
+        return count_work(subject_name, shapes_of(study.subjects[subject_name]), cells, pictures)
+    except Unsupported:  # so are the cells, whose records say why
+        return SubjectWork(subject=subject_name, cells=())
 
 
 def measure_subject(
@@ -269,7 +283,7 @@ def closing_words(layout: Layout, cells: Sequence[Cell]) -> str:
     """Say how all cells of a study fared, at the end of a run."""
     from vlmeter.record import read_record
 
-    counted = {"measured": 0, "out of memory": 0, "flagged as drifted": 0, "missing": 0}
+    counted = {"measured": 0, "out of memory": 0, "unsupported": 0, "flagged as drifted": 0, "missing": 0}
     for cell in cells:
         path = layout.record(cell)
         if not path.exists():
@@ -278,6 +292,7 @@ def closing_words(layout: Layout, cells: Sequence[Cell]) -> str:
         record = read_record(path)
         counted["measured"] += record.status == "ok"
         counted["out of memory"] += record.status == "oom"
+        counted["unsupported"] += record.status == "unsupported"
         counted["flagged as drifted"] += record.drift is not None and record.drift.drifted
     parts = [f"{number} {word}" for word, number in counted.items() if number]
     return f"{len(cells)} cells: {', '.join(parts)}"
