@@ -96,6 +96,38 @@ def test_two_factors_are_not_told_apart_where_they_do_not_vary_apart(tmp_path: P
     assert "independently" in found.reason
 
 
+def test_each_part_of_the_model_has_the_cost_that_was_planted(exact: pd.DataFrame, noisy: pd.DataFrame) -> None:
+    costs = analysis.part_costs(analysis.vision_cells(exact))
+    assert only(costs.crop).value == pytest.approx(2.5)
+    assert only(costs.token).value == pytest.approx(0.0205)
+    cells = analysis.vision_cells(noisy)
+    costs = analysis.part_costs(cells)
+    assert only(costs.crop).value == pytest.approx(2.5, rel=0.03)
+    assert only(costs.token).value == pytest.approx(0.0205, rel=0.03)
+
+
+def test_costs_of_parts_are_told_even_where_crops_and_tokens_grow_together(tmp_path: Path) -> None:
+    series = {"tilings": ["1x1", "1x2", "1x3", "1x4", "1x5"]}
+    costs = analysis.part_costs(analysis.vision_cells(table_of(tmp_path, vision=series, output=None)))
+    assert only(costs.crop).value == pytest.approx(2.5)
+    assert only(costs.token).value == pytest.approx(0.0205)
+
+
+def test_without_a_choice_of_crops_a_token_costs_what_the_whole_prefill_does(exact: pd.DataFrame) -> None:
+    cells = analysis.vision_cells(exact).assign(crops=1)
+    costs = analysis.part_costs(cells)
+    assert isinstance(costs.crop, Unknown)
+    assert costs.token_is_of == "the whole prefill"
+    rise = np.polyfit(cells["prompt_tokens"], cells["vision_ms"] + cells["language_ms"], 1)[0]
+    assert only(costs.token).value == pytest.approx(rise)
+
+
+def test_two_sizes_do_not_make_a_cost(exact: pd.DataFrame) -> None:
+    cells = analysis.vision_cells(exact)
+    few = cells[cells["crops"].isin(sorted(cells["crops"].unique())[:2])]
+    assert isinstance(analysis.part_costs(few).crop, Unknown)
+
+
 def test_a_host_that_is_slow_to_launch_makes_small_prefills_launch_bound(tmp_path: Path) -> None:
     table = table_of(tmp_path, runner=FakeRunner(launch_ms={"vision_encoder": 3.0}), output=None)
     cells = analysis.vision_cells(table)

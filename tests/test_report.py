@@ -330,7 +330,7 @@ def test_a_study_without_one_experiment_says_so(tmp_path: Path) -> None:
 def test_a_study_of_one_cell_is_a_page(tmp_path: Path) -> None:
     table = table_of(tmp_path / "records", runner=CpuLikeRunner(), vision={"tilings": ["2x2"]}, output=None)
     page = page_of(tmp_path, table, draw=True)
-    assert "need 4 cells at least" in page.find("li", data_answer="per_crop").text
+    assert "every image is cut into 5 crops" in page.find("li", data_answer="per_crop").text
     assert len(page.find("div", data_grid="vision-fake").find("tbody").find_all("tr")) == 1
     absent = page.find("section", id="vision").find("details", class_="absent").text
     assert "Prefill = a crops + b tokens + c" in absent

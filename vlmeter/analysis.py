@@ -34,6 +34,7 @@ from vlmeter.uncertainty import (
     relative_weights,
     standard_error,
 )
+from vlmeter.wording import plural
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
 
@@ -373,6 +374,48 @@ def two_factor(cells: pd.DataFrame, quantity: str = "plain_wall") -> Fit | Unkno
         return fit_linear(columns, found[f"{quantity}_ms"].to_numpy(dtype=np.float64))
     except ValueError:
         return Unknown("crops and tokens do not vary independently of each other in these cells")
+
+
+@dataclass(frozen=True)
+class PartCosts:
+    """What one more crop and one more token cost, each told by the part of the model that it is work for.
+
+    crop: of the vision side, per crop. token: of the language side, per prompt token; where all images have as many
+    crops, of the whole prefill, since the vision side then grows with the tokens too. clock: the time they are told in.
+    """
+
+    crop: Estimate | Unknown
+    token: Estimate | Unknown
+    clock: CostClock
+    token_is_of: str
+
+
+def part_costs(cells: pd.DataFrame) -> PartCosts:
+    """Fit the vision side of a prefill over its crops, and the language side over its tokens, each by itself.
+
+    The vision encoder sees crops and no prompt, the language model the prompt and no crops. So each slope is found on
+    its own part, and stays sharp where crops and tokens grow nearly together, which blurs a plane through their sum
+    (`two_factor`). The parts are of the clock that `cost_clock` chooses: of busy time, or between marks.
+    """
+    clock = cost_clock(cells)
+    busy = clock.quantity == "busy_prefill"
+    vision = cells["busy_vision_ms"] if busy else cells["vision_ms"]
+    language = cells["busy_prefill_ms"] - cells["busy_vision_ms"] if busy else cells["language_ms"]
+    if cells["crops"].nunique() > 1:
+        crop = _slope(cells["crops"], vision, name="crops")
+        return PartCosts(crop, _slope(cells["prompt_tokens"], language, name="tokens"), clock, "the language side")
+    counts = sorted({int(count) for count in cells["crops"].dropna()})
+    crop = Unknown(f"every image is cut into {plural(counts[0], 'crop')}" if counts else "no image was measured")
+    return PartCosts(crop, _slope(cells["prompt_tokens"], vision + language, name="tokens"), clock, "the whole prefill")
+
+
+def _slope(sizes: pd.Series[Any], times_ms: pd.Series[Any], *, name: str) -> Estimate | Unknown:
+    known = times_ms.notna()
+    found = sizes[known].to_numpy(dtype=np.float64)
+    if len(np.unique(found)) < 3:
+        return Unknown(f"a cost needs three numbers of {name} at least, and there are {len(np.unique(found))}")
+    columns = {"slope": found, "constant": np.ones(len(found))}
+    return fit_linear(columns, times_ms[known].to_numpy(dtype=np.float64))["slope"]
 
 
 @dataclass(frozen=True)
@@ -838,17 +881,18 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
     """What one more crop, 1,000 more tokens, one more output token cost; and the time to first token."""
     rows = of_subject(table, subject)
     cells, runs = vision_cells(rows), decode(rows)
-    clock = cost_clock(cells)
-    fit, law = two_factor(cells, clock.quantity), decode_law(runs)
-    note = f"of {clock.name} of a prefill, crops and tokens told apart by the two-factor fit"
-    note += f"; {clock.why}" if clock.why else ""
-
-    def of_fit(name: str, factor: float) -> Estimate | Unknown:
-        return fit if isinstance(fit, Unknown) else scaled(fit[name], factor)
-
+    costs, law = part_costs(cells), decode_law(runs)
+    why = f"; {costs.clock.why}" if costs.clock.why else ""
+    token = costs.token if isinstance(costs.token, Unknown) else scaled(costs.token, 1000)
     answers = [
-        Headline("per_crop", "one more crop", of_fit("crop", 1.0), "ms", note),
-        Headline("per_1000_tokens", "1,000 more vision tokens", of_fit("token", 1000.0), "ms", note),
+        Headline("per_crop", "one more crop", costs.crop, "ms", f"{costs.clock.name} of the vision side{why}"),
+        Headline(
+            "per_1000_tokens",
+            "1,000 more vision tokens",
+            token,
+            "ms",
+            f"{costs.clock.name} of {costs.token_is_of}{why}",
+        ),
         Headline(
             "per_output_token",
             "one more output token",

@@ -78,4 +78,11 @@ def caption(table: pd.DataFrame) -> str:
         f"{with_interval(fit['constant'], 'ms')} do not depend on either. The cell that is farthest from the plane is "
         f"{percent(fit.largest_residual_fraction)} away."
     )
+    costs = analysis.part_costs(cells)
+    if not isinstance(costs.crop, analysis.Unknown) and not isinstance(costs.token, analysis.Unknown):
+        text += (
+            f" Each part of the model fitted by itself says {with_interval(costs.crop, 'ms')} per crop (vision side) "
+            f"and {with_interval(analysis.scaled(costs.token, 1000), 'ms')} per 1,000 tokens (language side); that is "
+            "sharper, since crops and tokens grow nearly together."
+        )
     return f"{text} {clock.why}." if clock.why else text
