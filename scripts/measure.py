@@ -18,3 +18,5 @@ with job(snakemake.log[0]) as tell:
     for mark in snakemake.output.get("stale", []):
         Path(mark).touch()
     tell(f"{subject}: {summary.sentence()}")
+    if spent := summary.spent():
+        tell(f"{subject}: {spent}")

@@ -81,6 +81,17 @@ def test_a_session_loads_once_and_measures_every_cell(tmp_path: Path) -> None:
     assert all(record.status == "ok" and record.stop_reason == "precise" for record in found.values())
 
 
+def test_a_session_says_what_its_time_went_into(tmp_path: Path) -> None:
+    study = study_of()
+    summary = run_fake(study, tmp_path)
+    parts = ("load", "warmup", "rounds", "sentinel", "extras")
+    assert all(summary.seconds[part] >= 0 for part in parts)
+    assert min(summary.seconds["warmup"], summary.seconds["rounds"], summary.seconds["sentinel"]) > 0
+    assert sum(summary.seconds[part] for part in parts) <= summary.seconds["session"] * (1 + 1e-9)
+    assert "% in warm-up and samples" in summary.spent()
+    assert run_fake(study, tmp_path).spent() == "", "nothing was measured"
+
+
 def test_a_second_session_finds_everything_fresh_and_loads_nothing(tmp_path: Path) -> None:
     run_fake(study_of(), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}

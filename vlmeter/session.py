@@ -13,6 +13,7 @@ import logging
 import math
 import random
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -108,6 +109,22 @@ class Summary:
         parts += [f"{self.drifted} flagged as drifted"] if self.drifted else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         return ", ".join(parts)
+
+    def spent(self) -> str:
+        """Say what the session's time went into, in one line; empty if nothing was measured."""
+        whole_s = self.seconds.get("session", 0.0)
+        if not whole_s:
+            return ""
+        names = {
+            "load": "loading",
+            "warmup": "warm-up",
+            "rounds": "samples",
+            "sentinel": "samples of the sentinel",
+            "extras": "busy time, memory and energy",
+        }
+        parts = [f"{100 * self.seconds.get(key, 0.0) / whole_s:.0f} % {name}" for key, name in names.items()]
+        sampled_s = sum(self.seconds.get(key, 0.0) for key in ("warmup", "rounds", "sentinel"))
+        return f"{whole_s:.0f} s: {', '.join(parts)}; {100 * sampled_s / whole_s:.0f} % in warm-up and samples"
 
 
 class SessionFailed(Exception):
@@ -254,6 +271,7 @@ class _Session:
         """Load the subject and measure what is to be measured."""
         rng = random.Random(self.order_seed)
         rng.shuffle(self.todo)
+        begin_s = time.monotonic()
         try:
             runner = self.machine.load()
         except Unsupported as reason:
@@ -261,6 +279,7 @@ class _Session:
             return
         clock = runner.clock
         self._begin_ms = clock.host_ms()
+        self._spend("load", time.monotonic() - begin_s)
         self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
         sentinel = sentinel_of([cell for cell in self.cells if cell.cell_id not in self.given_up])
         self._look_at_sentinel(sentinel, runner, rng)
@@ -280,7 +299,7 @@ class _Session:
                 records = list({record.cell.cell_id: record for record in [*records, *again]}.values())
                 before, after = after, self._look_at_sentinel(sentinel, runner, rng)
             self._settle(records, before=before, after=after, remeasured=drifted)
-        self.summary.seconds["session"] = (clock.host_ms() - self._begin_ms) / 1000
+        self._spend("session", self.summary.seconds["load"] + (clock.host_ms() - self._begin_ms) / 1000)
 
     def _record_unsupported(self, reason: str) -> None:
         """Say in every cell's record why it cannot be measured on this machine."""
@@ -295,7 +314,9 @@ class _Session:
         quick = sentinel.model_copy(update={"sampling": SENTINEL_SAMPLING})
         estimate = None
         try:
-            estimate = self._measure_one(quick, runner, rng, extras=False).estimate()
+            measured = self._measure_one(quick, runner, rng, extras=False)
+            estimate = measured.estimate()
+            self._spend("sentinel", sum(measured.seconds.values()))
         except CELL_FAULTS as error:  # if it is among the cells to measure, it fails there, with its name
             log.warning("the sentinel cannot be measured: %s", error)
         if estimate is None:
@@ -305,6 +326,9 @@ class _Session:
         self._last_sentinel = estimate
         self._tell(sentinel, estimate, note="sentinel", runner=runner)
         return estimate
+
+    def _spend(self, name: str, seconds: float) -> None:
+        self.summary.seconds[name] = self.summary.seconds.get(name, 0.0) + seconds
 
     def _has_drifted(self, now: Estimate | None) -> bool:
         """Whether the sentinel is away from its reference by more than the tolerance and the noise of both."""
@@ -359,7 +383,7 @@ class _Session:
                 self.summary.measured += 1
                 self.summary.oom += measured.status == "oom"
             for name, seconds in measured.seconds.items():
-                self.summary.seconds[name] = self.summary.seconds.get(name, 0.0) + seconds
+                self._spend(name, seconds)
             note = "out of memory" if measured.status == "oom" else measured.stop_reason or ""
             self._tell(cell, measured.estimate(), note=note, runner=runner)
         return records
