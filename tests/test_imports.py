@@ -32,6 +32,8 @@ ORDER = (
     "vlmeter.dataset_source",
     "vlmeter.dataset",
     "vlmeter.clock",
+    "vlmeter.sdpa",
+    "vlmeter.shapes",
     "vlmeter.molmo1",
     "vlmeter.molmo1.architecture",
     "vlmeter.molmo1.geometry",
@@ -44,6 +46,8 @@ ORDER = (
     "vlmeter.molmo1.verify",
     "vlmeter.families",
     "vlmeter.families.base",
+    "vlmeter.families.made_tokenizer",
+    "vlmeter.families.native",
     "vlmeter.families.*",
     "vlmeter.families.registry",
     "vlmeter.reach",
@@ -93,6 +97,8 @@ NEED_A_MODEL = (
     "vlmeter.flops",
     "vlmeter.molmo1.configuration",
     "vlmeter.molmo1.modeling",
+    "vlmeter.sdpa",
+    "vlmeter.shapes",
 )
 
 

@@ -106,6 +106,7 @@ class MolmoFamily:
         "vlmeter.molmo1.presets",
         "vlmeter.molmo1.processing",
         "vlmeter.molmo1.tokenizer",
+        "vlmeter.sdpa",
     )
 
     def geometry(self, spec: SubjectSpec) -> ImageGeometry:

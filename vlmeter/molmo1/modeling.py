@@ -28,8 +28,7 @@ Shapes: B sequences, C crops per sequence, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +49,7 @@ from vlmeter.molmo1.architecture import (
     Architecture,
 )
 from vlmeter.molmo1.configuration import MolmoConfig
+from vlmeter.sdpa import without_cudnn_attention
 
 # -------------------------------------------------------------------------------------------------- attention
 
@@ -88,24 +88,6 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Ten
 """name -> f(query [B, H, T, W], key, value [B, K, S, W], mask [B, 1, T, S], causal) -> [B, H, T, W]
 
 A boolean mask is true where attention is allowed; any other is added to the scores. `causal` needs T == S."""
-
-
-@contextmanager
-def _without_cudnn_attention(wanted: bool) -> Iterator[None]:
-    """Keep SDPA from choosing cuDNN's attention while entered, if `wanted`.
-
-    cuDNN builds a plan for every new shape, which takes milliseconds per call; with a cache that grows by one
-    key per step every shape is new. Seen on an H100 with torch 2.11, Molmo-7B-D in bfloat16: 78 ms per token
-    with cuDNN, 18 to 21 ms with the flash kernel. With shapes that stay (a static cache) cuDNN is the faster.
-    """
-    enabled = wanted and torch.backends.cuda.cudnn_sdp_enabled()
-    if enabled:
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        if enabled:
-            torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 # ----------------------------------------------------------------------------------------------------- vision
@@ -575,7 +557,7 @@ class MolmoModel(MolmoPreTrainedModel):
             cache=cache,
         )
         states = embeddings
-        with _without_cudnn_attention(context.grows_by_one):
+        with without_cudnn_attention(context.grows_by_one):
             for block in self.blocks:
                 states = block(states, context)
         return states

@@ -1,0 +1,544 @@
+"""What the families share whose code is transformers' own.
+
+A family file then says what is its own: where the parts of its models are (`Parts`), what a prompt looks like
+(`Template`), how large its models are (`Scale`), and how a size becomes tokens (its geometry). Everything that runs is
+the published code: transformers' model class, its processor, its cache. What is added is control and sight:
+
+- a prompt whose text part has an exact length, and counts read from the real `input_ids` and pixel tensors;
+- marks at the modules where one phase ends and the next begins, which together cover the whole forward;
+- random weights made on the device, from the published configuration;
+- a greedy step of one token that waits for nothing on the device, with the positions that `generate` would give.
+
+What transformers' code does not run as a module counts to *merge* (placing the features, packing them, LLaVA's new-line
+features, Qwen's sorting back of windows), since it lies between two marks that say so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vlmeter.errors import UserError
+from vlmeter.families.base import COMPONENTS, Boundary, Counts, ImageOptions, LoadedModel, ModelInputs, SubjectSpec
+from vlmeter.families.made_tokenizer import MadeTokenizer, make_tokenizer, question_of, wrapped
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+#: Library modules that decide what a native family runs, besides the family's own file.
+NATIVE_MODULES = (
+    "vlmeter.checkpoints",
+    "vlmeter.families.made_tokenizer",
+    "vlmeter.families.native",
+    "vlmeter.sdpa",
+    "vlmeter.shapes",
+)
+
+#: transformers compares the number of features with that of image tokens in every pass, and waits for the device to do
+#: so. This variable of its own turns that off; it is set for shapes that have passed once.
+UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Dotted paths of a model's parts.
+
+    projector: every module between vision encoder and language model that runs as a module; a list of modules stands
+    for its members. They may lie inside the vision encoder, as Qwen's merger does.
+    """
+
+    vision_encoder: str = "model.vision_tower"
+    projector: tuple[str, ...] = ("model.multi_modal_projector",)
+    blocks: str = "model.language_model.layers"
+    norm: str = "model.language_model.norm"
+    head: str = "lm_head"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt of one image and one question, for models without a chat template of their own.
+
+    text: holds {image} and {question}. image: what the processor's placeholder looks like, with the special tokens that
+    stand around it in a prompt; all of its tokens are the image's and none of the text's.
+    """
+
+    text: str
+    image: str
+
+    def filled(self, question: str) -> str:
+        """Return the prompt."""
+        return self.text.replace("{image}", self.image).replace("{question}", question)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One preset: an architecture at one scale, from its published configuration files.
+
+    config: content of config.json, with model_type. processor_config: content of preprocessor_config.json, with
+    image_processor_type. processor: name of the processor's class, and what it is given beside its parts.
+    parameters: per component, checked against the model by the tests.
+    """
+
+    about: str
+    config: Mapping[str, Any]
+    tokenizer: MadeTokenizer
+    processor_config: Mapping[str, Any]
+    processor: str
+    processor_arguments: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+
+class NativeFamily:
+    """A family whose models, processors and caches are transformers' own; see `Family`.
+
+    A subclass sets the class variables and has a `geometry`; it overrides `loaded` where a model needs more than
+    `LoadedNative` does.
+    """
+
+    name: ClassVar[str]
+    #: values of model_type in config.json that belong to this family
+    model_types: ClassVar[tuple[str, ...]]
+    #: the smallest first
+    scales: ClassVar[Mapping[str, Scale]]
+    parts: ClassVar[Parts] = Parts()
+    template: ClassVar[Template]
+    measuring_modules: tuple[str, ...] = NATIVE_MODULES
+
+    def __init__(self) -> None:
+        self.presets: Mapping[str, str] = {
+            name: f"{scale.about} ({sum(scale.parameters.values()):,} parameters)"
+            for name, scale in self.scales.items()
+        }
+
+    def scale(self, spec: SubjectSpec) -> Scale:
+        """Return the preset that a subject with random weights names."""
+        if spec.preset is None or spec.preset not in self.scales:
+            raise UserError(f"preset: {spec.preset!r} is not known; legal for {self.name}: {', '.join(self.scales)}")
+        return self.scales[spec.preset]
+
+    def model_config(self, spec: SubjectSpec) -> Mapping[str, Any]:
+        """Content of the subject's config.json."""
+        if spec.weights == "random":
+            return self.scale(spec).config
+        from vlmeter.checkpoints import open_checkpoint
+
+        checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=False)
+        checkpoint.check_family(self.name, self.model_types)
+        return checkpoint.config
+
+    def processor_config(self, spec: SubjectSpec) -> Mapping[str, Any]:
+        """Content of the subject's preprocessor_config.json, or of what holds it in its stead, for its geometry."""
+        if spec.weights == "random":
+            scale = self.scale(spec)
+            return {**scale.processor_arguments, **scale.processor_config}
+        from vlmeter.checkpoints import open_checkpoint
+
+        checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=False)
+        checkpoint.check_family(self.name, self.model_types)
+        return checkpoint.processor_config()
+
+    def text_tokens(self, spec: SubjectSpec, question: str) -> int | None:
+        """Count the text tokens of a prompt; None for a checkpoint, whose chat template would have to be run."""
+        if spec.weights != "random":
+            return None
+        tokenizer = make_tokenizer(self.scale(spec).tokenizer)
+        image_ids = set(tokenizer.encode(self.template.image, add_special_tokens=False).ids)
+        return sum(number not in image_ids for number in tokenizer.encode(self.template.filled(question)).ids)
+
+    def parameters(self, spec: SubjectSpec) -> dict[str, int] | None:
+        """Return the parameters per component of a preset; None for a checkpoint."""
+        return dict(self.scale(spec).parameters) if spec.weights == "random" else None
+
+    def kv_bytes_per_token(self, spec: SubjectSpec) -> int | None:
+        """Return the bytes of key-value cache of one token; layers with a sliding window count as if they had none."""
+        config = self.model_config(spec) if spec.weights == "random" else None
+        return None if config is None else kv_bytes_per_token(config, dtype=spec.dtype)
+
+    def load(self, spec: SubjectSpec, *, device: str) -> LoadedModel:
+        """Build or read the model on the device, ready to run; raises UserError for what a user can mend."""
+        if spec.weights == "random":
+            scale = self.scale(spec)
+            processor = made_processor(scale)
+            model = random_model(
+                scale.config, device=device, dtype=spec.dtype, attention=spec.attention, seed=spec.seed
+            )
+        else:
+            from vlmeter.checkpoints import load_pretrained, load_processor, open_checkpoint
+
+            checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=device != "meta")
+            checkpoint.check_family(self.name, self.model_types)
+            processor = load_processor(checkpoint)
+            model = load_pretrained(checkpoint, spec, device=device)
+        return self.loaded(model, processor)
+
+    def loaded(self, model: Any, processor: Any) -> LoadedModel:
+        """Put a model and its processor together."""
+        return LoadedNative(model=model, processor=processor, parts=self.parts, template=self.template)
+
+
+class LoadedNative:
+    """A model of transformers on a device, with its processor; see `LoadedModel`."""
+
+    def __init__(self, *, model: Any, processor: Any, parts: Parts, template: Template | None) -> None:
+        self.model, self.processor, self.parts, self.template = model, processor, parts, template
+        self.tokenizer = processor.tokenizer
+        self._module: dict[str, list[Any]] = {
+            "vision_encoder": [model.get_submodule(parts.vision_encoder)] if parts.vision_encoder else [],
+            "projector": [part for path in parts.projector for part in _members(model.get_submodule(path))],
+            "llm_blocks": list(model.get_submodule(parts.blocks)),
+        }
+        self.eos_token_ids: Sequence[int] = _eos_token_ids(model, self.tokenizer)
+        self.parameters: Mapping[str, int] = count_parameters(model, parts)
+        self._image_token_id = image_token_id(model, processor)
+        self._cache_name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+        self._on_meta = model.device.type == "meta"
+        self._passed: set[tuple[int, ...]] = set()
+
+    # ---- inputs
+
+    def prepare(
+        self, image: Image, question: str | None, *, text_tokens: int | None, options: ImageOptions
+    ) -> ModelInputs:
+        """Turn a picture and a question into model inputs on the CPU, with the family's own processor.
+
+        With `text_tokens` instead of a question, a question is made up that fills the prompt's text part to exactly
+        that many tokens.
+        """
+        if (question is None) == (text_tokens is None):
+            raise UserError("a prompt takes exactly one of question and text_tokens")
+        if question is None:
+            assert text_tokens is not None
+            what = f"a prompt of {self.model.config.model_type}"
+            question = question_of(text_tokens, lambda text: self._text_tokens(self.render(text)), what=what)
+        prompt = self.render(question)
+        made = self.process(image.convert("RGB"), prompt, options)
+        text = self._text_tokens(prompt)
+        ids = made["input_ids"][0]
+        vision = int((ids == self._image_token_id).sum())
+        counts = Counts(
+            crops=self.crops(made),
+            vision_tokens=vision,
+            special_tokens=len(ids) - vision - text,
+            text_tokens=text,
+            prompt_tokens=len(ids),
+        )
+        return ModelInputs(tensors=self._with_positions(made), counts=counts)
+
+    def render(self, question: str) -> str:
+        """Return the prompt of one image and a question: by the checkpoint's chat template, or the family's own."""
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            rendered: str = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+            return rendered
+        if self.template is None:
+            raise UserError("the processor has no chat template, so nobody knows how its prompts are written")
+        return self.template.filled(question)
+
+    def process(self, image: Image, prompt: str, options: ImageOptions) -> dict[str, Any]:
+        """Run the processor on one image and one prompt; returns named tensors of a batch of one.
+
+        The attention mask of a single prompt masks nothing, and would be looked at on the device in every pass.
+        """
+        made = self.processor(
+            images=[image], text=[prompt], return_tensors="pt", **self._begins(prompt), **self.image_arguments(options)
+        )
+        dtype = self.model.dtype
+        return {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in made.items()
+            if name != "attention_mask" and hasattr(value, "is_floating_point")
+        }
+
+    def image_arguments(self, options: ImageOptions) -> dict[str, Any]:
+        """What the processor is given for these options; a family that has some overrides this."""
+        if options.max_crops is not None or options.force_tiling is not None:
+            raise UserError(f"max_crops, force_tiling: {self.model.config.model_type} leaves no choice of crops")
+        return {}
+
+    def crops(self, made: Mapping[str, Any]) -> int:
+        """Count the pictures that the vision encoder takes, in the pixel tensor."""
+        if "image_grid_thw" in made:
+            return len(made["image_grid_thw"])
+        pixels = made["pixel_values"]
+        if pixels.ndim == 5:
+            return int(pixels.shape[0] * pixels.shape[1])
+        return int(pixels.shape[0]) if pixels.ndim == 4 else 1
+
+    def _begins(self, prompt: str) -> dict[str, bool]:
+        """Keep the tokenizer from adding a beginning of sequence to a prompt that has one, as transformers does."""
+        bos = self.tokenizer.bos_token
+        return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
+
+    def _image_ids(self) -> set[int]:
+        """Ids of the tokens that stand in a prompt because of its image, before the processor multiplies them."""
+        if self.template is None:
+            return {self._image_token_id}
+        return set(self.tokenizer(self.template.image, add_special_tokens=False)["input_ids"])
+
+    def _text_tokens(self, prompt: str) -> int:
+        image_ids = self._image_ids()
+        return sum(number not in image_ids for number in self.tokenizer(prompt, **self._begins(prompt))["input_ids"])
+
+    def _with_positions(self, made: dict[str, Any]) -> dict[str, Any]:
+        """Add the positions of a model that places images in space, which `generate` computes before the pass too."""
+        index = getattr(self.model.base_model, "get_rope_index", None)
+        if index is None:
+            return made
+        positions, deltas = index(**accepted(index, made))
+        return {**made, "position_ids": positions, "rope_deltas": deltas}
+
+    # ---- passes
+
+    def boundaries(self) -> Sequence[Boundary]:
+        """Return the marks of one prefill, in the order in which they fire."""
+        vision, projector = self._module["vision_encoder"], self._module["projector"]
+        blocks = self._module["llm_blocks"]
+        marks = [Boundary(self.model, "before", None)]
+        marks += [Boundary(module, "before", "merge") for module in vision]
+        inside = {id(part) for module in vision for part in module.modules()}
+        if not any(id(part) in inside for part in projector):
+            marks += [Boundary(module, "after", "vision_encoder") for module in vision]
+        for part in projector:
+            if id(part) in inside:
+                marks.append(Boundary(part, "before", "vision_encoder"))
+            marks.append(Boundary(part, "after", "projector"))
+        marks += [Boundary(blocks[0], "before", "merge"), Boundary(blocks[-1], "after", "llm_blocks")]
+        return [*marks, Boundary(self.model, "after", "head")]
+
+    def vision(self, tensors: Mapping[str, Any]) -> Any:
+        """Run vision encoder and projector alone on device tensors."""
+        features = self.model.base_model.get_image_features
+        with self._running(tensors):
+            return features(**{**accepted(features, tensors, but=("input_ids", "position_ids")), "return_dict": True})
+
+    def prefill(self, tensors: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Run the prompt into a new cache; returns the logits [1, vocabulary] of its end, and the cache."""
+        from transformers.cache_utils import DynamicCache
+
+        cache: Any = DynamicCache(config=self.model.config)
+        cache.position_delta = tensors.get("rope_deltas")
+        with self._running(tensors):
+            return self._logits(accepted(self.model.forward, tensors, but=("rope_deltas",)), cache), cache
+
+    def decode(self, token_ids: Any, cache: Any) -> Any:
+        """Run one token [1, 1] behind what the cache holds; returns its logits [1, vocabulary]."""
+        import torch
+
+        from vlmeter.sdpa import without_cudnn_attention
+
+        inputs = {"input_ids": token_ids}
+        with without_cudnn_attention(), self._shapes():
+            if cache.position_delta is not None:
+                past = cache.get_seq_length()
+                here = torch.arange(past, past + 1, device=token_ids.device) + cache.position_delta
+                inputs["position_ids"] = here.expand(3, 1, 1)
+            return self._logits(inputs, cache)
+
+    def _logits(self, inputs: dict[str, Any], cache: Any) -> Any:
+        inputs = {**inputs, self._cache_name: cache, "use_cache": True, "logits_to_keep": 1}
+        return self.model(**inputs).logits[:, -1]
+
+    @contextmanager
+    def _running(self, tensors: Mapping[str, Any]) -> Iterator[None]:
+        """Run a pass over the prompt; let transformers check the shapes of its inputs only the first time."""
+        shapes = tuple(side for tensor in tensors.values() for side in tensor.shape)
+        before = os.environ.get(UNCHECKED)
+        if shapes in self._passed:
+            os.environ[UNCHECKED] = "1"
+        try:
+            with self._shapes():
+                yield
+            self._passed.add(shapes)
+        finally:
+            if before is None:
+                os.environ.pop(UNCHECKED, None)
+            else:
+                os.environ[UNCHECKED] = before
+
+    @contextmanager
+    def _shapes(self) -> Iterator[None]:
+        if not self._on_meta:
+            yield
+            return
+        from vlmeter.shapes import ShapesOnly
+
+        with ShapesOnly():
+            yield
+
+
+# ------------------------------------------------------------------------------------------- parts of a model
+
+
+def _members(module: Any) -> list[Any]:
+    """The modules that a path stands for: a list of modules is none that runs."""
+    from torch import nn
+
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+def count_parameters(model: Any, parts: Parts) -> dict[str, int]:
+    """Count a model's parameters per component; one that two parts share counts once, for the first of them.
+
+    What belongs to no part (LLaVA's new-line feature) is between vision encoder and language model.
+    """
+    owners: dict[int, str] = {}
+    places: list[tuple[str, list[str]]] = [
+        ("projector", list(parts.projector)),
+        ("vision_encoder", [parts.vision_encoder] if parts.vision_encoder else []),
+        ("llm_blocks", [parts.blocks]),
+    ]
+    for component, paths in places:
+        for path in paths:
+            for parameter in model.get_submodule(path).parameters():
+                owners.setdefault(id(parameter), component)
+    for parameter in model.get_input_embeddings().parameters():
+        owners.setdefault(id(parameter), "embedding")
+    for path in (parts.norm, parts.head):
+        for parameter in model.get_submodule(path).parameters() if path else ():
+            owners.setdefault(id(parameter), "head")
+    found = dict.fromkeys(COMPONENTS, 0)
+    for parameter in model.parameters():
+        found[owners.get(id(parameter), "projector")] += parameter.numel()
+    return found
+
+
+def image_token_id(model: Any, processor: Any) -> int:
+    """Return the id of the token that receives vision features."""
+    for holder in (model.config, processor):
+        for name in ("image_token_id", "image_token_index"):
+            number = getattr(holder, name, None)
+            if isinstance(number, int):
+                return number
+    raise UserError(f"{type(model).__name__} does not say which token stands for its images")
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a sequence, by the generation settings of a checkpoint, else by its tokenizer."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    numbers = named if isinstance(named, list) else [named]
+    rows = model.config.get_text_config().vocab_size
+    return sorted({n for n in (*numbers, tokenizer.eos_token_id) if isinstance(n, int) and n < rows})
+
+
+def accepted(function: Callable[..., Any], values: Mapping[str, Any], *, but: Sequence[str] = ()) -> dict[str, Any]:
+    """Those of the values that a function names among its arguments."""
+    names = signature(function).parameters
+    return {name: value for name, value in values.items() if name in names and name not in but}
+
+
+def kv_bytes_per_token(config: Mapping[str, Any], *, dtype: str) -> int | None:
+    """Bytes of key-value cache of one token by the content of config.json; None if it does not say."""
+    text = config.get("text_config", config)
+    heads = text.get("num_attention_heads")
+    layers, width = text.get("num_hidden_layers"), text.get("hidden_size")
+    if not (heads and layers and width):
+        return None
+    head_dim = text.get("head_dim") or width // heads
+    return int(2 * layers * (text.get("num_key_value_heads") or heads) * head_dim * BYTES_PER_VALUE[dtype])
+
+
+# ------------------------------------------------------------------------------------------------------ making
+
+
+def made_processor(scale: Scale) -> Any:
+    """Put a family's processor together from its image processor and a made-up tokenizer."""
+    import transformers
+
+    settings = dict(scale.processor_config)
+    image_processor = image_processor_class(settings.pop("image_processor_type"))(**settings)
+    processor = without_video(getattr(transformers, scale.processor))
+    parts = {"image_processor": image_processor, "tokenizer": wrapped(scale.tokenizer), "video_processor": None}
+    wanted = processor.get_attributes()
+    return processor(**{name: parts[name] for name in wanted}, **scale.processor_arguments)
+
+
+def image_processor_class(name: str) -> Any:
+    """Return an image processor's class; the one that needs no torchvision where that is not installed."""
+    import transformers
+    from transformers.utils.import_utils import is_torchvision_available
+
+    stem = name.removesuffix("Fast").removesuffix("Pil")
+    if not is_torchvision_available() and hasattr(transformers, f"{stem}Pil"):
+        return getattr(transformers, f"{stem}Pil")
+    if not is_torchvision_available():
+        raise UserError(f"{stem} needs torchvision, which is not installed; install the version that fits torch")
+    return getattr(transformers, stem)
+
+
+def without_video(processor: Any) -> Any:
+    """Return a processor's class that takes None for its video processor, which needs torchvision for its work.
+
+    vlmeter shows a model pictures only, and a processor asks its video processor about videos only.
+    """
+    if "video_processor" not in processor.get_attributes():
+        return processor
+
+    def check(self: Any, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor" and argument is None:
+            return None
+        return processor.check_argument_for_proper_class(self, argument_name, argument)
+
+    return type(processor.__name__, (processor,), {"check_argument_for_proper_class": check})
+
+
+def random_model(config: Mapping[str, Any], *, device: str, dtype: str, attention: str, seed: int) -> Any:
+    """Make a model with random weights on the device, as transformers initialises it; on meta only its shapes.
+
+    No weight ever exists elsewhere. The same seed gives the same weights on the same kind of device.
+    """
+    import torch
+
+    model = empty_model(config, dtype=dtype, attention=attention)
+    if device != "meta":
+        materialise(model, device)
+        cards = [torch.device(device)] if device.startswith("cuda") else []
+        with torch.random.fork_rng(devices=cards), torch.no_grad():
+            torch.manual_seed(seed)
+            model.initialize_weights()
+        model.tie_weights()
+    return model.eval().requires_grad_(False)
+
+
+def empty_model(config: Any, *, dtype: str, attention: str) -> Any:
+    """Make a model of transformers on meta, from the content of config.json or a configuration."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.initialization import no_init_weights
+
+    made = AutoConfig.for_model(**config) if isinstance(config, Mapping) else config
+    try:
+        with torch.device("meta"), no_init_weights():
+            model = AutoModelForImageTextToText.from_config(
+                made, dtype=getattr(torch, dtype), attn_implementation=attention
+            )
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"attention: {attention} cannot be used with {made.model_type} here ({str(error).splitlines()[0]})"
+        ) from error
+    model.tie_weights()
+    return model
+
+
+def materialise(model: Any, device: str) -> None:
+    """Give every parameter and buffer of a model on meta its memory on the device; what is shared stays shared."""
+    import torch
+
+    memory: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in memory:
+                    empty = torch.empty_like(parameter, device=device)
+                    memory[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False)
+                module._parameters[name] = memory[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = memory.setdefault(id(buffer), torch.empty_like(buffer, device=device))
