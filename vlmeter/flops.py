@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmeter.config import Subject
-from vlmeter.families.base import LoadedModel
+from vlmeter.families.base import LoadedModel, ModelInputs
 from vlmeter.families.registry import get_family
 from vlmeter.physics import PhaseWork, StepWork, SubjectWork, Work
 from vlmeter.plan import Cell, subject_spec
@@ -205,13 +205,18 @@ class PassWork:
     step: StepWork
 
 
+def loaded_by_values(loaded: LoadedModel) -> bool:
+    """Whether a model looks at its inputs' content to decide on shapes, so that they have to keep it."""
+    return bool(getattr(loaded, "reads_values", False))
+
+
 def count_pass(loaded: LoadedModel, tensors: Mapping[str, Tensor], *, step: StepWork | None = None) -> PassWork:
     """Count one prefill, phase by phase, and the decode steps after it.
 
     loaded: a model on meta; tensors: its inputs, on any device (only their shapes and formats matter); step: that of
     another prompt, where it is known: the law of a step knows its context, so it does not depend on the prompt.
     """
-    inputs = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    inputs = dict(tensors) if loaded_by_values(loaded) else {name: x.to("meta") for name, x in tensors.items()}
     tally = _Tally(loaded.model)
     with _hooks(loaded, tally.mark), tally.counting():
         _, cache = loaded.prefill(inputs)
@@ -390,44 +395,44 @@ def count_work(
         cells: of that subject.
         pictures: by cell id, as a session has them; opened only where the plan does not know the counts.
 
-    # ASSUME: cells with as many crops and as many prompt tokens do the same work.
+    # ASSUME: cells with as many crops, vision tokens and prompt tokens do the same work.
     """
     cells = list(cells)
-    prepared: dict[object, tuple[Key, Mapping[str, Tensor]]] = {}
+    known: dict[object, tuple[int, int, int]] = {}
 
-    def prepare(cell: Cell) -> tuple[Key, Mapping[str, Tensor]]:
-        text = cell.text_tokens
+    def prepare(cell: Cell) -> ModelInputs:
         picture = pictures[cell.cell_id]
-        look = (cell.image, cell.max_crops, cell.force_tiling, text, picture.question)
-        if look not in prepared:
-            inputs = loaded.prepare(
-                picture.open(),
-                picture.question if text is None else None,
-                text_tokens=text,
-                options=cell.options,
-            )
-            counts = inputs.counts
-            meta = {name: tensor.to("meta") for name, tensor in inputs.tensors.items()}
-            prepared[look] = ((counts.crops, counts.prompt_tokens), meta)
-        return prepared[look]
+        question = picture.question if cell.text_tokens is None else None
+        return loaded.prepare(picture.open(), question, text_tokens=cell.text_tokens, options=cell.options)
 
-    keys: dict[str, Key] = {}
-    examples: dict[Key, Cell] = {}
+    def sizes(cell: Cell) -> tuple[int, int, int]:
+        crops, vision, tokens = cell.expected.crops, cell.expected.vision_tokens, cell.expected.prompt_tokens
+        if crops is not None and vision is not None and tokens is not None:
+            return crops, tokens, vision
+        look = (cell.image, cell.options, cell.text_tokens, pictures[cell.cell_id].question)
+        if look not in known:
+            counts = prepare(cell).counts
+            known[look] = (counts.crops, counts.prompt_tokens, counts.vision_tokens)
+        return known[look]
+
+    keys = {cell.cell_id: sizes(cell) for cell in cells}
+    examples: dict[tuple[int, int, int], Cell] = {}
     for cell in cells:
-        crops, tokens = cell.expected.crops, cell.expected.prompt_tokens
-        key = prepare(cell)[0] if crops is None or tokens is None else (crops, tokens)
-        keys[cell.cell_id] = key
-        examples.setdefault(key, cell)
-
+        examples.setdefault(keys[cell.cell_id], cell)
     step: StepWork | None = None
 
-    def count(key: Key) -> PassWork:
+    def count(key: tuple[int, int, int]) -> PassWork:
         nonlocal step
-        found = count_pass(loaded, prepare(examples[key])[1], step=step)
+        found = count_pass(loaded, prepare(examples[key]).tensors, step=step)
         step = found.step
         return found
 
-    counted = extend(list(examples), count)
+    full = {key[:2]: key for key in examples}
+    if len(full) == len(examples):
+        by_law = extend(list(full), lambda pair: count(full[pair]))
+        counted = {key: by_law[key[:2]] for key in examples}
+    else:  # prompts of one length that differ in their vision tokens: no law of crops and prompt tokens holds
+        counted = {key: count(key) for key in examples}
     works = []
     for cell in cells:
         key = keys[cell.cell_id]
