@@ -97,11 +97,21 @@ OTHER_SUBJECTS: list[dict[str, Any]] = [
     {"cpu_threads": 2},
     {"seed": 1},
 ]
+OTHER_CHECKPOINT_KEYS: list[dict[str, Any]] = [
+    {"device_map": "auto"},
+    {"quantization": "bitsandbytes-8bit"},
+    {"trust_remote_code": True},
+]
 
 
 @pytest.mark.parametrize("changes", OTHER_SUBJECTS)
 def test_what_is_run_is_the_subjects_part(changes: dict[str, Any]) -> None:
     assert changed_parts(subject=Subject(**{**SUBJECT.model_dump(), **changes})) == ("subject",)
+
+
+@pytest.mark.parametrize("changes", OTHER_CHECKPOINT_KEYS)
+def test_how_a_checkpoint_is_loaded_is_the_subjects_part(changes: dict[str, Any]) -> None:
+    assert changed_parts(subject=SUBJECT.model_copy(update=changes)) == ("subject",)
 
 
 def test_the_device_that_is_wished_for_makes_nothing_stale() -> None:
@@ -110,7 +120,7 @@ def test_the_device_that_is_wished_for_makes_nothing_stale() -> None:
 
 
 def test_no_key_of_a_subject_has_been_overlooked() -> None:
-    tried = {name for changes in OTHER_SUBJECTS for name in changes}
+    tried = {name for changes in (*OTHER_SUBJECTS, *OTHER_CHECKPOINT_KEYS) for name in changes}
     chosen_among_one = {"family", "backend"}
     assert tried | chosen_among_one | {"device"} == set(Subject.model_fields)
 

@@ -34,6 +34,7 @@ ORDER = (
     "vlmeter.clock",
     "vlmeter.sdpa",
     "vlmeter.shapes",
+    "vlmeter.checkpoints",
     "vlmeter.molmo1",
     "vlmeter.molmo1.architecture",
     "vlmeter.molmo1.geometry",

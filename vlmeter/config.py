@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from vlmeter.backends.registry import BACKENDS
+from vlmeter.checkpoints import COMMIT
 from vlmeter.dataset_source import HUB_NAME_PATTERN, SOURCES, DatasetSource, EmbeddedSource
 from vlmeter.errors import UserError
 from vlmeter.families.registry import FAMILIES, get_family
@@ -138,7 +139,21 @@ class Subject(Model):
         description="way of running the model: eager is plain PyTorch; fake runs nothing and takes declared times",
         json_schema_extra={"enum": [*sorted(BACKENDS)]},
     )
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="attention implementation; flash_attention_2 needs the package flash-attn"
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: spread a checkpoint over all GPUs; absent: on one device, as device says"
+    )
+    quantization: Literal["bitsandbytes-8bit", "bitsandbytes-4bit"] | None = Field(
+        None,
+        description="pack a checkpoint's weights while loading; needs the package bitsandbytes; absent: dtype's own",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="true: run the Python code that a checkpoint brings along (family generic only), from a folder or "
+        "from a hub id with a commit as revision",
+    )
     cpu_threads: int | None = Field(
         None, ge=1, description="threads that PyTorch uses on a CPU; absent: one per physical core it may use"
     )
@@ -155,15 +170,40 @@ class Subject(Model):
     @model_validator(mode="after")
     def _architecture(self) -> Subject:
         presets = get_family(self.family).presets
-        if self.preset is not None and self.preset not in presets:
+        if self.preset is not None and self.preset not in presets and self.family != "generic":
             raise ValueError(f"preset {self.preset!r} is not known; legal: {', '.join(presets)}")
         if self.weights == "random" and self.preset is None:
             raise ValueError(f"preset is missing: random weights need an architecture, one of {', '.join(presets)}")
         if self.weights == "random" and self.revision is not None:
             raise ValueError("revision is given, but weights are random; legal only with a hub id as weights")
+        self._check_checkpoint_keys()
         if self.backend == "fake" and self.weights != "random":
             raise ValueError(f"weights: {self.weights!r} is not read by the fake backend; legal with it: random")
         return self
+
+    def _check_checkpoint_keys(self) -> None:
+        """Check what is for checkpoints alone, and for those that transformers loads."""
+        given = {
+            "device_map": self.device_map,
+            "quantization": self.quantization,
+            "trust_remote_code": self.trust_remote_code or None,
+        }
+        for key, value in given.items():
+            if value is None:
+                continue
+            if self.weights == "random":
+                raise ValueError(f"{key} is given, but weights are random; legal only with a checkpoint as weights")
+            if self.family == "molmo":
+                raise ValueError(f"{key} is given, but family molmo reads checkpoints by itself; legal with the others")
+        if self.trust_remote_code and self.family != "generic":
+            raise ValueError(
+                f"trust_remote_code: family {self.family} runs no code of a checkpoint; legal with generic"
+            )
+        if self.trust_remote_code and not Path(self.weights).is_dir() and not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                f"trust_remote_code: revision {self.revision!r} may come to mean other code; legal with it: a commit "
+                "of 40 hexadecimal digits, or a folder as weights"
+            )
 
 
 class VisionTokens(Model):

@@ -6,6 +6,7 @@ a fresh one and the reason named:
 - cell: which image, how many tokens, in which way (what the plan says of it, its prediction left out);
 - protocol: warm-up, number of samples, stopping;
 - subject: family, preset or checkpoint, dtype, backend, attention, seed, threads;
+- checkpoint: the commit of a hub id, or the files of a folder, as far as they are at hand;
 - code: the modules that prepare inputs, run the model and take the time. Figures and report are not among them;
 - versions: Python, torch, transformers, tokenizers, Pillow, numpy;
 - input: the image file and the question, known once they have been fetched or made.
@@ -24,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 
 from vlmeter.backends.registry import BACKENDS
+from vlmeter.checkpoints import checkpoint_digest
 from vlmeter.config import Subject
 from vlmeter.families.registry import FAMILIES, get_family
 from vlmeter.plan import Cell
@@ -56,6 +58,7 @@ HARMLESS_MODULES: Mapping[str, str] = {
     "vlmeter.reach": "the sizes that it finds are hashed as cell",
     "vlmeter.record": "keeps what has been measured; its shape has a version of its own",
     "vlmeter.store": "says where records lie",
+    "vlmeter.units": "only words",
 }
 
 #: Distributions whose version can change a number.
@@ -103,7 +106,10 @@ def versions() -> Mapping[str, str]:
 
 
 def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None) -> dict[str, str]:
-    """Fingerprint of a cell, part by part; the part `input` is there if its digest is given."""
+    """Fingerprint of a cell, part by part.
+
+    The part `input` is there if its digest is given, `checkpoint` if weights are not random and are at hand.
+    """
     parts = {
         # The prediction is left out: it follows from the rest, and for photographs it is known only after fetching.
         "cell": _digest_of(cell.model_dump(mode="json", exclude={"sampling", "expected", "layout"})),
@@ -113,6 +119,8 @@ def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None
         "code": code_digest(subject),
         "versions": _digest_of(dict(versions())),
     }
+    if subject.weights != "random" and (found := checkpoint_digest(subject.weights, subject.revision)) is not None:
+        parts["checkpoint"] = found
     if input_digest is not None:
         parts["input"] = input_digest
     return parts

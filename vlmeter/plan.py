@@ -105,6 +105,9 @@ def subject_spec(subject: Subject) -> SubjectSpec:
         dtype=subject.dtype,
         attention=subject.attention,
         seed=subject.seed,
+        device_map=subject.device_map,
+        quantization=subject.quantization,
+        trust_remote_code=subject.trust_remote_code,
     )
 
 

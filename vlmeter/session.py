@@ -277,6 +277,9 @@ class _Session:
         except Unsupported as reason:
             self._record_unsupported(str(reason))
             return
+        # what a checkpoint on the hub is is known for certain once it has been read
+        for cell in self.cells:
+            self.prints[cell.cell_id] = cell_fingerprint(cell, self.subject, self.pictures[cell.cell_id])
         clock = runner.clock
         self._begin_ms = clock.host_ms()
         self._spend("load", time.monotonic() - begin_s)

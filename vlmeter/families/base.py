@@ -100,7 +100,8 @@ class SubjectSpec:
     """What to load: a preset with random weights, or a checkpoint.
 
     weights is "random", a local folder or a hub id; preset names the architecture when weights are random.
-    dtype is one of float32, bfloat16, float16; attention is a transformers attention implementation.
+    dtype is one of float32, bfloat16, float16; attention is a transformers attention implementation. device_map
+    ("auto"), quantization and trust_remote_code are for checkpoints that transformers loads; see `vlmeter.checkpoints`.
     """
 
     preset: str | None
@@ -109,6 +110,9 @@ class SubjectSpec:
     dtype: str
     attention: str
     seed: int
+    device_map: str | None = None
+    quantization: str | None = None
+    trust_remote_code: bool = False
 
 
 class LoadedModel(Protocol):

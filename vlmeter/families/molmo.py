@@ -98,6 +98,7 @@ class MolmoFamily:
         for name, architecture in PRESETS.items()
     }
     measuring_modules: tuple[str, ...] = (
+        "vlmeter.checkpoints",
         "vlmeter.molmo1.architecture",
         "vlmeter.molmo1.checkpoint",
         "vlmeter.molmo1.configuration",

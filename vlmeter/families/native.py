@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlmeter.errors import UserError
+from vlmeter.errors import Unsupported, UserError
 from vlmeter.families.base import COMPONENTS, Boundary, Counts, ImageOptions, LoadedModel, ModelInputs, SubjectSpec
 from vlmeter.families.made_tokenizer import MadeTokenizer, make_tokenizer, question_of, wrapped
 
@@ -184,6 +184,9 @@ class NativeFamily:
 
 class LoadedNative:
     """A model of transformers on a device, with its processor; see `LoadedModel`."""
+
+    #: transformers' code looks at inputs to decide on shapes, so on meta they stay on the CPU; see `vlmeter.shapes`
+    reads_values = True
 
     def __init__(self, *, model: Any, processor: Any, parts: Parts, template: Template | None) -> None:
         self.model, self.processor, self.parts, self.template = model, processor, parts, template
@@ -452,6 +455,8 @@ def made_processor(scale: Scale) -> Any:
     """Put a family's processor together from its image processor and a made-up tokenizer."""
     import transformers
 
+    from vlmeter.checkpoints import without_video
+
     settings = dict(scale.processor_config)
     image_processor = image_processor_class(settings.pop("image_processor_type"))(**settings)
     processor = without_video(getattr(transformers, scale.processor))
@@ -469,24 +474,8 @@ def image_processor_class(name: str) -> Any:
     if not is_torchvision_available() and hasattr(transformers, f"{stem}Pil"):
         return getattr(transformers, f"{stem}Pil")
     if not is_torchvision_available():
-        raise UserError(f"{stem} needs torchvision, which is not installed; install the version that fits torch")
+        raise Unsupported(f"{stem} needs torchvision, which is not installed; install the version that fits torch")
     return getattr(transformers, stem)
-
-
-def without_video(processor: Any) -> Any:
-    """Return a processor's class that takes None for its video processor, which needs torchvision for its work.
-
-    vlmeter shows a model pictures only, and a processor asks its video processor about videos only.
-    """
-    if "video_processor" not in processor.get_attributes():
-        return processor
-
-    def check(self: Any, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and argument is None:
-            return None
-        return processor.check_argument_for_proper_class(self, argument_name, argument)
-
-    return type(processor.__name__, (processor,), {"check_argument_for_proper_class": check})
 
 
 def random_model(config: Mapping[str, Any], *, device: str, dtype: str, attention: str, seed: int) -> Any:
