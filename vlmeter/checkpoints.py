@@ -319,6 +319,7 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
+    from transformers.utils import logging
 
     remote = remote_code(checkpoint, spec)
     try:
@@ -339,6 +340,7 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
         checkpoint.source, values, dtype=spec.dtype, quantization=spec.quantization, device=device, spread=spread
     )
     placing = _placing(spec, device)
+    logging.disable_progress_bar()  # it would run through the session's own
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             str(checkpoint.folder),
