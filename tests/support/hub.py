@@ -38,7 +38,8 @@ class HubStandIn:
     """Serves folders as repositories; keys are `datasets/<owner>/<name>` and `models/<owner>/<name>`.
 
     gated: repositories that exist, but whose content is refused. unavailable: path endings (`.parquet`) whose
-    content is answered with status 500, as a hub in trouble does.
+    content is answered with status 500, as a hub in trouble does. tokens: repositories that are there only for whoever
+    sends this token.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class HubStandIn:
         *,
         gated: Iterable[str] = (),
         unavailable: tuple[str, ...] = (),
+        tokens: Mapping[str, str] | None = None,
     ) -> None:
         self.repositories = {key: Path(folder) for key, folder in repositories.items()}
         self.gated = set(gated)
         self.unavailable = unavailable
+        self.tokens = dict(tokens or {})
         self.requests: list[Request] = []
         self._lock = threading.Lock()
         hub = self
@@ -249,7 +252,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _exists(self, repository: str, revision: str) -> bool:
         hub = self.stand_in
-        if repository not in hub.repositories:
+        wanted = hub.tokens.get(repository)
+        stranger = wanted is not None and self.headers.get("Authorization") != f"Bearer {wanted}"
+        if repository not in hub.repositories or stranger:
             self._refuse(404, "RepoNotFound", "Repository not found")
             return False
         if revision not in ("main", hub.commit(repository)):

@@ -45,6 +45,10 @@ NATIVE_MODULES = (
 UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
+#: transformers' own `initializer_range` nearly everywhere.
+_STD = 0.02
+
+
 @dataclass(frozen=True)
 class Parts:
     """Dotted paths of a model's parts.
@@ -101,7 +105,7 @@ class NativeFamily:
     `LoadedNative` does.
     """
 
-    name: ClassVar[str]
+    name: str
     #: values of model_type in config.json that belong to this family
     model_types: ClassVar[tuple[str, ...]]
     #: the smallest first
@@ -492,6 +496,10 @@ def random_model(config: Mapping[str, Any], *, device: str, dtype: str, attentio
         with torch.random.fork_rng(devices=cards), torch.no_grad():
             torch.manual_seed(seed)
             model.initialize_weights()
+            for parameter in model.parameters():
+                # Some are left at zero (Gemma 3's projector), which would hide the picture from the language model.
+                if parameter.ndim > 1 and not parameter.any():
+                    parameter.normal_(std=_STD)
         model.tie_weights()
     return model.eval().requires_grad_(False)
 
