@@ -15,8 +15,10 @@ import yaml
 from vlmeter.backends.registry import BACKENDS
 from vlmeter.config import Sampling, Study, Subject, load_study, parse_pair, parse_study, study_schema
 from vlmeter.errors import UserError
+from vlmeter.families.registry import FAMILIES
 
 ROOT = Path(__file__).parent.parent
+KNOWN = ", ".join(sorted(FAMILIES))
 SCHEMA = ROOT / "schemas" / "study.schema.json"
 STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml"))]
 
@@ -188,7 +190,7 @@ def test_a_key_that_resembles_none_gets_no_guess() -> None:
         (changed(study=...), "key study is missing: name of the study"),
         (changed(subjects=...), "key subjects is missing: what is measured"),
         (changed(experiments=...), "key experiments is missing: what is varied: vision_tokens, output_tokens"),
-        (changed(subjects__one__family=...), "key subjects.one.family is missing: model family: molmo"),
+        (changed(subjects__one__family=...), f"key subjects.one.family is missing: model family: {KNOWN}"),
         (changed(dataset={"images": 3}), "key dataset.source is missing; legal: embedded, hub, local"),
         (changed(dataset={"source": "hub", "name": "a/b"}), "key dataset.split is missing: split of the dataset"),
         (changed(dataset={"source": "local"}), "key dataset.path is missing: a .parquet or .jsonl file"),
@@ -247,7 +249,7 @@ def test_a_missing_key_is_named_with_what_it_means(data: object, sentence: str) 
             "experiments.output_tokens.output_tokens.1: 0 is not legal; legal: 1 or more",
         ),
         # not among the legal ones
-        (changed(subjects__one__family="qwen"), "subjects.one.family: 'qwen' is not known; legal: molmo"),
+        (changed(subjects__one__family="qwen"), f"subjects.one.family: 'qwen' is not known; legal: {KNOWN}"),
         (
             changed(subjects__one__preset="9b"),
             "subjects.one: preset '9b' is not known; legal: nano, 7b-d, 7b-o, e-1b, 72b",

@@ -23,7 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmeter.errors import UserError
+from vlmeter.errors import Unsupported, UserError
 from vlmeter.units import size
 
 if TYPE_CHECKING:
@@ -271,27 +271,42 @@ def check_fits(source: str, values: int, *, dtype: str, quantization: str | None
 def load_processor(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
     """Make the processor of a checkpoint; one that asks for a video processor gets none where torchvision is absent."""
     import transformers
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers import AutoProcessor, AutoTokenizer
     from transformers.utils.import_utils import is_torchvision_available
 
     folder = str(checkpoint.folder)
-    name = checkpoint.processor_config().get("processor_class")
+    settings = checkpoint.processor_config()
+    name, image_type = settings.get("processor_class"), settings.get("image_processor_type")
     processor = getattr(transformers, name, None) if isinstance(name, str) else None
     try:
         if processor is None or is_torchvision_available() or "video_processor" not in processor.get_attributes():
             return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        images = image_processor_class(image_type) if image_type else transformers.AutoImageProcessor
         parts = {
-            "image_processor": AutoImageProcessor.from_pretrained(folder),
+            "image_processor": images.from_pretrained(folder),
             "tokenizer": AutoTokenizer.from_pretrained(folder),
             "video_processor": None,
         }
-        settings, _ = processor.get_processor_dict(folder)
+        arguments, _ = processor.get_processor_dict(folder)
         made = without_video(processor)
-        return made.from_args_and_dict([parts[name] for name in made.get_attributes()], settings)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(
-            f"{checkpoint.source}: its processor cannot be made ({str(error).strip().splitlines()[0]})"
-        ) from error
+        return made.from_args_and_dict([parts[name] for name in made.get_attributes()], arguments)
+    except ImportError as error:
+        raise Unsupported(f"{checkpoint.source}: its processor needs what is not installed: {_first(error)}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{checkpoint.source}: its processor cannot be made ({_first(error)})") from error
+
+
+def image_processor_class(name: str) -> Any:
+    """Return an image processor's class; the one that needs no torchvision where that is not installed."""
+    import transformers
+    from transformers.utils.import_utils import is_torchvision_available
+
+    stem = name.removesuffix("Fast").removesuffix("Pil")
+    if not is_torchvision_available() and hasattr(transformers, f"{stem}Pil"):
+        return getattr(transformers, f"{stem}Pil")
+    if not is_torchvision_available():
+        raise Unsupported(f"{stem} needs torchvision, which is not installed; install the version that fits torch")
+    return getattr(transformers, stem)
 
 
 def without_video(processor: Any) -> Any:
@@ -317,19 +332,17 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
     UserError for files that are not whole, tensors that the architecture lacks, and a device that is too small.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
     remote = remote_code(checkpoint, spec)
+    config = read_config(checkpoint, spec)
+    auto = _auto_class(config, spec)
+    dtype = getattr(torch, spec.dtype)
     try:
-        config = AutoConfig.from_pretrained(str(checkpoint.folder), **remote)
-        dtype = getattr(torch, spec.dtype)
         if device == "meta":
             with torch.device("meta"), no_init_weights():
-                model = AutoModelForImageTextToText.from_config(
-                    config, dtype=dtype, attn_implementation=spec.attention, **remote
-                )
+                model = auto.from_config(config, dtype=dtype, attn_implementation=spec.attention, **remote)
             model.tie_weights()
             return model.eval().requires_grad_(False)
     except (OSError, ValueError, ImportError) as error:
@@ -342,7 +355,7 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
     placing = _placing(spec, device)
     logging.disable_progress_bar()  # it would run through the session's own
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded = auto.from_pretrained(
             str(checkpoint.folder),
             config=config,
             dtype=dtype,
@@ -366,9 +379,36 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
     return model.eval().requires_grad_(False)
 
 
+def read_config(checkpoint: Checkpoint, spec: SubjectSpec) -> Any:
+    """Read a checkpoint's configuration as transformers understands it."""
+    from transformers import AutoConfig
+
+    remote = remote_code(checkpoint, spec)
+    try:
+        return AutoConfig.from_pretrained(str(checkpoint.folder), **remote)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"{checkpoint.source}: transformers does not know its configuration ({_first(error)})"
+        ) from error
+
+
+def _auto_class(config: Any, spec: SubjectSpec) -> Any:
+    """The class of transformers that makes the model; code in a checkpoint may go by another of them."""
+    import transformers
+
+    own = getattr(config, "auto_map", None) or {}
+    names = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel")
+    name = next((name for name in names if spec.trust_remote_code and name in own), names[0])
+    return getattr(transformers, name)
+
+
 def _refusal(checkpoint: Checkpoint, spec: SubjectSpec, error: Exception) -> str:
-    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"{checkpoint.source} cannot be loaded with attention {spec.attention}: {said}"
+    return f"{checkpoint.source} cannot be loaded with attention {spec.attention}: {_first(error)}"
+
+
+def _first(error: Exception) -> str:
+    """First line of an error's message; its kind if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def remote_code(checkpoint: Checkpoint, spec: SubjectSpec) -> dict[str, bool]:

@@ -105,6 +105,13 @@ def versions() -> Mapping[str, str]:
     return found
 
 
+def _checkpoint_of(subject: Subject) -> str | None:
+    """The checkpoint that a subject depends on: its weights, or a preset that is a checkpoint's configuration."""
+    if subject.weights != "random":
+        return subject.weights
+    return None if subject.preset in get_family(subject.family).presets else subject.preset
+
+
 def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None) -> dict[str, str]:
     """Fingerprint of a cell, part by part.
 
@@ -119,7 +126,8 @@ def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None
         "code": code_digest(subject),
         "versions": _digest_of(dict(versions())),
     }
-    if subject.weights != "random" and (found := checkpoint_digest(subject.weights, subject.revision)) is not None:
+    source = _checkpoint_of(subject)
+    if source is not None and (found := checkpoint_digest(source, subject.revision)) is not None:
         parts["checkpoint"] = found
     if input_digest is not None:
         parts["input"] = input_digest

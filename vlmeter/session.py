@@ -284,6 +284,8 @@ class _Session:
         self._begin_ms = clock.host_ms()
         self._spend("load", time.monotonic() - begin_s)
         self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
+        if notes := list(getattr(runner, "notes", ())):
+            self._environment["notes"] = notes
         sentinel = sentinel_of([cell for cell in self.cells if cell.cell_id not in self.given_up])
         self._look_at_sentinel(sentinel, runner, rng)
         every = self.study.sentinel_every_cells

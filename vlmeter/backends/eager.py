@@ -83,6 +83,11 @@ class EagerRunner:
         return self.loaded.parameters
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What has to be known about the phases, said by families that find them out."""
+        return tuple(getattr(self.loaded, "notes", ()))
+
+    @property
     def _on_gpu(self) -> bool:
         return self.device.startswith("cuda")
 

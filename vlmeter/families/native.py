@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlmeter.errors import Unsupported, UserError
+from vlmeter.errors import UserError
 from vlmeter.families.base import COMPONENTS, Boundary, Counts, ImageOptions, LoadedModel, ModelInputs, SubjectSpec
 from vlmeter.families.made_tokenizer import MadeTokenizer, make_tokenizer, question_of, wrapped
 
@@ -44,6 +44,9 @@ NATIVE_MODULES = (
 #: so. This variable of its own turns that off; it is set for shapes that have passed once.
 UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
+
+#: What a processor makes and a pass over one prompt does without: a mask that masks nothing, and what is for training.
+_NOT_FED = ("attention_mask", "labels")
 
 #: transformers' own `initializer_range` nearly everywhere.
 _STD = 0.02
@@ -261,7 +264,7 @@ class LoadedNative:
         return {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in made.items()
-            if name != "attention_mask" and hasattr(value, "is_floating_point")
+            if name not in _NOT_FED and hasattr(value, "is_floating_point")
         }
 
     def image_arguments(self, options: ImageOptions) -> dict[str, Any]:
@@ -324,7 +327,7 @@ class LoadedNative:
         """Run vision encoder and projector alone on device tensors."""
         features = self.model.base_model.get_image_features
         with self._running(tensors):
-            return features(**{**accepted(features, tensors, but=("input_ids", "position_ids")), "return_dict": True})
+            return features(**accepted(features, tensors, but=("input_ids", "position_ids")))
 
     def prefill(self, tensors: Mapping[str, Any]) -> tuple[Any, Any]:
         """Run the prompt into a new cache; returns the logits [1, vocabulary] of its end, and the cache."""
@@ -459,7 +462,7 @@ def made_processor(scale: Scale) -> Any:
     """Put a family's processor together from its image processor and a made-up tokenizer."""
     import transformers
 
-    from vlmeter.checkpoints import without_video
+    from vlmeter.checkpoints import image_processor_class, without_video
 
     settings = dict(scale.processor_config)
     image_processor = image_processor_class(settings.pop("image_processor_type"))(**settings)
@@ -467,19 +470,6 @@ def made_processor(scale: Scale) -> Any:
     parts = {"image_processor": image_processor, "tokenizer": wrapped(scale.tokenizer), "video_processor": None}
     wanted = processor.get_attributes()
     return processor(**{name: parts[name] for name in wanted}, **scale.processor_arguments)
-
-
-def image_processor_class(name: str) -> Any:
-    """Return an image processor's class; the one that needs no torchvision where that is not installed."""
-    import transformers
-    from transformers.utils.import_utils import is_torchvision_available
-
-    stem = name.removesuffix("Fast").removesuffix("Pil")
-    if not is_torchvision_available() and hasattr(transformers, f"{stem}Pil"):
-        return getattr(transformers, f"{stem}Pil")
-    if not is_torchvision_available():
-        raise Unsupported(f"{stem} needs torchvision, which is not installed; install the version that fits torch")
-    return getattr(transformers, stem)
 
 
 def random_model(config: Mapping[str, Any], *, device: str, dtype: str, attention: str, seed: int) -> Any:

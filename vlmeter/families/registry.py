@@ -13,6 +13,7 @@ from vlmeter.families.base import Family
 
 #: family name -> module that defines FAMILY
 FAMILIES = {
+    "generic": "vlmeter.families.generic",
     "molmo": "vlmeter.families.molmo",
 }
 
