@@ -213,6 +213,32 @@ def test_a_device_that_is_too_small_is_refused_before_loading(folder: Path, monk
         load(folder)
 
 
+def test_a_checkpoint_that_announces_too_much_is_refused_before_its_weights_are_fetched(folder: Path) -> None:
+    index = json.loads((folder / checkpoints.INDEX_FILE).read_text())
+    index["metadata"] = {"total_size": 2 * 400e9}
+    (folder / checkpoints.INDEX_FILE).write_text(json.dumps(index))
+    set_config(folder, dtype="bfloat16")
+    for shard in (FIRST, SECOND):
+        (folder / shard).unlink()
+    with pytest.raises(UserError, match="400,000,000,000 values in float32 need about"):
+        load(folder)
+
+
+def test_weights_of_another_architecture_are_not_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_config(folder, model_type="qwen3_vl")
+    asked: list[bool] = []
+    opened = checkpoints.open_checkpoint
+
+    def note(*args: Any, weights: bool = True, **kwargs: Any) -> checkpoints.Checkpoint:
+        asked.append(weights)
+        return opened(*args, weights=weights, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "open_checkpoint", note)
+    with pytest.raises(UserError, match="family qwen3_vl reads it"):
+        load(folder)
+    assert asked == [False]
+
+
 @pytest.mark.parametrize(
     ("dtype", "quantization", "fits"),
     [("float32", None, False), ("bfloat16", None, True), ("float32", "bitsandbytes-4bit", True)],

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -141,6 +141,22 @@ def open_checkpoint(
     return Checkpoint(source=source, folder=folder, commit=folder.name if COMMIT.fullmatch(folder.name) else None)
 
 
+def open_for_loading(spec: SubjectSpec, *, device: str, check: Callable[[Checkpoint], object]) -> Checkpoint:
+    """Find a subject's checkpoint; its weights are downloaded only once its configuration has passed.
+
+    check: refuses a checkpoint by its configuration. On meta no weight is wanted.
+    """
+    code = spec.trust_remote_code
+    found = open_checkpoint(spec.weights, revision=spec.revision, weights=False, code=code)
+    check(found)
+    if device == "meta":
+        return found
+    values = announced_values(found)
+    if values is not None:
+        check_room(found, values, spec, device=device)
+    return open_checkpoint(spec.weights, revision=spec.revision, code=code)
+
+
 @lru_cache(maxsize=64)
 def _snapshot(hub_id: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
     """Return the folder of a hub repository in the local cache, downloading what is not there."""
@@ -239,6 +255,27 @@ def check_weights(folder: Path) -> int:
             raise UserError(f"{path}: does not hold {missing[0]}, though the checkpoint's index says so")
         values += sum(prod(entry["shape"]) for entry in tensors.values())
     return values
+
+
+def announced_values(checkpoint: Checkpoint) -> int | None:
+    """Number of a checkpoint's values by its index and its number format, before a weight is there; None if unknown."""
+    index = checkpoint.folder / INDEX_FILE
+    config = checkpoint.config
+    total = read_json(index).get("metadata", {}).get("total_size") if index.is_file() else None
+    bytes_per_value = BYTES_PER_WEIGHT.get(str(config.get("dtype") or config.get("torch_dtype")))
+    return int(total / bytes_per_value) if isinstance(total, int | float) and bytes_per_value else None
+
+
+def check_room(checkpoint: Checkpoint, values: int, spec: SubjectSpec, *, device: str) -> None:
+    """Refuse a subject whose checkpoint cannot fit on the device; see `check_fits`."""
+    check_fits(
+        checkpoint.source,
+        values,
+        dtype=spec.dtype,
+        quantization=spec.quantization,
+        device=device,
+        spread=spec.device_map == "auto",
+    )
 
 
 def check_fits(source: str, values: int, *, dtype: str, quantization: str | None, device: str, spread: bool) -> None:
@@ -347,11 +384,7 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
             return model.eval().requires_grad_(False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_refusal(checkpoint, spec, error)) from error
-    values = check_weights(checkpoint.folder)
-    spread = spec.device_map == "auto"
-    check_fits(
-        checkpoint.source, values, dtype=spec.dtype, quantization=spec.quantization, device=device, spread=spread
-    )
+    check_room(checkpoint, check_weights(checkpoint.folder), spec, device=device)
     placing = _placing(spec, device)
     logging.disable_progress_bar()  # it would run through the session's own
     try:

@@ -212,7 +212,7 @@ class GenericFamily(NativeFamily):
 
     def load(self, spec: SubjectSpec, *, device: str) -> LoadedModel:
         """Load the model, find its parts and run a first prompt; raises UserError where it cannot be taken apart."""
-        from vlmeter.checkpoints import load_pretrained, load_processor, open_checkpoint, read_config
+        from vlmeter.checkpoints import load_pretrained, load_processor, open_for_loading, read_config
 
         trusted = spec.trust_remote_code
         template = None
@@ -234,7 +234,7 @@ class GenericFamily(NativeFamily):
                 seed=spec.seed,
             )
         else:
-            checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=device != "meta", code=trusted)
+            checkpoint = open_for_loading(spec, device=device, check=lambda found: read_config(found, spec))
             source = checkpoint.source
             processor = load_processor(checkpoint, trust_remote_code=trusted)
             model = load_pretrained(checkpoint, spec, device=device)

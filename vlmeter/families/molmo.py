@@ -135,6 +135,7 @@ class MolmoFamily:
         """Build or read the model on the device, ready to run; raises UserError for what a user can mend."""
         import torch
 
+        from vlmeter.checkpoints import check_fits, check_weights
         from vlmeter.molmo1.checkpoint import load_model, open_checkpoint
         from vlmeter.molmo1.modeling import build_random, empty_model
         from vlmeter.molmo1.tokenizer import load_tokenizer, make_tokenizer
@@ -149,11 +150,13 @@ class MolmoFamily:
                 architecture, device=device, dtype=dtype, seed=spec.seed, attn_implementation=spec.attention
             )
             return LoadedMolmo(model=model, tokenizer=make_tokenizer(architecture))
-        checkpoint = open_checkpoint(spec.weights, revision=spec.revision)
+        checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=device != "meta")
         tokenizer = load_tokenizer(checkpoint.folder, checkpoint.architecture)
         if device == "meta":
             model = empty_model(checkpoint.architecture, device=device, dtype=dtype, attn_implementation=spec.attention)
         else:
+            values = check_weights(checkpoint.folder)
+            check_fits(spec.weights, values, dtype=spec.dtype, quantization=None, device=device, spread=False)
             model = load_model(checkpoint, device=device, dtype=dtype, attn_implementation=spec.attention)
         return LoadedMolmo(model=model, tokenizer=tokenizer)
 

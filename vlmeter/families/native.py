@@ -176,10 +176,11 @@ class NativeFamily:
                 scale.config, device=device, dtype=spec.dtype, attention=spec.attention, seed=spec.seed
             )
         else:
-            from vlmeter.checkpoints import load_pretrained, load_processor, open_checkpoint
+            from vlmeter.checkpoints import load_pretrained, load_processor, open_for_loading
 
-            checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=device != "meta")
-            checkpoint.check_family(self.name, self.model_types)
+            checkpoint = open_for_loading(
+                spec, device=device, check=lambda found: found.check_family(self.name, self.model_types)
+            )
             processor = load_processor(checkpoint)
             model = load_pretrained(checkpoint, spec, device=device)
         return self.loaded(model, processor)

@@ -45,15 +45,18 @@ class Checkpoint:
     architecture: Architecture
 
 
-def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, revision: str | None = None, weights: bool = True) -> Checkpoint:
     """Find a checkpoint and read its configuration, without reading a weight.
 
     `source` is a folder or a hub id such as "allenai/Molmo-7B-D-0924" (with an optional `revision`: branch,
     tag or commit), which is downloaded into the hub's cache unless it is there; HF_HUB_OFFLINE=1 keeps off
     the network. Raises `UserError` with one sentence for everything that can be wrong with it.
     """
-    found = checkpoints.open_checkpoint(source, revision=revision)
-    return Checkpoint(folder=found.folder, architecture=read_architecture(found.folder))
+    found = checkpoints.open_checkpoint(source, revision=revision, weights=False)
+    architecture = read_architecture(found.folder)
+    if weights:  # which are not fetched for a checkpoint of another kind
+        found = checkpoints.open_checkpoint(source, revision=revision)
+    return Checkpoint(folder=found.folder, architecture=architecture)
 
 
 def read_architecture(folder: Path) -> Architecture:
