@@ -29,6 +29,7 @@ from vlmeter.config import Subject
 from vlmeter.errors import UserError
 from vlmeter.families.base import ImageOptions
 from vlmeter.families.native import LoadedNative
+from vlmeter.families.registry import FAMILIES, get_family
 from vlmeter.fingerprint import fingerprint, stale_parts
 from vlmeter.plan import build_plan
 
@@ -309,6 +310,12 @@ def test_trust_goes_only_where_it_means_something(changes: dict[str, Any], messa
 def test_pixtral_is_told_from_other_llavas_by_its_vision_encoder() -> None:
     assert family_for({"model_type": "llava", "vision_config": {"model_type": "pixtral"}}) == "pixtral"
     assert family_for({"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}}) is None
+
+
+def test_a_family_and_the_table_of_model_types_agree() -> None:
+    for name in FAMILIES:
+        for model_type in getattr(get_family(name), "model_types", ()):
+            assert family_for({"model_type": model_type, "vision_config": {"model_type": "pixtral"}}) == name
 
 
 def test_every_change_of_a_folder_changes_its_digest(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.studies import QUESTION, machine_of, run_fake, study_of
+from vlmeter.backends.base import Runner
 from vlmeter.config import Study
 from vlmeter.errors import Unsupported, UserError
 from vlmeter.measure import CountMismatch
@@ -24,6 +26,38 @@ ALL = 8  # cells of `study_of()`: four tilings, two photographs at two lengths
 
 #: The noise of a device that is left alone, as seen on a quiet GPU.
 NOISE = 0.005
+
+
+def test_a_record_says_which_checkpoint_was_read_once_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id is resolved by loading it, after the session has looked at what is fresh."""
+    from vlmeter import fingerprint as fingerprints
+
+    known: list[str] = []
+    monkeypatch.setattr(fingerprints, "_checkpoint_of", lambda subject: "acme/spoon")
+    monkeypatch.setattr(fingerprints, "checkpoint_digest", lambda weights, revision: known[0] if known else None)
+    machine = machine_of(FakeRunner())
+
+    def load() -> Runner:
+        known.append("commit")
+        return machine.load()
+
+    study = study_of()
+    assert run_fake(study, tmp_path, machine=replace(machine, load=load)).measured == ALL
+    assert {record.fingerprint["checkpoint"] for record in records(tmp_path, study).values()} == {"commit"}
+    assert run_fake(study, tmp_path).fresh == ALL
+    known[0] = "another commit"
+    assert run_fake(study, tmp_path).measured == ALL
+
+
+def test_what_a_family_says_of_its_phases_stands_in_every_record(tmp_path: Path) -> None:
+    class Noting(FakeRunner):
+        notes = ("projector: none",)
+
+    study = study_of()
+    run_fake(study, tmp_path, runner=Noting())
+    assert all(record.environment["notes"] == ["projector: none"] for record in records(tmp_path, study).values())
 
 
 def vision_study(**changes: Any) -> Study:
