@@ -77,6 +77,9 @@ ORDER = (
     # records -> table -> figures, claims -> report
     "vlmeter.table",
     "vlmeter.analysis",
+    "vlmeter.baseline",
+    "vlmeter.compare",
+    "vlmeter.compared",
     "vlmeter.figures",
     "vlmeter.figures.style",
     "vlmeter.figures.*",

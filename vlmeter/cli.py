@@ -356,6 +356,128 @@ def verify(
         raise typer.Exit(1)
 
 
+def _runs(first: Path, more: list[Path]) -> list[Any]:
+    from vlmeter.baseline import read_runs
+
+    return [run for path in (first, *more) for run in read_runs(path)]
+
+
+def _percent(text: str, what: str) -> float:
+    """Read '1%' as 0.01."""
+    try:
+        value = float(text.removesuffix("%")) / 100
+    except ValueError:
+        value = -1.0
+    if not text.endswith("%") or not 0 < value < 1:
+        raise UserError(f"{what}: {text!r} is not a percentage between 0% and 100%, such as 1%")
+    return value
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        Path, typer.Argument(help="what to compare with: results/<study>, table.parquet, baseline", metavar="A")
+    ],
+    b: Annotated[Path, typer.Argument(help="what is compared: the same", metavar="B")],
+    more_a: Annotated[list[Path] | None, typer.Option("--more-a", help="a further run of A; repeatable")] = None,
+    more_b: Annotated[list[Path] | None, typer.Option("--more-b", help="a further run of B; repeatable")] = None,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option(help="compare this subject of A with that one of B; repeatable", metavar="NAME_A:NAME_B"),
+    ] = None,
+    margin: Annotated[str, typer.Option(help="differences below this count as none", metavar="N%")] = "1%",
+    session_noise: Annotated[
+        str | None,
+        typer.Option(
+            help="how far a whole session errs (standard deviation), if it is known; else from the sentinel",
+            metavar="N%",
+        ),
+    ] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="compare the cells that both have")] = False,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="exit 1 if B is slower than that: slower:N% (as a whole), any-slower:N% (in any cell)"),
+    ] = None,
+    form: Format = "table",
+    markdown: Annotated[Path | None, typer.Option(help="write it for a pull request", metavar="FILE.md")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="write every number", metavar="FILE.json")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the cells' ratios", metavar="FILE.svg|png|pdf")] = None,
+) -> None:
+    """Say whether B is faster or slower than A, cell by cell, or whether it may be noise.
+
+    docs/comparing.md says how to read it. With --fail-on the exit code is 1 if B is slower than allowed, with
+    confidence.
+    """
+    from vlmeter import compared
+    from vlmeter.compare import Limit, Side, beyond
+    from vlmeter.compare import compare as compare_sides
+    from vlmeter.files import write_atomically
+    from vlmeter.textual import rows_as
+
+    limits = [Limit.parse(text) for text in fail_on or []]
+    pairs = []
+    for text in subjects or []:
+        first, colon, second = text.partition(":")
+        if not (first and colon and second):
+            raise UserError(f"--subjects: {text!r} is not of the form NAME_A:NAME_B")
+        pairs.append((first, second))
+    found = compare_sides(
+        Side(str(a), _runs(a, more_a or [])),
+        Side(str(b), _runs(b, more_b or [])),
+        subjects=pairs,
+        margin_fraction=_percent(margin, "--margin"),
+        session_noise_fraction=None if session_noise is None else _percent(session_noise, "--session-noise"),
+        allow_missing=allow_missing,
+    )
+    failures = [sentence for limit in limits for sentence in beyond(found, limit)]
+    if figure is not None:
+        from vlmeter.figures.forest import draw as draw_forest
+        from vlmeter.figures.style import save_as
+
+        save_as(draw_forest(found), figure)
+    if markdown is not None:
+        write_atomically(markdown, compared.as_markdown(found, beyond=failures).encode())
+    if as_json is not None:
+        write_atomically(as_json, f"{json.dumps(compared.as_data(found, beyond=failures), indent=1)}\n".encode())
+    columns, rows = compared.cell_columns(found), compared.cell_rows(found)
+    if form == "table":
+        _print(rows_as(rows, columns, form=form) + "\n")
+        _print(rows_as(compared.overall_rows(found), compared.OVERALL_COLUMNS, form=form) + "\n")
+        for line in found.notes:
+            _print(f"note: {line}")
+        for line in (*found.warnings, *compared.lost_lines(found)):
+            _print(f"warning: {line}")
+        for line in (*compared.headline(found), *failures):
+            _print(line)
+    else:
+        _print(
+            rows_as(rows, columns, form=form)
+            if form != "json"
+            else json.dumps(compared.as_data(found, beyond=failures))
+        )
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def baseline(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="results/<study> or table.parquet; several: runs of one thing", metavar="RESULTS..."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="file to write: .json, or .json.gz", metavar="FILE")],
+) -> None:
+    """Keep what a later comparison needs of results in one small file, which can be committed."""
+    from vlmeter.baseline import write_baseline
+    from vlmeter.units import size as size_in_words
+    from vlmeter.wording import plural
+
+    runs = _runs(results[0], results[1:])
+    written = write_baseline(output, runs)
+    cells = sum(len(subject.cells) for run in runs for subject in run.subjects)
+    _print(f"{output}: {plural(cells, 'cell')} of {plural(len(runs), 'run')}, {size_in_words(written)}")
+
+
 def _version(asked: bool) -> None:
     if asked:
         _print(f"vlmeter {__version__}")

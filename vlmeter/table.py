@@ -547,25 +547,32 @@ def write_table(table: pd.DataFrame, parquet_path: Path, csv_path: Path) -> None
     write_atomically(csv_path, buffer.getvalue())
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read a parquet table back, in the types in which `build_table` makes it.
 
-    Raises UserError on a file that is not a table, or has other columns than this vlmeter writes.
+    With `columns` only those are read, and it does not matter which others the table has: so may one be read that an
+    older or a newer vlmeter wrote. Raises UserError on a file that is not a table, or lacks a column that is asked
+    for; without `columns` also if it has others than this vlmeter writes.
     """
+    wanted = [column.name for column in COLUMNS] if columns is None else list(columns)
     try:
-        found = pa.parquet.read_table(path)
+        names = pa.parquet.read_schema(path).names
+        if unlike := sorted(set(wanted) - set(names) if columns is not None else set(wanted) ^ set(names)):
+            raise UserError(
+                f"table {path} has other columns than this vlmeter writes ({unlike[0]}); make it again from the records"
+            )
+        found = pa.parquet.read_table(path, columns=wanted)
     except FileNotFoundError:
         raise UserError(f"table {path} does not exist") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"table {path} cannot be read ({error}); make it again from the records") from None
-    expected = [column.name for column in COLUMNS]
-    if found.column_names != expected:
-        unlike = sorted(set(found.column_names) ^ set(expected)) or ["the order of columns"]
+    if columns is None and names != wanted:
         raise UserError(
-            f"table {path} has other columns than this vlmeter writes ({unlike[0]}); make it again from the records"
+            f"table {path} has other columns than this vlmeter writes (the order of columns); make it again from the "
+            "records"
         )
     frame = found.to_pandas()
-    kinds: Mapping[str, Any] = {column.name: _PANDAS[column.dtype] for column in COLUMNS}
+    kinds: Mapping[str, Any] = {column.name: _PANDAS[column.dtype] for column in COLUMNS if column.name in wanted}
     return pd.DataFrame(frame.astype(kinds))
 
 

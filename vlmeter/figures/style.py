@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from vlmeter.analysis import trust
+from vlmeter.errors import UserError
 from vlmeter.families.base import PREFILL_PHASES
 from vlmeter.files import write_atomically
 from vlmeter.uncertainty import Array
@@ -138,22 +139,29 @@ def explanation(title: str, reason: str) -> Figure:
     return figure
 
 
+#: File formats of figures, with what would make two files of one figure differ.
+_METADATA: Mapping[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as SVG, PNG and PDF; `stem` has no suffix. The same figure gives the same bytes."""
-    written = []
-    metadata: Mapping[str, dict[str, Any]] = {
-        "svg": {"Date": None, "Creator": None},
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
-    for suffix, entries in metadata.items():
-        buffer = io.BytesIO()
-        with styled():
-            figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=entries)
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        write_atomically(path, buffer.getvalue())
-        written.append(path)
-    return written
+    return [save_as(figure, stem.with_name(f"{stem.name}.{suffix}")) for suffix in _METADATA]
+
+
+def save_as(figure: Figure, path: Path) -> Path:
+    """Write a figure in the format that the file's name ends with; raises UserError on one that is not known."""
+    suffix = path.suffix.removeprefix(".")
+    if suffix not in _METADATA:
+        raise UserError(f"a figure cannot be written as {path.name!r}; legal: {', '.join(_METADATA)}")
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=_METADATA[suffix])
+    write_atomically(path, buffer.getvalue())
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
