@@ -187,6 +187,7 @@ def answers(repeats: int, seed: int) -> dict[str, Tally]:
     """All questions with their tallies."""
     plan, noise = Plan(), Noise()
     far = replace(noise, offset_fraction=0.02)
+    quiet = Noise(offset_fraction=0.001, wander_fraction=0.001, scatter_fraction=0.003, tail_share=0.01)
     common: dict[str, Any] = {"repeats": repeats, "seed": seed}
     return {
         "the same thing twice": tally(plan=plan, noise=noise, **common),
@@ -194,6 +195,8 @@ def answers(repeats: int, seed: int) -> dict[str, Tally]:
         "every fourth cell slower by 10 %": tally(plan=plan, noise=noise, slower=one_in_four(plan, 0.1), **common),
         "six cells, the same twice": tally(plan=replace(plan, cells=6), noise=noise, **common),
         "six cells, slower by 3 %": tally(plan=replace(plan, cells=6), noise=noise, slower=0.03, **common),
+        "a quiet device, the same twice": tally(plan=plan, noise=quiet, **common),
+        "a quiet device, slower by 3 %": tally(plan=plan, noise=quiet, slower=0.03, **common),
         "three runs a side, the same": tally(plan=plan, noise=noise, runs=3, **common),
         "three runs a side, slower by 3 %": tally(plan=plan, noise=noise, runs=3, slower=0.03, **common),
         "sessions 2 % apart, the same": tally(plan=plan, noise=far, **common),

@@ -18,7 +18,7 @@ the error rests on few looks or few runs, the wider Student's t makes the interv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -29,9 +29,9 @@ from vlmeter.baseline import CellSamples, Quantity, Run, SubjectRun
 from vlmeter.errors import UserError
 from vlmeter.stats import CONFIDENCE
 from vlmeter.uncertainty import (
+    Correction,
     Variance,
     add_variances,
-    holm,
     median_inflation,
     median_standard_error,
     pooled_serial_correlation,
@@ -50,14 +50,14 @@ MARGIN_FRACTION = 0.01
 #: ASSUME: what a session is believed to err by (standard deviation) before the sentinel is heard, and how many looks
 #: that belief is worth. On a quiet H200 the first looks of two sessions, ten minutes apart, differed by 0.15 %
 #: (docs/gallery), so 0.1 % each; three times that, since ten minutes are not a week.
-PRIOR_NOISE_FRACTION, PRIOR_LOOKS = 0.003, 4
+PRIOR_NOISE_FRACTION, PRIOR_LOOKS = 0.003, 8
 
 #: ASSUME: variance of the offset over that of the wander within a session. What moves a machine is slow, so that a
 #: session sees a part of it, and the next session begins elsewhere.
 OFFSET_PER_WANDER = 2.0
 
 #: Runs that the sentinel's word on offsets is worth once a side was run more than once.
-PRIOR_RUNS = 1
+PRIOR_RUNS = 2
 
 #: What a cell as a whole takes, best first: without marks, else with.
 TOTALS: tuple[Key, ...] = (("plain", "total", "wall"), ("hooks", "total", "wall"))
@@ -79,8 +79,8 @@ EXPECTED_FACTS = ("commit", "vlmeter")
 class Effect:
     """A ratio B/A with its 95 % interval, and what it amounts to.
 
-    The two chances are corrected for the number of cells: of seeing so large a difference where there is none, and of
-    seeing so small a one where it is as large as the margin. low and high are those of this ratio alone.
+    The two chances are corrected for the number of cells: of seeing so large a difference anywhere where there is none,
+    and of seeing so small a one where it is as large as the margin. low and high are those of this ratio alone.
     """
 
     ratio: float
@@ -129,6 +129,7 @@ class QuantityComparison:
     subject_b: str
     cells: tuple[CellComparison, ...]
     overall: tuple[Overall, ...]
+    correction: Correction
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,11 @@ class SessionNoise:
     wander: Variance
     offset: Variance | None
     words: str
+
+    @property
+    def shared(self) -> Variance:
+        """The variance of one offset, which all cells of a session share."""
+        return self.wander.times(OFFSET_PER_WANDER) if self.offset is None else self.offset
 
     def parts(self, *, offset: float, wander: float) -> list[Variance]:
         """Variances of errors that so many offsets and so much wander make (factors of variances)."""
@@ -235,10 +241,9 @@ def compare(
             notes.append(f"{pair}: {noise.words}" if len(pairs) > 1 else noise.words)
         notes += _differences(pair)
         quantities += _quantities(pair, noise, margin_fraction, session_noise_fraction)
-    judged = _judge(quantities)
-    if not any(found.name == TOTAL_NAME for found in judged):
+    if not any(found.name == TOTAL_NAME for found in quantities):
         raise UserError(f"{a.label} and {b.label} have no cell that was timed in both, so there is nothing to compare")
-    warnings += _identical(judged)
+    warnings += _identical(quantities)
     return Comparison(
         a=a.label,
         b=b.label,
@@ -247,7 +252,7 @@ def compare(
         warnings=tuple(dict.fromkeys(warnings)),
         notes=tuple(dict.fromkeys(notes)),
         lost=tuple(lost),
-        quantities=tuple(judged),
+        quantities=tuple(quantities),
     )
 
 
@@ -404,13 +409,16 @@ def _wander(pair: _Pair) -> SessionNoise:
     if not freedom:
         words = f"no sentinel tells how steady a session was; {100 * PRIOR_NOISE_FRACTION:g} % is assumed"
         return SessionNoise(Variance(prior, PRIOR_LOOKS), None, words)
-    beyond = max(0.0, squares / freedom - float(np.mean(np.square(noises))))
-    value = (PRIOR_LOOKS * prior + freedom * beyond) / (PRIOR_LOOKS + freedom)
+    sampling = float(np.mean(np.square(noises)))
+    beyond = max(0.0, squares / freedom - sampling)
+    # Looks that scatter by themselves say little of what lies beneath: the less, the less they count.
+    worth = freedom * (max(prior, beyond) / (max(prior, beyond) + sampling)) ** 2
+    value = (PRIOR_LOOKS * prior + worth * beyond) / (PRIOR_LOOKS + worth)
     words = (
         f"one and the same cell, the sentinel, wandered by {100 * math.sqrt(beyond):.2g} % within a session "
         f"({freedom} steps from look to look, their sampling error taken off)"
     )
-    return SessionNoise(Variance(value, PRIOR_LOOKS + freedom), None, words)
+    return SessionNoise(Variance(value, PRIOR_LOOKS + worth), None, words)
 
 
 @dataclass(frozen=True)
@@ -447,6 +455,10 @@ class _Raw:
     identical: bool
 
     @property
+    def is_uncertain(self) -> bool:
+        return not (self.identical or math.isnan(self.a.sampling.value) or math.isnan(self.b.sampling.value))
+
+    @property
     def difference(self) -> float:
         return self.b.log_ms - self.a.log_ms
 
@@ -454,7 +466,7 @@ class _Raw:
 def _quantities(
     pair: _Pair, noise: SessionNoise, margin_fraction: float, session_noise_fraction: float | None
 ) -> list[QuantityComparison]:
-    """Compare every quantity; verdicts are not corrected for the number of cells yet."""
+    """Compare every quantity that is in every run of both sides."""
     keys = dict.fromkeys(
         quantity.key for cell_id in pair.cell_ids for quantity in pair.runs_a[0].by_id[cell_id].quantities
     )
@@ -526,36 +538,42 @@ def _quantity(
     name: str, pair: _Pair, raws: Sequence[_Raw], noise: SessionNoise, margin_fraction: float
 ) -> QuantityComparison:
     runs = 1 / len(pair.runs_a) + 1 / len(pair.runs_b)
+    # an error that is not known is nobody's evidence, and one that is none needs no correction
+    own = [
+        add_variances([raw.a.sampling, raw.b.sampling, noise.wander.times(runs)]) for raw in raws if raw.is_uncertain
+    ]
+    correction = Correction.of(own, noise.shared.times(runs))
     cells = []
     for raw in raws:
         parts = [raw.a.sampling, raw.b.sampling, *noise.parts(offset=runs, wander=runs)]
-        variance = Variance(0.0) if raw.identical else add_variances(parts)
+        effect = _effect(raw.difference, Variance(0.0) if raw.identical else add_variances(parts), margin_fraction)
         cells.append(
             CellComparison(
-                raw.cell.cell_id,
-                raw.cell.experiment,
-                raw.key,
-                math.exp(raw.a.log_ms),
-                math.exp(raw.b.log_ms),
-                raw.a.samples,
-                raw.b.samples,
-                _effect(raw.difference, variance, margin_fraction),
+                cell_id=raw.cell.cell_id,
+                experiment=raw.cell.experiment,
+                quantity=raw.key,
+                a_ms=math.exp(raw.a.log_ms),
+                b_ms=math.exp(raw.b.log_ms),
+                a_samples=raw.a.samples,
+                b_samples=raw.b.samples,
+                effect=_judge(effect, correction),
             )
         )
     experiments = sorted({raw.cell.experiment for raw in raws})
     scopes = {ALL_CELLS: list(raws)}
     if len(experiments) > 1:
         scopes |= {name: [raw for raw in raws if raw.cell.experiment == name] for name in experiments}
+    alone = Correction.of([], Variance(0.0))
     overall = [
-        Overall(scope, len(chosen), _overall(chosen, noise, pair, margin_fraction)) for scope, chosen in scopes.items()
+        Overall(scope, len(chosen), _judge(_overall(chosen, noise, pair, margin_fraction), alone))
+        for scope, chosen in scopes.items()
     ]
-    return QuantityComparison(name, pair.name_a, pair.name_b, tuple(cells), tuple(overall))
+    return QuantityComparison(name, pair.name_a, pair.name_b, tuple(cells), tuple(overall), correction)
 
 
 def _overall(raws: Sequence[_Raw], noise: SessionNoise, pair: _Pair, margin_fraction: float) -> Effect:
     """Geometric mean over cells. The plan chose the cells, so that they differ among themselves is no error."""
-    known = [raw for raw in raws if not (math.isnan(raw.a.sampling.value) or math.isnan(raw.b.sampling.value))]
-    chosen = known or raws
+    chosen = [raw for raw in raws if raw.identical or raw.is_uncertain] or raws
     difference = math.fsum(raw.difference for raw in chosen) / len(chosen)
     if all(raw.identical for raw in chosen):
         return _effect(difference, Variance(0.0), margin_fraction)
@@ -606,39 +624,20 @@ def _effect(difference: float, variance: Variance, margin_fraction: float) -> Ef
     )
 
 
-def _judge(quantities: Sequence[QuantityComparison]) -> list[QuantityComparison]:
-    """Correct for the number of cells of each quantity, over all pairs of subjects, and give verdicts.
+def _judge(effect: Effect, correction: Correction) -> Effect:
+    """Correct both chances for the number of cells, and give the verdict.
 
-    Overall numbers are corrected among their likes: those over all cells, and those over one experiment.
+    What is shown to be within the margin is the same, even if it is shown to differ by a hair as well.
     """
-    judged: dict[tuple[str, str, str], QuantityComparison] = {}
-    for name in dict.fromkeys(found.name for found in quantities):
-        own = [found for found in quantities if found.name == name]
-        cells = _verdicts([cell.effect for found in own for cell in found.cells])
-        whole = _verdicts([found.overall[0].effect for found in own])
-        parts = _verdicts([part.effect for found in own for part in found.overall[1:]])
-        for found in own:
-            judged[found.subject_a, found.subject_b, name] = replace(
-                found,
-                cells=tuple(replace(cell, effect=next(cells)) for cell in found.cells),
-                overall=(
-                    replace(found.overall[0], effect=next(whole)),
-                    *(replace(part, effect=next(parts)) for part in found.overall[1:]),
-                ),
-            )
-    return [judged[found.subject_a, found.subject_b, found.name] for found in quantities]
-
-
-def _verdicts(effects: Sequence[Effect]) -> Iterator[Effect]:
-    equal = holm([effect.chance_if_equal for effect in effects])
-    unlike = holm([effect.chance_if_unlike for effect in effects])
-    for effect, if_equal, if_unlike in zip(effects, equal, unlike, strict=True):
-        verdict: Verdict = "cannot tell"
-        if if_unlike <= ALPHA:
-            verdict = "same"
-        elif if_equal <= ALPHA:
-            verdict = "slower" if effect.ratio > 1 else "faster"
-        yield replace(effect, verdict=verdict, chance_if_equal=if_equal, chance_if_unlike=if_unlike)
+    if_equal = correction(effect.chance_if_equal)
+    # Both sides of the correction for a one-sided chance: cells may lie at either end of the margin.
+    if_unlike = correction(min(1.0, 2 * effect.chance_if_unlike)) if correction.number > 1 else effect.chance_if_unlike
+    verdict: Verdict = "cannot tell"
+    if if_unlike <= ALPHA:
+        verdict = "same"
+    elif if_equal <= ALPHA:
+        verdict = "slower" if effect.ratio > 1 else "faster"
+    return replace(effect, verdict=verdict, chance_if_equal=if_equal, chance_if_unlike=if_unlike)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -676,18 +675,18 @@ def beyond(comparison: Comparison, limit: Limit) -> list[str]:
 
     A cell that ran out of memory in B only, or could not be run there, is beyond any limit on cells.
     """
-    found = []
-    effects: list[tuple[str, Effect]] = []
-    for total in comparison.of(TOTAL_NAME):
-        who = total.subject_b if len(comparison.pairs) > 1 else ""
-        if limit.any_cell:
-            effects += [(f"{who} {cell.cell_id}".strip(), cell.effect) for cell in total.cells]
-        else:
-            effects.append((total.subject_b, total.overall[0].effect))
-    chances = holm([effect.chance_beyond(1 + limit.fraction) for _, effect in effects])
-    for (name, effect), chance in zip(effects, chances, strict=True):
-        if chance <= ALPHA / 2:
-            found.append(f"{name} is slower by {100 * (effect.ratio - 1):.2f} %, beyond {limit}")
+    found, totals = [], comparison.of(TOTAL_NAME)
+    for total in totals:
+        effects = [(cell.cell_id, cell.effect) for cell in total.cells] if limit.any_cell else []
+        if not limit.any_cell:
+            effects = [(total.subject_b, total.overall[0].effect)]
+        for name, effect in effects:
+            chance = min(1.0, 2 * effect.chance_beyond(1 + limit.fraction))
+            if limit.any_cell:
+                chance = total.correction(chance)
+            if chance * len(totals) <= ALPHA:
+                who = f"{total.subject_b} {name}" if limit.any_cell and len(totals) > 1 else name
+                found.append(f"{who} is slower by {100 * (effect.ratio - 1):.2f} %, beyond {limit}")
     if limit.any_cell:
         found += [
             f"{lost.cell_id} has no time in B only: {lost.reason}" for lost in comparison.lost if lost.side == "B"

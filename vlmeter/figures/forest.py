@@ -30,7 +30,7 @@ MARKS = {
 }
 
 #: Rows of one panel; more cells go into a panel beside it.
-ROWS = 60
+ROWS = 70
 
 #: Inches that a row takes, by the number of rows of the tallest panel.
 _ROW_IN = ((15, 0.24), (30, 0.19), (ROWS, 0.145))
@@ -64,7 +64,7 @@ def _draw_pair(panels: Sequence[Axes], found: QuantityComparison, comparison: Co
     rows = math.ceil(len(cells) / count)
     chunks = [cells[start : start + rows] for start in range(0, len(cells), rows)]
     overall = found.overall[0].effect
-    reach = _reach([cell.effect for cell in cells], overall)
+    ends = _ends([cell.effect for cell in cells], overall, comparison.margin_fraction)
     for axes, chunk in zip_longest(panels, chunks):
         if chunk is None:
             axes.set_axis_off()
@@ -77,8 +77,8 @@ def _draw_pair(panels: Sequence[Axes], found: QuantityComparison, comparison: Co
         axes.set_yticks(range(len(chunk)), [cell.cell_id for cell in chunk])
         axes.tick_params(axis="y", labelsize=8 if rows <= 15 else 6.5, length=0)
         axes.set_ylim(rows - 0.4, -0.6)
-        axes.set_xlim(-reach, reach)
-        axes.xaxis.set_major_locator(MaxNLocator(7, symmetric=True))
+        axes.set_xlim(*ends)
+        axes.xaxis.set_major_locator(MaxNLocator(7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g} %" if value else "0"))
         axes.set_xlabel("change of latency from A to B")
         axes.grid(axis="y", visible=False)
@@ -88,12 +88,16 @@ def _draw_pair(panels: Sequence[Axes], found: QuantityComparison, comparison: Co
     title.text(0, 1.0, said, transform=title.transAxes, fontsize=8, color=style.MUTED, va="bottom", ha="left")
 
 
-def _reach(effects: Sequence[Effect], overall: Effect) -> float:
-    """Half the width of the x axis, in percent: every ratio, and nearly all intervals whole."""
-    ratios = [abs(effect.ratio - 1) for effect in (*effects, overall)]
-    ends = [max(abs(effect.low - 1), abs(effect.high - 1)) for effect in effects if not math.isnan(effect.low)]
-    widest = float(np.quantile(ends, 0.9)) if ends else 0.0
-    return 115 * max(*ratios, widest, 0.012)
+def _ends(effects: Sequence[Effect], overall: Effect, margin_fraction: float) -> tuple[float, float]:
+    """Ends of the x axis, in percent: every ratio, nearly all intervals whole, and the margin."""
+    ratios = [effect.ratio - 1 for effect in (*effects, overall)]
+    low, high = min(*ratios, -1.2 * margin_fraction), max(*ratios, 1.2 * margin_fraction)
+    known = [effect for effect in (*effects, overall) if not math.isnan(effect.low)]
+    if known:
+        low = min(low, float(np.quantile([effect.low - 1 for effect in known], 0.05)))
+        high = max(high, float(np.quantile([effect.high - 1 for effect in known], 0.95)))
+    room = 0.04 * (high - low)
+    return 100 * (low - room), 100 * (high + room)
 
 
 def _overall(axes: Axes, overall: Effect) -> None:
@@ -124,4 +128,4 @@ def _legend(figure: Figure, seen: set[str]) -> None:
     ]  # fmt: skip
     handles.append(Line2D([], [], color=style.MUTED, linestyle="--", linewidth=1, label="mean, its interval shaded"))
     handles.append(Line2D([], [], color="#e3e3e3", linewidth=6, label="margin of the same"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.2, handletextpad=0.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.4, handletextpad=0.7)
