@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from scipy import stats as distributions
+from scipy import special
 
 from vlmeter.baseline import CellSamples, Quantity, Run, SubjectRun
 from vlmeter.errors import UserError
@@ -600,24 +600,27 @@ def _tail(difference: float, variance: Variance) -> float:
     if variance.value == 0:
         return 0.0 if difference > 0 else 1.0
     score = difference / math.sqrt(variance.value)
-    freedom = variance.freedom
-    return float(distributions.norm.sf(score) if math.isinf(freedom) else distributions.t.sf(score, freedom))
+    return float(special.ndtr(-score) if math.isinf(variance.freedom) else special.stdtr(variance.freedom, -score))
+
+
+def _both_sides(chance: float) -> float:
+    """A two-sided chance of a one-sided one; NaN stays."""
+    return chance if math.isnan(chance) else min(1.0, 2 * chance)
 
 
 def _effect(difference: float, variance: Variance, margin_fraction: float) -> Effect:
     """An effect that is not judged yet: both chances are its own."""
     reach = math.nan
     if not math.isnan(variance.value):
-        freedom = variance.freedom
-        quantile = 1 - ALPHA / 2
-        factor = distributions.norm.ppf(quantile) if math.isinf(freedom) else distributions.t.ppf(quantile, freedom)
+        known = math.isinf(variance.freedom)
+        factor = special.ndtri(1 - ALPHA / 2) if known else special.stdtrit(variance.freedom, 1 - ALPHA / 2)
         reach = float(factor) * math.sqrt(variance.value)
     return Effect(
         ratio=math.exp(difference),
         low=math.exp(difference - reach),
         high=math.exp(difference + reach),
         verdict="cannot tell",
-        chance_if_equal=min(1.0, 2 * _tail(abs(difference), variance)),
+        chance_if_equal=_both_sides(_tail(abs(difference), variance)),
         chance_if_unlike=_tail(math.log1p(margin_fraction) - abs(difference), variance),
         log_variance=variance.value,
         freedom=variance.freedom,
@@ -631,7 +634,7 @@ def _judge(effect: Effect, correction: Correction) -> Effect:
     """
     if_equal = correction(effect.chance_if_equal)
     # Both sides of the correction for a one-sided chance: cells may lie at either end of the margin.
-    if_unlike = correction(min(1.0, 2 * effect.chance_if_unlike)) if correction.number > 1 else effect.chance_if_unlike
+    if_unlike = correction(_both_sides(effect.chance_if_unlike)) if correction.number > 1 else effect.chance_if_unlike
     verdict: Verdict = "cannot tell"
     if if_unlike <= ALPHA:
         verdict = "same"
@@ -681,7 +684,7 @@ def beyond(comparison: Comparison, limit: Limit) -> list[str]:
         if not limit.any_cell:
             effects = [(total.subject_b, total.overall[0].effect)]
         for name, effect in effects:
-            chance = min(1.0, 2 * effect.chance_beyond(1 + limit.fraction))
+            chance = _both_sides(effect.chance_beyond(1 + limit.fraction))
             if limit.any_cell:
                 chance = total.correction(chance)
             if chance * len(totals) <= ALPHA:

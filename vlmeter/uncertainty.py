@@ -125,6 +125,7 @@ def pooled_serial_correlation(found: Sequence[float], counts: Sequence[int]) -> 
     return min(max((mean + shortness) / (1 - 4 * shortness), 0.0), 0.95) if shortness < 0.25 else 0.0
 
 
+@lru_cache(maxsize=4096)
 def median_inflation(correlation: float, count: int) -> float:
     """Variance of a median of so many samples in a row, over that of as many independent ones.
 
@@ -157,8 +158,8 @@ def add_variances(parts: Sequence[Variance]) -> Variance:
 
 #: Places at which the chances of `Correction` are worked out: of the shared error, in standard deviations of a normal
 #: (to one side: the other is its mirror image), and of p, in powers of ten.
-_SHARED_AT = (np.arange(60) + 0.5) * 0.11
-_POWERS = np.linspace(-12, 0, 25)
+_SHARED_AT = (np.arange(26) + 0.5) * 0.25
+_POWERS = np.array([-12, -9, -7, -5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0])
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Correction:
         if math.isinf(shared.freedom):
             places = _SHARED_AT
         else:
-            places = np.asarray(distributions.t.isf(distributions.norm.sf(_SHARED_AT), shared.freedom))
+            places = -np.asarray(special.stdtrit(shared.freedom, special.ndtr(-_SHARED_AT)))
         moved = places[:, None, None] * math.sqrt(shared.value)  # [place, p, error]
         own_spread, own_freedom = spread
         within = np.asarray(
@@ -202,8 +203,10 @@ class Correction:
 
     def __call__(self, chance: float) -> float:
         """Correct a two-sided p-value; NaN stays."""
-        if math.isnan(chance) or self.number < 2 or chance <= 10.0 ** _POWERS[0]:
-            return min(1.0, max(self.number, 1) * chance)
+        if math.isnan(chance) or self.number < 2:
+            return chance
+        if chance <= 10.0 ** _POWERS[0]:
+            return self.number * chance
         return float(10 ** np.interp(math.log10(chance), _POWERS, np.log10(self.chances)))
 
 
