@@ -30,9 +30,9 @@ from vlmeter.compared import as_data, as_markdown, cell_columns, cell_rows, head
 from vlmeter.errors import UserError
 from vlmeter.figures import forest, style
 from vlmeter.uncertainty import (
-    Correction,
     Variance,
     add_variances,
+    holm,
     median_inflation,
     median_standard_error,
     pooled_serial_correlation,
@@ -397,40 +397,16 @@ def test_degrees_of_freedom_are_those_of_the_part_that_matters() -> None:
     assert math.isinf(add_variances([Variance(1.0), Variance(2.0)]).freedom)
 
 
-def test_errors_of_their_own_are_corrected_by_their_number() -> None:
-    correction = Correction.of([Variance(1.0)] * 20, Variance(0.0))
-    for chance in (1e-4, 1e-3, 0.01):
-        assert correction(chance) == pytest.approx(1 - (1 - chance) ** 20, rel=0.1)
+def test_the_smallest_p_value_counts_for_all_and_the_largest_for_itself() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
-def test_errors_that_are_shared_are_one_event() -> None:
-    correction = Correction.of([Variance(1e-4)] * 20, Variance(1.0))
-    assert correction(0.01) < 0.013
-    half = Correction.of([Variance(1.0)] * 20, Variance(1.0))
-    assert correction(0.01) < half(0.01) < Correction.of([Variance(1.0)] * 20, Variance(0.0))(0.01)
-
-
-def test_a_correction_keeps_the_order_and_its_bounds() -> None:
-    correction = Correction.of([Variance(1.0, 7.0)] * 20, Variance(2.0, 5.0))
-    chances = np.geomspace(1e-14, 1, 60)
-    found = [correction(float(chance)) for chance in chances]
-    assert found == sorted(found)
-    assert all(
-        chance <= value <= min(1, 20 * chance) * (1 + 1e-9) for chance, value in zip(chances, found, strict=True)
-    )
-    assert math.isnan(correction(math.nan))
-    assert Correction.of([], Variance(0.0))(0.03) == 0.03
-
-
-def test_the_chance_of_one_false_find_among_many_is_as_promised() -> None:
-    rng = np.random.default_rng(1)
-    own, shared = [Variance(1.0)] * 15, Variance(2.0)
-    correction = Correction.of(own, shared)
-    errors = rng.normal(size=(4000, 15)) + math.sqrt(2) * rng.normal(size=(4000, 1))
-    largest = np.abs(errors).max(axis=1) / math.sqrt(3)
-    chances = [math.erfc(score / math.sqrt(2)) for score in largest]
-    found = np.mean([correction(chance) <= 0.05 for chance in chances])
-    assert 0.035 < found < 0.065
+def test_what_is_not_known_counts_for_nothing() -> None:
+    found = holm([0.02, math.nan, 0.03])
+    assert found[0] == 0.04
+    assert math.isnan(found[1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

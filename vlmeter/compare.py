@@ -29,9 +29,9 @@ from vlmeter.baseline import CellSamples, Quantity, Run, SubjectRun
 from vlmeter.errors import UserError
 from vlmeter.stats import CONFIDENCE
 from vlmeter.uncertainty import (
-    Correction,
     Variance,
     add_variances,
+    holm,
     median_inflation,
     median_standard_error,
     pooled_serial_correlation,
@@ -129,7 +129,6 @@ class QuantityComparison:
     subject_b: str
     cells: tuple[CellComparison, ...]
     overall: tuple[Overall, ...]
-    correction: Correction
 
 
 @dataclass(frozen=True)
@@ -153,11 +152,6 @@ class SessionNoise:
     wander: Variance
     offset: Variance | None
     words: str
-
-    @property
-    def shared(self) -> Variance:
-        """The variance of one offset, which all cells of a session share."""
-        return self.wander.times(OFFSET_PER_WANDER) if self.offset is None else self.offset
 
     def parts(self, *, offset: float, wander: float) -> list[Variance]:
         """Variances of errors that so many offsets and so much wander make (factors of variances)."""
@@ -538,37 +532,33 @@ def _quantity(
     name: str, pair: _Pair, raws: Sequence[_Raw], noise: SessionNoise, margin_fraction: float
 ) -> QuantityComparison:
     runs = 1 / len(pair.runs_a) + 1 / len(pair.runs_b)
-    # an error that is not known is nobody's evidence, and one that is none needs no correction
-    own = [
-        add_variances([raw.a.sampling, raw.b.sampling, noise.wander.times(runs)]) for raw in raws if raw.is_uncertain
-    ]
-    correction = Correction.of(own, noise.shared.times(runs))
-    cells = []
+    effects = []
     for raw in raws:
         parts = [raw.a.sampling, raw.b.sampling, *noise.parts(offset=runs, wander=runs)]
-        effect = _effect(raw.difference, Variance(0.0) if raw.identical else add_variances(parts), margin_fraction)
-        cells.append(
-            CellComparison(
-                cell_id=raw.cell.cell_id,
-                experiment=raw.cell.experiment,
-                quantity=raw.key,
-                a_ms=math.exp(raw.a.log_ms),
-                b_ms=math.exp(raw.b.log_ms),
-                a_samples=raw.a.samples,
-                b_samples=raw.b.samples,
-                effect=_judge(effect, correction),
-            )
+        variance = Variance(0.0) if raw.identical else add_variances(parts)
+        effects.append(_effect(raw.difference, variance, margin_fraction))
+    cells = [
+        CellComparison(
+            cell_id=raw.cell.cell_id,
+            experiment=raw.cell.experiment,
+            quantity=raw.key,
+            a_ms=math.exp(raw.a.log_ms),
+            b_ms=math.exp(raw.b.log_ms),
+            a_samples=raw.a.samples,
+            b_samples=raw.b.samples,
+            effect=effect,
         )
+        for raw, effect in zip(raws, _judge(effects), strict=True)
+    ]
     experiments = sorted({raw.cell.experiment for raw in raws})
     scopes = {ALL_CELLS: list(raws)}
     if len(experiments) > 1:
         scopes |= {name: [raw for raw in raws if raw.cell.experiment == name] for name in experiments}
-    alone = Correction.of([], Variance(0.0))
     overall = [
-        Overall(scope, len(chosen), _judge(_overall(chosen, noise, pair, margin_fraction), alone))
+        Overall(scope, len(chosen), _judge([_overall(chosen, noise, pair, margin_fraction)])[0])
         for scope, chosen in scopes.items()
     ]
-    return QuantityComparison(name, pair.name_a, pair.name_b, tuple(cells), tuple(overall), correction)
+    return QuantityComparison(name, pair.name_a, pair.name_b, tuple(cells), tuple(overall))
 
 
 def _overall(raws: Sequence[_Raw], noise: SessionNoise, pair: _Pair, margin_fraction: float) -> Effect:
@@ -627,20 +617,22 @@ def _effect(difference: float, variance: Variance, margin_fraction: float) -> Ef
     )
 
 
-def _judge(effect: Effect, correction: Correction) -> Effect:
-    """Correct both chances for the number of cells, and give the verdict.
+def _judge(effects: Sequence[Effect]) -> list[Effect]:
+    """Give verdicts, with both chances corrected for the number of effects.
 
     What is shown to be within the margin is the same, even if it is shown to differ by a hair as well.
     """
-    if_equal = correction(effect.chance_if_equal)
-    # Both sides of the correction for a one-sided chance: cells may lie at either end of the margin.
-    if_unlike = correction(_both_sides(effect.chance_if_unlike)) if correction.number > 1 else effect.chance_if_unlike
-    verdict: Verdict = "cannot tell"
-    if if_unlike <= ALPHA:
-        verdict = "same"
-    elif if_equal <= ALPHA:
-        verdict = "slower" if effect.ratio > 1 else "faster"
-    return replace(effect, verdict=verdict, chance_if_equal=if_equal, chance_if_unlike=if_unlike)
+    equal = holm([effect.chance_if_equal for effect in effects])
+    unlike = holm([effect.chance_if_unlike for effect in effects])
+    judged = []
+    for effect, if_equal, if_unlike in zip(effects, equal, unlike, strict=True):
+        verdict: Verdict = "cannot tell"
+        if if_unlike <= ALPHA:
+            verdict = "same"
+        elif if_equal <= ALPHA:
+            verdict = "slower" if effect.ratio > 1 else "faster"
+        judged.append(replace(effect, verdict=verdict, chance_if_equal=if_equal, chance_if_unlike=if_unlike))
+    return judged
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -678,18 +670,19 @@ def beyond(comparison: Comparison, limit: Limit) -> list[str]:
 
     A cell that ran out of memory in B only, or could not be run there, is beyond any limit on cells.
     """
-    found, totals = [], comparison.of(TOTAL_NAME)
-    for total in totals:
-        effects = [(cell.cell_id, cell.effect) for cell in total.cells] if limit.any_cell else []
-        if not limit.any_cell:
-            effects = [(total.subject_b, total.overall[0].effect)]
-        for name, effect in effects:
-            chance = _both_sides(effect.chance_beyond(1 + limit.fraction))
-            if limit.any_cell:
-                chance = total.correction(chance)
-            if chance * len(totals) <= ALPHA:
-                who = f"{total.subject_b} {name}" if limit.any_cell and len(totals) > 1 else name
-                found.append(f"{who} is slower by {100 * (effect.ratio - 1):.2f} %, beyond {limit}")
+    named: list[tuple[str, Effect]] = []
+    for total in comparison.of(TOTAL_NAME):
+        who = f"{total.subject_b} " if len(comparison.pairs) > 1 else ""
+        if limit.any_cell:
+            named += [(f"{who}{cell.cell_id}", cell.effect) for cell in total.cells]
+        else:
+            named.append((total.subject_b, total.overall[0].effect))
+    chances = holm([effect.chance_beyond(1 + limit.fraction) for _, effect in named])
+    found = [
+        f"{name} is slower by {100 * (effect.ratio - 1):.2f} %, beyond {limit}"
+        for (name, effect), chance in zip(named, chances, strict=True)
+        if chance <= ALPHA / 2
+    ]
     if limit.any_cell:
         found += [
             f"{lost.cell_id} has no time in B only: {lost.reason}" for lost in comparison.lost if lost.side == "B"

@@ -60,7 +60,7 @@ def headline(comparison: Comparison) -> list[str]:
         who = pair_name(found) if found.subject_a == found.subject_b else f"{found.subject_b} against {found.subject_a}"
         said = {
             "slower": f"slower by {change(effect).lstrip('+')}",
-            "faster": f"faster: {change(effect)} time",
+            "faster": f"faster by {change(effect).lstrip('-')}",
             "same": f"the same within {100 * comparison.margin_fraction:g} % ({change(effect)})",
             "cannot tell": f"cannot tell ({change(effect)})",
         }[effect.verdict]
