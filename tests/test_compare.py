@@ -58,7 +58,7 @@ def test_a_planted_slowdown_of_three_percent_is_found() -> None:
 
 
 def test_a_quiet_device_that_was_measured_three_times_is_told_to_be_the_same() -> None:
-    comparison = compared([drawn(seed) for seed in (1, 2, 3)], [drawn(seed) for seed in (4, 5, 6)])
+    comparison = compared(*([drawn(seed, name=str(seed)) for seed in seeds] for seeds in ((1, 2, 3), (4, 5, 6))))
     assert overall(comparison).verdict == "same"
     assert set(verdicts(comparison).values()) <= {"same", "cannot tell"}
 
@@ -168,6 +168,11 @@ def test_several_runs_are_one_side() -> None:
     comparison = compared(a, b)
     assert overall(comparison).verdict == "slower"
     assert comparison.of(TOTAL_NAME)[0].cells[0].a_samples == 30
+
+
+def test_one_run_given_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="two runs of drawn in B hold the same session, s"):
+        compared(drawn(1), [drawn(2), drawn(2)])
 
 
 def test_one_measurement_compared_with_itself_is_the_same_and_said_to_be_itself() -> None:

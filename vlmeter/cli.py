@@ -396,7 +396,10 @@ def compare(
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="compare the cells that both have")] = False,
     fail_on: Annotated[
         list[str] | None,
-        typer.Option(help="exit 1 if B is slower than that: slower:N% (as a whole), any-slower:N% (in any cell)"),
+        typer.Option(
+            help="exit 1 if B is slower than that: slower:N% (as a whole), any-slower:N% (in any cell); repeatable",
+            metavar="LIMIT",
+        ),
     ] = None,
     form: Format = "table",
     markdown: Annotated[Path | None, typer.Option(help="write it for a pull request", metavar="FILE.md")] = None,

@@ -228,11 +228,11 @@ def compare(
     warnings = [warning for pair in pairs for warning in _misgivings(pair)]
     notes, lost, quantities = list[str](), list[Lost](), list[QuantityComparison]()
     for pair in pairs:
+        _check_sessions(pair)
         warnings += _align(pair, a, b, allow_missing=allow_missing)
         lost += _lost(pair)
         noise = _wander(pair)
-        if pair.cell_ids:
-            notes.append(f"{pair}: {noise.words}" if len(pairs) > 1 else noise.words)
+        notes.append(f"{pair}: {noise.words}" if len(pairs) > 1 else noise.words)
         notes += _differences(pair)
         quantities += _quantities(pair, noise, margin_fraction, session_noise_fraction)
     if not any(found.name == TOTAL_NAME for found in quantities):
@@ -286,6 +286,19 @@ def _pair_up(a: Side, b: Side, subjects: Sequence[tuple[str, str]], *, allow_mis
         )
         for first, second in subjects
     ]
+
+
+def _check_sessions(pair: _Pair) -> None:
+    """Refuse one run given twice: it would tell of an offset of zero."""
+    for letter, runs in zip("AB", pair.runs, strict=True):
+        seen: set[str] = set()
+        for run in runs:
+            own = {cell.session_id for cell in run.cells}
+            if again := sorted(own & seen):
+                raise UserError(
+                    f"two runs of {run.subject} in {letter} hold the same session, {again[0]}: give each run once"
+                )
+            seen |= own
 
 
 def _names(side: Side) -> list[str]:
