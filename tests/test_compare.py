@@ -141,6 +141,18 @@ def test_a_session_that_wandered_widens_every_interval() -> None:
     assert wide.verdict == "cannot tell"
 
 
+def test_under_bad_conditions_the_scatter_of_cells_is_an_error() -> None:
+    """Ratios that go both ways: of a quiet session a finding, of a disturbed one perhaps the disturbance."""
+    uneven = np.where(np.arange(12) % 2, 0.5, -0.2)
+    quiet = compared(drawn(1), drawn(2, slower=uneven))
+    assert set(verdicts(quiet).values()) == {"slower", "faster"}
+    assert overall(quiet).verdict == "slower"
+    disturbed = compared(drawn(1), changed(drawn(2, slower=uneven), conditions="disturbed"))
+    assert set(verdicts(disturbed).values()) == {"cannot tell"}
+    assert overall(disturbed).verdict == "cannot tell"
+    assert overall(disturbed).ratio == overall(quiet).ratio
+
+
 def test_sessions_that_lie_apart_are_told_by_running_more_of_them() -> None:
     """One session a side cannot know; three can, and so can who says it."""
     far = Noise(offset_fraction=0.03, wander_fraction=0.001, scatter_fraction=0.003)

@@ -11,6 +11,9 @@ day: a hundred cells that are all 1 % slower may be one warm afternoon. So the e
   that from a real difference. It is then taken to be `OFFSET_PER_WANDER` times the wander; with several runs of a side
   it is measured.
 
+Where conditions were disturbed, the scatter of the cells' ratios about their mean counts as error too: what moved one
+cell and not its neighbour may have been the disturbance. Otherwise it is a finding.
+
 All are variances of the logarithm, so that half as fast and twice as fast are equally far from the same. The more of
 the error rests on few looks or few runs, the wider Student's t makes the interval.
 """
@@ -198,6 +201,10 @@ class _Pair:
 
     def __str__(self) -> str:
         return self.name_a if self.name_a == self.name_b else f"{self.name_a} and {self.name_b}"
+
+    @property
+    def is_quiet(self) -> bool:
+        return all(run.conditions == "quiet" for runs in self.runs for run in runs)
 
     @property
     def runs(self) -> tuple[list[SubjectRun], list[SubjectRun]]:
@@ -545,9 +552,10 @@ def _quantity(
     name: str, pair: _Pair, raws: Sequence[_Raw], noise: SessionNoise, margin_fraction: float
 ) -> QuantityComparison:
     runs = 1 / len(pair.runs_a) + 1 / len(pair.runs_b)
+    scatter = Variance(0.0) if pair.is_quiet else _scatter(raws)
     effects = []
     for raw in raws:
-        parts = [raw.a.sampling, raw.b.sampling, *noise.parts(offset=runs, wander=runs)]
+        parts = [raw.a.sampling, raw.b.sampling, scatter, *noise.parts(offset=runs, wander=runs)]
         variance = Variance(0.0) if raw.identical else add_variances(parts)
         effects.append(_effect(raw.difference, variance, margin_fraction))
     cells = [
@@ -568,13 +576,25 @@ def _quantity(
     if len(experiments) > 1:
         scopes |= {name: [raw for raw in raws if raw.cell.experiment == name] for name in experiments}
     overall = [
-        Overall(scope, len(chosen), _judge([_overall(chosen, noise, pair, margin_fraction)])[0])
+        Overall(scope, len(chosen), _judge([_overall(chosen, noise, pair, scatter, margin_fraction)])[0])
         for scope, chosen in scopes.items()
     ]
     return QuantityComparison(name, pair.name_a, pair.name_b, tuple(cells), tuple(overall))
 
 
-def _overall(raws: Sequence[_Raw], noise: SessionNoise, pair: _Pair, margin_fraction: float) -> Effect:
+def _scatter(raws: Sequence[_Raw]) -> Variance:
+    """Variance of the ratios from cell to cell, beyond that of sampling."""
+    known = [raw for raw in raws if raw.is_uncertain]
+    if len(known) < 2:
+        return Variance(0.0)
+    differences = np.array([raw.difference for raw in known])
+    sampling = math.fsum(raw.a.sampling.value + raw.b.sampling.value for raw in known) / len(known)
+    return Variance(max(0.0, float(np.var(differences, ddof=1)) - sampling), len(known) - 1)
+
+
+def _overall(
+    raws: Sequence[_Raw], noise: SessionNoise, pair: _Pair, scatter: Variance, margin_fraction: float
+) -> Effect:
     """Geometric mean over cells. The plan chose the cells, so that they differ among themselves is no error."""
     chosen = [raw for raw in raws if raw.identical or raw.is_uncertain] or raws
     difference = math.fsum(raw.difference for raw in chosen) / len(chosen)
@@ -589,7 +609,7 @@ def _overall(raws: Sequence[_Raw], noise: SessionNoise, pair: _Pair, margin_frac
     session = noise.parts(
         offset=sum(1 / len(runs) for runs in pair.runs), wander=sum(1 / min(count, len(chosen)) for count in pieces)
     )
-    return _effect(difference, add_variances([*sampling, *session]), margin_fraction)
+    return _effect(difference, add_variances([*sampling, *session, scatter.times(1 / len(chosen))]), margin_fraction)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
