@@ -362,11 +362,12 @@ def _check_counts(cell: CellSamples, other: CellSamples) -> None:
 
 def _lost(pair: _Pair) -> list[Lost]:
     found = []
+    by_id = [[run.by_id for run in runs] for runs in pair.runs]
     for cell_id in pair.cell_ids:
         reasons = {}
-        for letter, runs in zip("AB", pair.runs, strict=True):
+        for letter, runs in zip("AB", by_id, strict=True):
             for run in runs:
-                cell = run.by_id[cell_id]
+                cell = run[cell_id]
                 if cell.status != "ok":
                     reasons[letter] = cell.reason or cell.status
         if reasons:
@@ -481,23 +482,19 @@ def _quantities(
     pair: _Pair, noise: SessionNoise, margin_fraction: float, session_noise_fraction: float | None
 ) -> list[QuantityComparison]:
     """Compare every quantity that is in every run of both sides."""
-    keys = dict.fromkeys(
-        quantity.key for cell_id in pair.cell_ids for quantity in pair.runs_a[0].by_id[cell_id].quantities
-    )
+    by_id = [[run.by_id for run in runs] for runs in pair.runs]
+    cells = [by_id[0][0][cell_id] for cell_id in pair.cell_ids]
+    keys = dict.fromkeys(quantity.key for cell in cells for quantity in cell.quantities)
     wanted: list[tuple[str, Sequence[Key]]] = [(TOTAL_NAME, TOTALS), (BUSY_NAME, BUSY)]
     wanted += [(" ".join(key), (key,)) for key in keys]
     indexed = [
-        [{cell_id: {q.key: q for q in run.by_id[cell_id].quantities} for cell_id in pair.cell_ids} for run in runs]
-        for runs in pair.runs
+        [{cell_id: {q.key: q for q in run[cell_id].quantities} for cell_id in pair.cell_ids} for run in runs]
+        for runs in by_id
     ]
     correlations = {key: [_correlation(runs, key) for runs in indexed] for key in keys}
     result = []
     for name, choices in wanted:
-        raws = [
-            raw
-            for cell_id in pair.cell_ids
-            if (raw := _raw(pair.runs_a[0].by_id[cell_id], indexed, choices, correlations)) is not None
-        ]
+        raws = [raw for cell in cells if (raw := _raw(cell, indexed, choices, correlations)) is not None]
         if raws:
             own = _offset(raws, noise, session_noise_fraction, pair=pair)
             result.append(_quantity(name, pair, raws, own, margin_fraction))
