@@ -13,8 +13,12 @@ from vlmeter.families.base import Family
 
 #: family name -> module that defines FAMILY
 FAMILIES = {
+    "gemma3": "vlmeter.families.gemma3",
     "generic": "vlmeter.families.generic",
+    "internvl": "vlmeter.families.internvl",
     "molmo": "vlmeter.families.molmo",
+    "qwen2_5_vl": "vlmeter.families.qwen2_5_vl",
+    "qwen3_vl": "vlmeter.families.qwen3_vl",
 }
 
 
