@@ -6,15 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
+from vlmeter.checkpoints import image_processor_class
 from vlmeter.errors import UnsupportedSize, UserError
 from vlmeter.families.base import ImageOptions, SubjectSpec
 from vlmeter.families.gemma3 import FAMILY, Gemma3Geometry
 
 from .support.geometry import blank, byte_tokenizer, predicted, random_sizes
 
+IMAGE_PROCESSOR = image_processor_class("Gemma3ImageProcessor")  # with torchvision or without
 NANO = SubjectSpec(preset="nano", weights="random", revision=None, dtype="float32", attention="sdpa", seed=0)
 FREE = ImageOptions()
 PUBLISHED = Gemma3Geometry()
@@ -24,7 +25,7 @@ NAMED = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_
 @pytest.fixture(scope="module")
 def processor() -> Any:
     # 28 px in place of 896, so that hundreds of images are really resized in seconds; and a file that asks for crops.
-    image_processor = Gemma3ImageProcessorPil(size={"height": 28, "width": 28}, do_pan_and_scan=True)
+    image_processor = IMAGE_PROCESSOR(size={"height": 28, "width": 28}, do_pan_and_scan=True)
     return Gemma3Processor(image_processor, byte_tokenizer(tuple(NAMED.values()), **NAMED))
 
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
+from vlmeter.checkpoints import image_processor_class
 from vlmeter.errors import UnsupportedSize, UserError
 from vlmeter.families.base import ImageOptions, LoadedModel, SubjectSpec
 from vlmeter.families.internvl import FAMILY, InternVLGeometry
 
 from .support.geometry import blank, byte_tokenizer, predicted, processor_without_video, random_sizes
 
+IMAGE_PROCESSOR = image_processor_class("GotOcr2ImageProcessor")  # with torchvision or without
 NANO = SubjectSpec(preset="nano", weights="random", revision=None, dtype="float32", attention="sdpa", seed=0)
 FREE = ImageOptions()
 PUBLISHED = InternVLGeometry()
@@ -29,7 +30,7 @@ NAMED = {
 
 
 def processor_of(geometry: InternVLGeometry) -> Any:
-    image_processor = GotOcr2ImageProcessorPil(
+    image_processor = IMAGE_PROCESSOR(
         size={"height": geometry.tile_px, "width": geometry.tile_px},
         min_patches=geometry.min_tiles,
         max_patches=geometry.max_tiles,

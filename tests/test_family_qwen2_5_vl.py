@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vlmeter.checkpoints import image_processor_class
 from vlmeter.errors import UnsupportedSize, UserError
 from vlmeter.families.base import ImageOptions, SubjectSpec
 from vlmeter.families.geometry import LONGEST_SIDE_PX
@@ -17,19 +17,20 @@ from vlmeter.families.qwen2_5_vl import FAMILY, Qwen25VLGeometry
 
 from .support.geometry import blank, byte_tokenizer, predicted, processor_without_video, random_sizes
 
+IMAGE_PROCESSOR = image_processor_class("Qwen2VLImageProcessor")  # with torchvision or without
 NANO = SubjectSpec(preset="nano", weights="random", revision=None, dtype="float32", attention="sdpa", seed=0)
 FREE = ImageOptions()
 PUBLISHED = Qwen25VLGeometry()
 #: The same rules at a sixtieth of the pixels, so that hundreds of images are really resized in seconds.
 SMALL = Qwen25VLGeometry(max_pixels=256 * 28 * 28)
-DEFAULT_SIZE = dict(Qwen2VLImageProcessorPil.size)
+DEFAULT_SIZE = dict(IMAGE_PROCESSOR.size)
 SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 PROMPT = "<|vision_start|><|image_pad|><|vision_end|>What is this?"
 
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    image_processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 256 * 28 * 28})
+    image_processor = IMAGE_PROCESSOR(size={"shortest_edge": 56 * 56, "longest_edge": 256 * 28 * 28})
     return processor_without_video(Qwen2_5_VLProcessor, image_processor, byte_tokenizer(SPECIAL))
 
 
@@ -51,7 +52,7 @@ def test_300_random_sizes_give_the_tokens_that_the_real_processor_puts_into_the_
 
 
 def test_the_published_limits_give_the_patches_that_the_real_image_processor_announces() -> None:
-    image_processor = Qwen2VLImageProcessorPil(
+    image_processor = IMAGE_PROCESSOR(
         size={"shortest_edge": PUBLISHED.min_pixels, "longest_edge": PUBLISHED.max_pixels}
     )
     for width, height in random_sizes(1000, largest_area=4000**2, aspect_ratio=200):
@@ -139,10 +140,10 @@ def test_a_checkpoints_file_is_read_as_transformers_reads_it(
     config: dict[str, Any], expected: Qwen25VLGeometry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Some versions of transformers write an instance's limits into the class.
-    monkeypatch.setattr(Qwen2VLImageProcessorPil, "size", dict(DEFAULT_SIZE))
+    monkeypatch.setattr(IMAGE_PROCESSOR, "size", dict(DEFAULT_SIZE))
     assert Qwen25VLGeometry.from_config(config) == expected
     settings = {key: value for key, value in config.get("image_processor", config).items() if value is not None}
-    theirs = Qwen2VLImageProcessorPil(**settings)
+    theirs = IMAGE_PROCESSOR(**settings)
     assert (theirs.patch_size, theirs.merge_size) == (expected.patch_px, expected.merge)
     assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == (expected.min_pixels, expected.max_pixels)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
+from vlmeter.checkpoints import image_processor_class
 from vlmeter.families.base import ImageOptions
 from vlmeter.families.qwen3_vl import Qwen3VLGeometry
 
 from .support.geometry import blank, byte_tokenizer, predicted, processor_without_video, random_sizes
 
+IMAGE_PROCESSOR = image_processor_class("Qwen2VLImageProcessor")  # with torchvision or without
 FREE = ImageOptions()
 PUBLISHED = Qwen3VLGeometry()
 SMALL = Qwen3VLGeometry(max_pixels=256 * 32 * 32)
@@ -23,7 +24,7 @@ PROMPT = "<|vision_start|><|image_pad|><|vision_end|>What is this?"
 @pytest.fixture(scope="module")
 def processor() -> Any:
     size = {"shortest_edge": SMALL.min_pixels, "longest_edge": SMALL.max_pixels}
-    image_processor = Qwen2VLImageProcessorPil(size=size, patch_size=16)
+    image_processor = IMAGE_PROCESSOR(size=size, patch_size=16)
     return processor_without_video(Qwen3VLProcessor, image_processor, byte_tokenizer(SPECIAL))
 
 
@@ -46,7 +47,7 @@ def test_300_random_sizes_give_the_tokens_that_the_real_processor_puts_into_the_
 
 def test_the_published_limits_give_the_patches_that_the_real_image_processor_announces() -> None:
     size = {"shortest_edge": PUBLISHED.min_pixels, "longest_edge": PUBLISHED.max_pixels}
-    image_processor = Qwen2VLImageProcessorPil(size=size, patch_size=16)
+    image_processor = IMAGE_PROCESSOR(size=size, patch_size=16)
     for width, height in random_sizes(1000, largest_area=4000**2, aspect_ratio=200):
         grid = PUBLISHED.image_tokens(width, height, options=FREE).layout
         patches = image_processor.get_number_of_image_patches(height, width)
