@@ -96,3 +96,8 @@ def test_five_of_six_blocks_look_back_on_a_window_only() -> None:
     kinds = shapes.model.config.text_config.layer_types
     assert (len(kinds), kinds.count("full_attention")) == (34, 5)
     assert kinds[:6] == ["sliding_attention"] * 5 + ["full_attention"]
+
+
+def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
+    """As the hub counts them in the safetensors of google/gemma-3-4b-it."""
+    assert sum(FAMILY.scales["4b"].parameters.values()) == 4_300_079_472

@@ -191,3 +191,11 @@ def test_a_forced_tiling_shows_the_tiles_in_reading_order(loaded: LoadedModel) -
     inputs = loaded.prepare(image, "why?", text_tokens=None, options=ImageOptions(force_tiling=(1, 2)))
     left, right, thumbnail = (tile.mean().item() for tile in inputs.tensors["pixel_values"])
     assert left < thumbnail < right
+
+
+def test_the_real_scale_is_made_of_the_published_parts() -> None:
+    """Qwen2.5-7B, with another number of rows in its two tables, and InternViT-300M."""
+    parameters = FAMILY.scales["8b"].parameters
+    language = sum(parameters[name] for name in ("embedding", "llm_blocks", "head"))
+    assert language == 7_615_616_512 - 2 * (152_064 - 151_674) * 3584
+    assert round(parameters["vision_encoder"] / 1e6) == 304

@@ -182,3 +182,8 @@ def test_a_block_with_windows_attends_to_one_after_the_other(monkeypatch: pytest
     with torch.inference_mode():
         loaded.vision(inputs.tensors)
     assert calls == [8 * 8] * 64 + [64 * 64], "a block with windows of 8 x 8 patches, and one without"
+
+
+def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
+    """As the hub counts them in the safetensors of Qwen/Qwen2.5-VL-7B-Instruct."""
+    assert sum(FAMILY.scales["7b"].parameters.values()) == 8_292_166_656

@@ -9,7 +9,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from vlmeter.checkpoints import image_processor_class
 from vlmeter.families.base import ImageOptions
-from vlmeter.families.qwen3_vl import Qwen3VLGeometry
+from vlmeter.families.qwen3_vl import FAMILY, Qwen3VLGeometry
 
 from .support.geometry import blank, byte_tokenizer, predicted, processor_without_video, random_sizes
 
@@ -79,3 +79,8 @@ def test_the_published_file_is_read() -> None:
     assert Qwen3VLGeometry.from_config(published) == PUBLISHED
     # What the file leaves out is Qwen2-VL's, because that is the class of its image processor.
     assert Qwen3VLGeometry.from_config({}) == Qwen3VLGeometry(14, 2, 3136, 1_003_520)
+
+
+def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
+    """As the hub counts them in the safetensors of Qwen/Qwen3-VL-8B-Instruct."""
+    assert sum(FAMILY.scales["8b"].parameters.values()) == 8_767_123_696
