@@ -85,7 +85,7 @@ def test_a_forced_tiling_goes_past_the_selection(run) -> None:
         (("tokens", "4000x11"), "4000x11"),
         (("tokens", "640by480"), "640by480"),
         (("tokens", "640x480", "--format", "xml"), "legal: table, csv, json"),
-        (("tokens", "640x480", "--family", "mulmo"), "legal: generic"),
+        (("tokens", "640x480", "--family", "mulmo"), "legal: gemma3"),
         (("size",), "exactly one"),
         (("size", "--crops", "3", "--tiling", "1x2"), "exactly one"),
         (("plan", "nowhere.yaml"), "nowhere.yaml"),
