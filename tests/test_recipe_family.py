@@ -131,7 +131,9 @@ def run(copy: Path, *arguments: str) -> str:
 
 
 def test_a_new_family_answers_at_the_command_line(copy: Path) -> None:
-    told = json.loads(run(copy, "-c", CLI, "tokens", "640x480", "--family", "llava15", "--format", "json"))
+    told = json.loads(
+        run(copy, "-c", CLI, "tokens", "640x480", "--family", "llava15", "--preset", "nano", "--format", "json")
+    )
     assert (told[0]["crops"], told[0]["vision_tokens"]) == (1, 16)
     assert "vision-size-56x56" in run(copy, "-c", CLI, "plan", "study.yaml")
 

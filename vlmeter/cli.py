@@ -75,13 +75,16 @@ def _geometry(family: str, preset: str | None, weights: str | None, revision: st
     from vlmeter.families.registry import get_family
 
     known = get_family(family)
-    if preset is not None and preset not in known.presets:
+    if preset is not None and preset not in known.presets and family != "generic":
         raise UserError(f"--preset: {preset!r} is not known for {family}; legal: {', '.join(known.presets)}")
     if weights is None and preset is None:
         # The toy comes first, and may have smaller crops than any real model.
         preset = next((name for name in known.presets if name != "nano"), None)
         if preset is None:
-            raise UserError(f"--weights is missing: family {family} has no presets, so a checkpoint is needed")
+            raise UserError(
+                f"--preset or --weights is missing: family {family} has no real model as preset; legal: "
+                f"{', '.join(known.presets)}, or a checkpoint as --weights"
+            )
     return known.geometry(
         SubjectSpec(
             preset=preset,
