@@ -158,6 +158,7 @@ def test_transformers_checks_a_shape_once(loaded: LoadedNative, monkeypatch: pyt
     monkeypatch.delenv(UNCHECKED, raising=False)
     tensors = inputs(loaded, text_tokens=51)
     with torch.inference_mode():
+        loaded.vision(tensors)  # which compares nothing
         loaded.prefill(tensors)
         loaded.prefill(tensors)
         loaded.prefill(inputs(loaded, text_tokens=52))

@@ -337,7 +337,9 @@ class LoadedNative:
         cache: Any = DynamicCache(config=self.model.config)
         cache.position_delta = tensors.get("rope_deltas")
         with self._running(tensors):
-            return self._logits(accepted(self.model.forward, tensors, but=("rope_deltas",)), cache), cache
+            logits = self._logits(accepted(self.model.forward, tensors, but=("rope_deltas",)), cache)
+        self._passed.add(_shapes_of(tensors))
+        return logits, cache
 
     def decode(self, token_ids: Any, cache: Any) -> Any:
         """Run one token [1, 1] behind what the cache holds; returns its logits [1, vocabulary]."""
@@ -360,14 +362,12 @@ class LoadedNative:
     @contextmanager
     def _running(self, tensors: Mapping[str, Any]) -> Iterator[None]:
         """Run a pass over the prompt; let transformers check the shapes of its inputs only the first time."""
-        shapes = tuple(side for tensor in tensors.values() for side in tensor.shape)
         before = os.environ.get(UNCHECKED)
-        if shapes in self._passed:
+        if _shapes_of(tensors) in self._passed:
             os.environ[UNCHECKED] = "1"
         try:
             with self._shapes():
                 yield
-            self._passed.add(shapes)
         finally:
             if before is None:
                 os.environ.pop(UNCHECKED, None)
@@ -386,6 +386,10 @@ class LoadedNative:
 
 
 # ------------------------------------------------------------------------------------------- parts of a model
+
+
+def _shapes_of(tensors: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(side for tensor in tensors.values() for side in tensor.shape)
 
 
 def _members(module: Any) -> list[Any]:
