@@ -32,6 +32,7 @@ ORDER = (
     "vlmeter.dataset_source",
     "vlmeter.dataset",
     "vlmeter.clock",
+    "vlmeter.processors",
     "vlmeter.sdpa",
     "vlmeter.shapes",
     "vlmeter.checkpoints",

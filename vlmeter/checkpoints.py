@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmeter.errors import Unsupported, UserError
+from vlmeter.processors import BY_ITSELF, class_named, processor_class
 from vlmeter.units import size
 
 if TYPE_CHECKING:
@@ -314,9 +315,10 @@ def load_processor(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     folder = str(checkpoint.folder)
     settings = checkpoint.processor_config()
     name, image_type = settings.get("processor_class"), settings.get("image_processor_type")
-    processor = getattr(transformers, name, None) if isinstance(name, str) else None
     try:
-        if processor is None or is_torchvision_available() or "video_processor" not in processor.get_attributes():
+        processor = processor_class(name) if isinstance(name, str) and hasattr(transformers, name) else None
+        whole = processor is None or (name not in BY_ITSELF and "video_processor" not in processor.get_attributes())
+        if processor is None or whole or is_torchvision_available():
             return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
         images = image_processor_class(image_type) if image_type else transformers.AutoImageProcessor
         parts = {
@@ -340,7 +342,7 @@ def image_processor_class(name: str) -> Any:
 
     stem = name.removesuffix("Fast").removesuffix("Pil")
     if not is_torchvision_available() and hasattr(transformers, f"{stem}Pil"):
-        return getattr(transformers, f"{stem}Pil")
+        return class_named(f"{stem}Pil")
     if not is_torchvision_available():
         raise Unsupported(f"{stem} needs torchvision, which is not installed; install the version that fits torch")
     return getattr(transformers, stem)

@@ -55,6 +55,7 @@ HARMLESS_MODULES: Mapping[str, str] = {
     "vlmeter.fingerprint": "a change of it shows in the fingerprints themselves",
     "vlmeter.pairs": "its results are hashed as cell",
     "vlmeter.plan": "its cells are hashed by value",
+    "vlmeter.processors": "finds classes of transformers, whose version is hashed",
     "vlmeter.reach": "the sizes that it finds are hashed as cell",
     "vlmeter.record": "keeps what has been measured; its shape has a version of its own",
     "vlmeter.store": "says where records lie",

@@ -465,13 +465,12 @@ def kv_bytes_per_token(config: Mapping[str, Any], *, dtype: str) -> int | None:
 
 def made_processor(scale: Scale) -> Any:
     """Put a family's processor together from its image processor and a made-up tokenizer."""
-    import transformers
-
     from vlmeter.checkpoints import image_processor_class, without_video
+    from vlmeter.processors import processor_class
 
     settings = dict(scale.processor_config)
     image_processor = image_processor_class(settings.pop("image_processor_type"))(**settings)
-    processor = without_video(getattr(transformers, scale.processor))
+    processor = without_video(processor_class(scale.processor))
     parts = {"image_processor": image_processor, "tokenizer": wrapped(scale.tokenizer), "video_processor": None}
     wanted = processor.get_attributes()
     return processor(**{name: parts[name] for name in wanted}, **scale.processor_arguments)
