@@ -31,9 +31,9 @@ class ShapesOnly(TorchDispatchMode):
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.overloadpacket is _ATEN.to:
+        if func.overloadpacket in (_ATEN.to, _ATEN.expand_as):
             with self:
-                return func.decompose(*args, **kwargs)  # what it copies, it copies with `_to_copy`
+                return func.decompose(*args, **kwargs)  # into `_to_copy`, and into `expand` to a size
         if not any(isinstance(value, Tensor) and value.is_meta for value in tree_iter((args, kwargs))):
             if func is _ATEN._to_copy.default and not args[0].is_floating_point():
                 kwargs = {**kwargs, "device": torch.device("cpu")}  # sizes and masks: a model may still look at them
