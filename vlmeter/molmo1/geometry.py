@@ -95,7 +95,7 @@ def geometry(
     _require_max_crops(max_crops)
     _require_supported_size(width_px, height_px)
     if force_tiling is None:
-        tiling_h, tiling_w = _select_tiling(width_px, height_px, max_crops)
+        tiling_h, tiling_w = select_tiling(width_px, height_px, max_crops=max_crops)
     else:
         tiling_h, tiling_w = force_tiling
         _require_tiling(tiling_h, tiling_w)
@@ -198,7 +198,9 @@ def _candidate_tilings(max_crops: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(pairs, key=lambda tiling: (tiling[0] * tiling[1], tiling[0])))
 
 
-def _select_tiling(width_px: int, height_px: int, max_crops: int) -> tuple[int, int]:
+def select_tiling(
+    width_px: int, height_px: int, *, max_crops: int, window_px: int = WINDOW_PX, margin_px: int = MARGIN_PX
+) -> tuple[int, int]:
     """Choose as the original does: least enlargement or, where every tiling is too small, least reduction.
 
     Three traps are kept. The margin comes off the image before the comparison, so a side of exactly 112 px
@@ -207,32 +209,34 @@ def _select_tiling(width_px: int, height_px: int, max_crops: int) -> tuple[int, 
     is. And scales are compared in single precision, with ties going to the first candidate; with max_crops 12
     that decides nothing until a side passes some 10^6 px, because shorter sides cannot bring two different
     scales within one rounding step of each other.
+
+    Molmo2 chooses by the same rule, with another window.
     """
-    rows, columns = _enlarging_tiles(height_px, max_crops), _enlarging_tiles(width_px, max_crops)
+    inner_h_px, inner_w_px = height_px - margin_px, width_px - margin_px
+    rows, columns = (_enlarging_tiles(inner_px, max_crops, window_px) for inner_px in (inner_h_px, inner_w_px))
     # The scale grows with rows and columns, so of all tilings that enlarge, this one does so least, in fewest crops.
     if rows is not None and columns is not None and rows * columns <= max_crops:
         return rows, columns
     candidates = _candidate_tilings(max_crops)
     scales = [
-        min(_required_scale(tiling_h, height_px), _required_scale(tiling_w, width_px))
+        min(_required_scale(tiling_h * window_px, inner_h_px), _required_scale(tiling_w * window_px, inner_w_px))
         for tiling_h, tiling_w in candidates
     ]
     return candidates[scales.index(max(scales))]
 
 
-def _enlarging_tiles(side_px: int, max_crops: int) -> int | None:
+def _enlarging_tiles(inner_px: int, max_crops: int, window_px: int) -> int | None:
     """Return the fewest tiles along a side that enlarge it or leave it as it is; None if max_crops of them do not."""
     tiles = range(1, max_crops + 1)
-    place = bisect_left(tiles, 1.0, key=lambda count: _required_scale(count, side_px))
+    place = bisect_left(tiles, 1.0, key=lambda count: _required_scale(count * window_px, inner_px))
     return tiles[place] if place < len(tiles) else None
 
 
-def _required_scale(tiles: int, side_px: int) -> float:
-    """The factor that makes a side, less its margin, span this many windows."""
-    inner_px = side_px - MARGIN_PX
+def _required_scale(windows_px: int, inner_px: int) -> float:
+    """The factor that makes a side, less its margin, span so many windows."""
     if inner_px == 0:
         return float("inf")
-    return _float32(_float32(WINDOW_PX * tiles) / _float32(inner_px))
+    return _float32(_float32(windows_px) / _float32(inner_px))
 
 
 def _side_in_global_crop_px(side_px: int, other_px: int) -> int:
