@@ -50,6 +50,7 @@ ORDER = (
     "vlmeter.families.base",
     "vlmeter.families.geometry",
     "vlmeter.families.made_tokenizer",
+    "vlmeter.families.anyres",
     "vlmeter.families.native",
     "vlmeter.families.qwen",
     "vlmeter.families.*",

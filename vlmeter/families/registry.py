@@ -16,6 +16,8 @@ FAMILIES = {
     "gemma3": "vlmeter.families.gemma3",
     "generic": "vlmeter.families.generic",
     "internvl": "vlmeter.families.internvl",
+    "llava_next": "vlmeter.families.llava_next",
+    "llava_onevision": "vlmeter.families.llava_onevision",
     "molmo": "vlmeter.families.molmo",
     "qwen2_5_vl": "vlmeter.families.qwen2_5_vl",
     "qwen3_vl": "vlmeter.families.qwen3_vl",

@@ -1,0 +1,77 @@
+"""LLaVA-OneVision: what is predicted for a size is what transformers' processor makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vlmeter.checkpoints import without_video
+from vlmeter.errors import UserError
+from vlmeter.families.llava_onevision import GEOMETRY
+
+from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+    from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+
+    return without_video(LlavaOnevisionProcessor)(
+        image_processor=LlavaOnevisionImageProcessorPil(),
+        video_processor=None,
+        tokenizer=plain_tokenizer(["<image>", "<video>"]),
+        num_image_tokens=729,
+        vision_feature_select_strategy="full",
+    )
+
+
+# --- geometry ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_three_hundred_sizes_are_predicted_as_the_processor_makes_them(processor: Any) -> None:
+    assert differences(GEOMETRY, processor, random_sizes(300, seed=9), image_token="<image>") == []
+
+
+def test_sizes_at_the_edges_are_predicted_as_the_processor_makes_them(processor: Any) -> None:
+    assert differences(GEOMETRY, processor, random_sizes(40, seed=9), image_token="<image>") == []
+
+
+def test_the_candidates_show_every_count_that_random_sizes_reach() -> None:
+    candidates = list(GEOMETRY.candidates(options=FREE))
+    assert len(candidates) == len(kinds(GEOMETRY, candidates)) == 712, "each pair of tokens and crops once"
+    assert kinds(GEOMETRY, sane_sizes(5000, seed=1)) <= kinds(GEOMETRY, candidates)
+
+
+def test_features_of_more_than_nine_tiles_are_scaled_down() -> None:
+    within = GEOMETRY.size_for_tiling((3, 3), options=FREE)
+    assert (within.crops, within.vision_tokens) == (10, 729 + 81 * 82)
+    beyond = GEOMETRY.size_for_tiling((6, 6), options=FREE)
+    assert (beyond.crops, beyond.vision_tokens) == (37, 729 + 81 * 82), "37 crops for the encoder, ten tiles of tokens"
+    assert GEOMETRY.limit(options=FREE) == "image_grid_pinpoints up to 2,304x2,304 px and anyres_max_9"
+
+
+def test_every_tiling_of_up_to_six_by_six_can_be_had() -> None:
+    tilings = GEOMETRY.tilings(options=FREE)
+    assert len(tilings) == 36
+    for tiling in tilings:
+        layout = GEOMETRY.size_for_tiling(tiling, options=FREE).layout
+        assert (layout["tiling_h"], layout["tiling_w"]) == tiling
+
+
+# --- what a checkpoint says --------------------------------------------------------------------------
+
+
+def test_a_checkpoints_own_settings_are_read(processor: Any) -> None:
+    settings = {**processor.image_processor.to_dict(), "num_image_tokens": 729, "vision_aspect_ratio": "anyres_max_9"}
+    settings["vision_feature_select_strategy"] = "full"
+    other = replace(GEOMETRY, tile_px=1, tile_patches=1, canvases=((1, 1),), largest_tiles=2)
+    assert type(GEOMETRY).from_config(settings, default=other) == GEOMETRY
+
+
+def test_an_unknown_way_of_keeping_the_aspect_ratio_is_refused() -> None:
+    with pytest.raises(UserError, match=r"vision_aspect_ratio: 'square' .* anyres_max_N"):
+        type(GEOMETRY).from_config({"vision_aspect_ratio": "square"}, default=GEOMETRY)
