@@ -15,12 +15,14 @@ from vlmeter.families.base import Family
 FAMILIES = {
     "gemma3": "vlmeter.families.gemma3",
     "generic": "vlmeter.families.generic",
+    "idefics3": "vlmeter.families.idefics3",
     "internvl": "vlmeter.families.internvl",
     "llava_next": "vlmeter.families.llava_next",
     "llava_onevision": "vlmeter.families.llava_onevision",
     "molmo": "vlmeter.families.molmo",
     "qwen2_5_vl": "vlmeter.families.qwen2_5_vl",
     "qwen3_vl": "vlmeter.families.qwen3_vl",
+    "smolvlm": "vlmeter.families.smolvlm",
 }
 
 
