@@ -51,6 +51,7 @@ ORDER = (
     "vlmeter.families.geometry",
     "vlmeter.families.made_tokenizer",
     "vlmeter.families.anyres",
+    "vlmeter.families.patch_rows",
     "vlmeter.families.splitting",
     "vlmeter.families.native",
     "vlmeter.families.qwen",
