@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.support.native import write_native_checkpoint
-from vlmeter.errors import UserError
+from vlmeter.errors import Unsupported, UserError
 from vlmeter.families.base import COMPONENTS, PREFILL_PHASES, ImageOptions, SubjectSpec
 from vlmeter.families.native import LoadedNative, NativeFamily
 from vlmeter.families.registry import FAMILIES, get_family
@@ -31,6 +31,10 @@ QUESTION = "What is the man holding?"
 def family(request: pytest.FixtureRequest) -> NativeFamily:
     found = get_family(request.param)
     assert isinstance(found, NativeFamily)
+    try:
+        found.load(NANO, device="meta")
+    except Unsupported as reason:
+        pytest.skip(str(reason))
     return found
 
 

@@ -21,6 +21,7 @@ FAMILIES = {
     "llava_onevision": "vlmeter.families.llava_onevision",
     "mistral3": "vlmeter.families.mistral3",
     "molmo": "vlmeter.families.molmo",
+    "molmo2": "vlmeter.families.molmo2",
     "pixtral": "vlmeter.families.pixtral",
     "qwen2_5_vl": "vlmeter.families.qwen2_5_vl",
     "qwen3_vl": "vlmeter.families.qwen3_vl",
