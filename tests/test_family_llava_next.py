@@ -9,7 +9,7 @@ import pytest
 
 from vlmeter.errors import UnsupportedSize, UserError
 from vlmeter.families.base import ImageOptions
-from vlmeter.families.llava_next import GEOMETRY
+from vlmeter.families.llava_next import GEOMETRY, LlavaNextFamily
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
 
@@ -113,3 +113,8 @@ def test_a_checkpoints_own_settings_are_read(processor: Any) -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         type(GEOMETRY).from_config(settings, default=GEOMETRY)
+
+
+def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
+    """As the hub counts them in the safetensors of llava-hf/llava-v1.6-mistral-7b-hf."""
+    assert sum(LlavaNextFamily.scales["7b"].parameters.values()) == 7_566_747_648

@@ -9,7 +9,7 @@ import pytest
 
 from vlmeter.checkpoints import without_video
 from vlmeter.errors import UserError
-from vlmeter.families.llava_onevision import GEOMETRY
+from vlmeter.families.llava_onevision import GEOMETRY, LlavaOnevisionFamily
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
 
@@ -75,3 +75,8 @@ def test_a_checkpoints_own_settings_are_read(processor: Any) -> None:
 def test_an_unknown_way_of_keeping_the_aspect_ratio_is_refused() -> None:
     with pytest.raises(UserError, match=r"vision_aspect_ratio: 'square' .* anyres_max_N"):
         type(GEOMETRY).from_config({"vision_aspect_ratio": "square"}, default=GEOMETRY)
+
+
+def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
+    """As the hub counts them in the safetensors of llava-hf/llava-onevision-qwen2-7b-ov-hf."""
+    assert sum(LlavaOnevisionFamily.scales["7b"].parameters.values()) == 8_030_348_832

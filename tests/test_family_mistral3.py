@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlmeter.errors import UnsupportedSize
 from vlmeter.families.base import SubjectSpec
-from vlmeter.families.mistral3 import FAMILY, GEOMETRY
+from vlmeter.families.mistral3 import FAMILY, GEOMETRY, Mistral3Family
 from vlmeter.processors import processor_class
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
@@ -60,3 +60,8 @@ def test_a_single_token_is_refused_because_the_model_fails_with_it() -> None:
 def test_four_patches_of_the_encoder_make_one_token() -> None:
     tokens = GEOMETRY.image_tokens(28 * 8, 28 * 4, options=FREE)
     assert (tokens.vision_tokens, tokens.special_tokens) == (32, 4)
+
+
+def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
+    """As the hub counts them in the safetensors of mistralai/Mistral-Small-3.1-24B-Instruct-2503."""
+    assert sum(Mistral3Family.scales["24b"].parameters.values()) == 24_011_361_280

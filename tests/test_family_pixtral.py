@@ -14,7 +14,7 @@ from vlmeter.errors import UnsupportedSize, UserError
 from vlmeter.families.base import ImageOptions, SubjectSpec
 from vlmeter.families.native import NativeFamily
 from vlmeter.families.patch_rows import PatchRowsGeometry
-from vlmeter.families.pixtral import FAMILY, GEOMETRY
+from vlmeter.families.pixtral import FAMILY, GEOMETRY, PixtralFamily
 from vlmeter.processors import processor_class
 
 from .support.native import write_native_checkpoint
@@ -116,3 +116,10 @@ def test_another_llava_than_pixtrals_is_refused(tmp_path: Path) -> None:
         FAMILY.geometry(spec)
     with pytest.raises(UserError, match="'clip_vision_model'"):
         FAMILY.load(spec, device="cpu")
+
+
+def test_the_real_scale_is_made_of_the_published_parts() -> None:
+    """Mistral NeMo, whose checkpoint has 12,247,782,400 parameters, and an encoder of 400 million."""
+    parameters = PixtralFamily.scales["12b"].parameters
+    assert sum(parameters[name] for name in ("embedding", "llm_blocks", "head")) == 12_247_782_400
+    assert round(parameters["vision_encoder"] / 1e8) == 4

@@ -13,7 +13,7 @@ import pytest
 from vlmeter.errors import Unsupported
 from vlmeter.families.base import SubjectSpec
 from vlmeter.families.native import NativeFamily
-from vlmeter.families.smolvlm import FAMILY, GEOMETRY
+from vlmeter.families.smolvlm import FAMILY, GEOMETRY, SmolVLMFamily
 from vlmeter.families.splitting import SplittingGeometry
 
 from .support.native import write_native_checkpoint
@@ -76,3 +76,10 @@ def test_smolvlms_own_processor_says_what_to_install(tmp_path: Path) -> None:
     spec = SubjectSpec(preset=None, weights=str(folder), revision=None, dtype="float32", attention="sdpa", seed=0)
     with pytest.raises(Unsupported, match=r"`num2words` is required .*pip install num2words"):
         FAMILY.load(spec, device="cpu")
+
+
+def test_the_real_scales_have_the_parameters_that_the_published_checkpoints_have() -> None:
+    """As the hub counts them in the safetensors of HuggingFaceTB/SmolVLM2-...-Instruct."""
+    published = {"2.2b": 2_246_784_880, "500m": 507_482_304, "256m": 256_484_928}
+    for preset, parameters in published.items():
+        assert sum(SmolVLMFamily.scales[preset].parameters.values()) == parameters
