@@ -2,7 +2,18 @@
 # statements of the analysis, judged.
 
 # what a figure, a claim or a number of the report is made with, besides its own module
-SUMMARISING = [f"vlmeter.{name}" for name in ("analysis", "physics", "stats", "uncertainty", "units", "wording")]
+SUMMARISING = [
+    f"vlmeter.{name}"
+    for name in (
+        "analysis",
+        "analysis_flops",
+        "physics",
+        "stats",
+        "uncertainty",
+        "units",
+        "wording",
+    )
+]
 
 
 rule tabulate:

@@ -16,6 +16,7 @@ from tests.support.tables import CpuLikeRunner, table_of
 from vlmeter import analysis
 from vlmeter.claims import CLAIMS, Claim, judge_all, read_claims, within, write_claims
 from vlmeter.figures.registry import FIGURES
+from vlmeter.physics import COLUMNS
 from vlmeter.stats import Estimate
 from vlmeter.table import build_table
 
@@ -226,7 +227,7 @@ def test_a_direct_run_unlike_its_derived_one_is_seen(table: pd.DataFrame) -> Non
 
 def physics(table: pd.DataFrame, floor_ms: float) -> pd.DataFrame:
     rows = table[(table["phase"] == "inter_token") & (table["arm"] == "hooks")]
-    return rows[["subject", "cell_id", "output_tokens", "arm", "phase", "median_ms"]].assign(floor_ms=floor_ms)
+    return rows.reindex(columns=[name for name, _, _ in COLUMNS]).assign(floor_ms=floor_ms)
 
 
 def test_distance_to_the_floor_is_judged_with_physics_and_not_without(table: pd.DataFrame) -> None:
@@ -235,6 +236,54 @@ def test_distance_to_the_floor_is_judged_with_physics_and_not_without(table: pd.
     far = judged(table, "decode_near_floor", physics=physics(table, 1.0))
     assert far.verdict == "does not hold"
     assert "times" in far.statement
+
+
+def floors(table: pd.DataFrame, *, decode_times: float = 1.0, noise: float = 0.05) -> pd.DataFrame:
+    """A physics table of a device on which everything takes about twice its floor; FLOPs are those of the tokens."""
+    rows = table[table["median_ms"].notna() & table["phase"].ne("first_call") & table["arm"].isin(["hooks", "plain"])]
+    rng = np.random.default_rng(3)
+    decode = rows["phase"].eq("decode").to_numpy(dtype=bool)
+    tokens = np.where(decode, rows["output_tokens"] - 1, rows["prompt_tokens"]).astype(float)
+    weights = {"vision_encoder": 2e9, "projector": 3e8, "llm_blocks": 1e10, "head": 1e8}
+    per_token = rows["phase"].map(weights).fillna(1e10).to_numpy(dtype=float)
+    floor_ms = rows["median_ms"] / 2 * np.exp(noise * rng.normal(size=len(rows)))
+    physics = rows.reindex(columns=[name for name, _, _ in COLUMNS])
+    return physics.assign(flops=per_token * tokens, floor_ms=floor_ms, bound="traffic", mfu_fraction=0.1)
+
+
+def test_flops_that_do_not_tell_latency_are_said_not_to_and_the_roofline_to_be_better(table: pd.DataFrame) -> None:
+    physics = floors(table)
+    found = judged(table, "flops_predict_latency", physics=physics)
+    assert found.verdict == "does not hold"
+    assert "R²" in found.statement
+    better = judged(table, "roofline_beats_flops", physics=physics)
+    assert better.verdict == "holds"
+    assert better.evidence[-1].low is not None
+    assert better.evidence[-1].low > 0
+    assert judged(table, "equal_flops_equal_time", physics=physics).verdict == "does not hold"
+
+
+def test_flops_that_tell_latency_are_said_to(table: pd.DataFrame) -> None:
+    rows = floors(table)
+    swapped = rows.assign(flops=1e8 * rows["median_ms"], floor_ms=rows["flops"] / 1e9)
+    assert judged(table, "flops_predict_latency", physics=swapped).verdict == "holds"
+    assert judged(table, "roofline_beats_flops", physics=swapped).verdict == "does not hold"
+    assert judged(table, "equal_flops_equal_time", physics=swapped).verdict == "holds"
+
+
+def test_without_ceilings_nothing_is_said_of_flops(table: pd.DataFrame) -> None:
+    for name in ("flops_predict_latency", "roofline_beats_flops", "equal_flops_equal_time"):
+        found = judged(table, name)
+        assert found.verdict == "cannot tell"
+        assert "ceilings were not measured" in found.statement
+
+
+def test_an_output_token_that_costs_more_than_a_vision_token_is_told_by_how_much(table: pd.DataFrame) -> None:
+    found = judged(table, "output_token_costs_more")
+    assert found.verdict == "holds"
+    assert found.evidence[-1].unit == "times"
+    free = with_samples(table, lambda samples, row: samples / 1e4, phase="decode")
+    assert judged(free, "output_token_costs_more").verdict == "does not hold"
 
 
 @pytest.mark.parametrize(

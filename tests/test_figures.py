@@ -17,9 +17,9 @@ from PIL import Image
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.physics import with_floors
 from tests.support.tables import CpuLikeRunner, table_of
-from vlmeter import analysis
+from vlmeter import analysis, analysis_flops
 from vlmeter.errors import UserError
-from vlmeter.figures import notes_series, style
+from vlmeter.figures import flops_latency, notes_series, style
 from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
 from vlmeter.table import build_table
 from vlmeter.units import significant
@@ -50,7 +50,7 @@ def test_a_figures_module_says_what_it_is(name: str) -> None:
     figure = get_figure(name)
     assert name == figure.NAME
     assert figure.TITLE
-    assert figure.SECTION in ("vision", "output", "limits", "session")
+    assert figure.SECTION in ("vision", "output", "flops", "limits", "session")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -111,6 +111,58 @@ def test_the_limits_show_floor_over_measured_time_of_every_phase(table: pd.DataF
     step = table[(table["phase"] == "inter_token") & (table["output_tokens"] == table["output_tokens"].max())]
     ratio = float(step["median_ms"].median() / step["floor_ms"].median())
     assert f"{significant(ratio, 2)} x the floor" in {text.get_text() for text in below.texts}
+
+
+def offsets(axes: Axes) -> list[np.ndarray]:
+    return [np.asarray(dots.get_offsets()) for dots in axes.collections if len(np.asarray(dots.get_offsets())) > 1]
+
+
+def test_every_phase_of_every_cell_is_a_dot_at_its_flops_and_its_time(table: pd.DataFrame) -> None:
+    upper, lower = axes_of(table, "flops_latency")
+    found = analysis_flops.points(table)
+    assert isinstance(found, pd.DataFrame)
+    for phase in analysis_flops.PARTS:
+        own = found[found["phase"] == phase]
+        expected = own[["flops", "latency_ms"]].to_numpy(dtype=float)
+        assert any(dots.shape == expected.shape and np.allclose(dots, expected) for dots in offsets(upper))
+        rates = 1e-6 * own["flops"] / own["latency_ms"]
+        assert any(len(dots) == len(own) and np.allclose(dots[:, 1], rates) for dots in offsets(lower))
+    assert "GFLOP/s" in lower.get_ylabel()
+
+
+def test_dots_of_launch_bound_cells_are_hollow(table: pd.DataFrame) -> None:
+    upper, _ = axes_of(table, "flops_latency")
+    found = analysis_flops.points(table)
+    assert isinstance(found, pd.DataFrame)
+    launch_bound = (found[found["phase"].isin(analysis_flops.PARTS)]["pace"] == "launch-bound").sum()
+    faces = [face for dots in upper.collections for face in dots.get_facecolors()]
+    assert sum(np.allclose(face[:3], 1.0) for face in faces) == launch_bound > 0
+
+
+def test_the_ceiling_is_the_one_behind_the_utilisations(table: pd.DataFrame) -> None:
+    assert flops_latency.ceiling_flops_per_s(table) == pytest.approx(1e12)
+
+
+def test_both_models_are_drawn_with_what_they_predict_for_cells_left_out(table: pd.DataFrame) -> None:
+    panels = axes_of(table, "flops_or_roofline")
+    found = analysis_flops.points(table)
+    assert isinstance(found, pd.DataFrame)
+    models = analysis_flops.compare_models(found)
+    assert not isinstance(models, analysis.Unknown)
+    for axes, model in zip(panels, ("flops", "roofline"), strict=True):
+        own = models.frame[models.frame["phase"] == "decode"]
+        expected = own[["latency_ms", f"{model}_ms"]].to_numpy(dtype=float)
+        assert any(dots.shape == expected.shape and np.allclose(dots, expected) for dots in offsets(axes))
+        assert analysis_flops.MODELS[model] in axes.get_title(loc="left")
+
+
+def test_costs_of_tokens_stand_at_their_values(table: pd.DataFrame) -> None:
+    (axes,) = axes_of(table, "token_costs")
+    costs = analysis_flops.token_costs(table)
+    assert not isinstance(costs, analysis.Unknown)
+    drawn = {round(float(x[0]), 12) for line in axes.lines if line.get_marker() == "o" for x in [line.get_xdata()]}
+    assert sorted(drawn) == pytest.approx(sorted(cost.cost.value for cost in costs.costs))
+    assert "(ms)" in axes.get_xlabel()
 
 
 def test_without_ceilings_the_limits_say_why_they_are_not_drawn(table: pd.DataFrame) -> None:

@@ -83,6 +83,7 @@ ORDER = (
     # records -> table -> figures, claims -> report
     "vlmeter.table",
     "vlmeter.analysis",
+    "vlmeter.analysis_flops",
     "vlmeter.baseline",
     "vlmeter.compare",
     "vlmeter.compared",

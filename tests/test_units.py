@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vlmeter.units import duration, percent, significant, size
+from vlmeter.units import duration, metric, percent, significant, size
 
 NAN = math.nan
 
@@ -47,3 +47,11 @@ def test_fractions_and_bytes() -> None:
     assert [size(n) for n in (12, 2048, 3 << 20, 16 << 30, 5 << 40)] == [
         "12.0 B", "2.00 KiB", "3.00 MiB", "16.0 GiB", "5.00 TiB",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(950, "950"), (65_536, "65.5 k"), (1.25e6, "1.25 M"), (1.41e10, "14.1 G"), (2.5e12, "2.50 T"), (math.nan, "n/a")],
+)
+def test_large_counts_are_said_in_powers_of_a_thousand(value: float, said: str) -> None:
+    assert metric(value) == said

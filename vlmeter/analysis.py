@@ -223,7 +223,7 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
         _put(row, "closure", "_fraction", _paired(paired_ratio, phases, plain["device"], minus=1))
         _put(row, "closure_wall", "_fraction", _paired(paired_ratio, phases, plain["wall"], minus=1))
         _put(row, "overhead", "_fraction", _paired(paired_ratio, hooks["wall"], plain["wall"], minus=1))
-        ratio = _over(values["plain_wall"], values["busy_prefill"])
+        ratio = over(values["plain_wall"], values["busy_prefill"])
         _put(row, "wall_over_busy", "", ratio)
         row["bound"], row["bound_reason"] = judge_bound(ratio, busy_reason=cell["busy_reason"])
         found.append(row)
@@ -241,7 +241,7 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
 FIRST_STEPS = 16
 
 
-def _over(value: Estimate, by: Estimate) -> Estimate:
+def over(value: Estimate, by: Estimate) -> Estimate:
     """Ratio of two estimates that were not taken in pairs; relative errors add up in squares."""
     if not by.value > 0:
         return NO_ESTIMATE
@@ -723,7 +723,7 @@ def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | U
     if not firsts:
         return Unknown("no decode step was measured")
     step, busy = _median(np.array(firsts)), _median(busy_rows["median_ms"].to_numpy(dtype=np.float64))
-    ratio = _over(step, busy)
+    ratio = over(step, busy)
     return StepBound(step, busy, ratio, *judge_bound(ratio))
 
 

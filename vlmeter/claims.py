@@ -19,12 +19,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from vlmeter import analysis
+from vlmeter import analysis, analysis_flops
 from vlmeter.analysis import Unknown
 from vlmeter.files import write_atomically
+from vlmeter.physics import beside
 from vlmeter.stats import Estimate
 from vlmeter.uncertainty import Array, correlation
-from vlmeter.units import duration, percent
+from vlmeter.units import duration, percent, significant
 from vlmeter.wording import plural, with_interval
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
@@ -48,6 +49,12 @@ AGREEMENT_FRACTION = 0.01
 
 #: Decode is near its floor if it takes up to 1.5 times as long: two thirds of the bandwidth are then in use.
 NEAR_FLOOR_RATIO = 1.5
+
+#: A model predicts latency if it is off by 20 % in the median, over all phases: good enough to choose a device by.
+PREDICTS_FRACTION = 0.2
+
+#: Equal FLOPs take equal time if decoding and prefill differ by less than a tenth.
+EQUAL_TIME_FRACTION = 0.1
 
 #: What the lab notes' table says of tilings 1 x k: k -> vision tokens, as far as we have it. They capped k >= 8 at
 #: 1344.
@@ -130,6 +137,18 @@ class Data:
     def subtraction_falls(self) -> list[analysis.Fall] | Unknown:
         """Where subtraction's LLM prefill falls."""
         return analysis.falls(self.cells, "subtraction_wall", spread_fraction=self.spread)
+
+    @cached_property
+    def points(self) -> pd.DataFrame | Unknown:
+        """FLOPs and time of every phase of every cell."""
+        if self.physics is None or self.physics.empty:
+            return Unknown("the device's ceilings were not measured")
+        return analysis_flops.points(beside(self.table, self.physics))
+
+    @cached_property
+    def models(self) -> analysis_flops.Models | Unknown:
+        """How well FLOPs and floors predict latency."""
+        return self.points if isinstance(self.points, Unknown) else analysis_flops.compare_models(self.points)
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
@@ -629,6 +648,121 @@ def decode_near_floor(data: Data) -> Finding:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# FLOPs against latency
+
+
+def flops_predict_latency(data: Data) -> Finding:
+    """FLOPs, at one rate for all phases or to a power, say how long a phase takes."""
+    points, models = data.points, data.models
+    if isinstance(points, Unknown):
+        return _unknown(points.reason)
+    if isinstance(models, Unknown):
+        return _unknown(models.reason)
+    relations = analysis_flops.relations(points).set_index("phase")
+    known = {
+        label: analysis.estimate_in(relations.loc["parts"], name, "")
+        for name, label in (("r_squared", "R² over all phases"), ("spearman", "rank correlation over all phases"))
+    }
+    known = {label: estimate for label, estimate in known.items() if not math.isnan(estimate.value)}
+    error = models.errors[models.best_flops]
+    evidence = (
+        Evidence.of("error of FLOPs at one rate", models.errors["flops"], "fraction"),
+        Evidence.of("error of a power of FLOPs", models.errors["flops_power"], "fraction"),
+        *(Evidence.of(label, estimate, "") for label, estimate in known.items()),
+    )
+    verdict = within(error, 0.0, PREDICTS_FRACTION)
+    limit = percent(PREDICTS_FRACTION, 1)
+    start = {
+        "holds": f"FLOPs predict latency within {limit}",
+        "does not hold": f"FLOPs do not predict latency within {limit}",
+        "cannot tell": f"Whether FLOPs predict latency within {limit} cannot be told",
+    }
+    inside = relations.loc[[name for name in analysis_flops.PARTS if name in relations.index], "r_squared"].dropna()
+    said = f"a cell that was left out is off by {with_interval(error, 'fraction')} in the median over all phases"
+    details = [f"{label} {with_interval(estimate, '')}" for label, estimate in known.items()]
+    said += f" ({'; '.join([analysis_flops.MODELS[models.best_flops], *details])})"
+    if len(inside):
+        said += f", although within a phase R² reaches {significant(float(inside.max()), 3)}"
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+def roofline_beats_flops(data: Data) -> Finding:
+    """The roofline's floor predicts latency better than FLOPs do, with as many numbers fitted."""
+    models = data.models
+    if isinstance(models, Unknown):
+        return _unknown(models.reason)
+    errors = {model: with_interval(error, "fraction") for model, error in models.errors.items()}
+    evidence = (
+        *(Evidence.of(f"error of {analysis_flops.MODELS[name]}", models.errors[name], "fraction") for name in errors),
+        Evidence.of("error of FLOPs less that of the roofline, the better of each", models.gain, "fraction"),
+    )
+    said = (
+        f"{errors[models.best_roofline]} by the roofline and {errors[models.best_flops]} by FLOPs, each at its best; "
+        f"with a single number fitted {errors['roofline']} and {errors['flops']}"
+    )
+    low, high = _ends(models.gain)
+    if low > 0:
+        return Finding("holds", f"The roofline predicts cells that were left out better: off by {said}.", evidence)
+    if high < 0:
+        return Finding("does not hold", f"FLOPs predict cells that were left out better: off by {said}.", evidence)
+    return Finding("cannot tell", f"Which predicts better cannot be told from these cells: off by {said}.", evidence)
+
+
+def equal_flops_equal_time(data: Data) -> Finding:
+    """A FLOP takes the same time in decoding as in a prefill's LLM blocks."""
+    points = data.points
+    if isinstance(points, Unknown):
+        return _unknown(points.reason)
+    found = analysis_flops.equal_flops(points)
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    evidence: tuple[Evidence, ...] = (
+        Evidence.of("decoding over LLM blocks of a prefill, same FLOPs", found.times, "times"),
+        Evidence("the same of their floors", found.floor_times, None, None, "times"),
+    )
+    verdict = within(found.times, 1 - EQUAL_TIME_FRACTION, 1 + EQUAL_TIME_FRACTION)
+    how = "for the same FLOPs" if found.matched else "FLOP by FLOP (no decode run has as many as a prefill)"
+    said = (
+        f"decoding takes {with_interval(found.times, '')} times as long as the LLM blocks of a prefill, {how}; "
+        f"{significant(found.floor_times, 2)} times would be what memory and arithmetic alone explain, since a step "
+        "reads every weight for a single token"
+    )
+    pace = analysis_flops.pace_cost(points)
+    if not isinstance(pace, Unknown):
+        evidence += (Evidence.of("prefill: launch-bound over device-bound, per FLOP", pace.times, "times"),)
+        said += f". In launch-bound prefills a FLOP takes {with_interval(pace.times, '')} times as long as in others"
+    start = {
+        "holds": "Equal FLOPs take equal time",
+        "does not hold": "Equal FLOPs do not take equal time",
+        "cannot tell": "Whether equal FLOPs take equal time cannot be told",
+    }
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+def output_token_costs_more(data: Data) -> Finding:
+    """One more output token costs more than one more vision token."""
+    found = analysis_flops.token_costs(data.table)
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    if "vision" not in found or "output" not in found:
+        return _unknown("vision tokens and output tokens were not both varied")
+    evidence = tuple(Evidence.of(f"{cost.label}, {cost.clock}", cost.cost, "ms") for cost in found.costs)
+    times = found.output_over_vision
+    vision, output = found["vision"].cost, found["output"].cost
+    said = f"{with_interval(output, 'ms')} for an output token, {with_interval(vision, 'ms')} for a vision token"
+    if math.isnan(times.value):
+        return Finding("cannot tell", f"The cost of a vision token is not told from nothing: {said}.", evidence)
+    evidence += (Evidence.of("output token over vision token", times, "times"),)
+    low, high = _ends(times)
+    if low > 1:
+        text = f"An output token costs as much as {with_interval(times, '')} vision tokens: {said}."
+        return Finding("holds", text, evidence)
+    verdict: Verdict = "does not hold" if high < 1 else "cannot tell"
+    text = f"An output token is not seen to cost more: {with_interval(times, '')} vision tokens, {said}."
+    return Finding(verdict, text, evidence)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The registry
 
 
@@ -682,6 +816,16 @@ CLAIMS: Mapping[str, Entry] = {
     "decode_launch_bound": Entry("The host sets the pace of decoding", decode_launch_bound, ("decode_steps",)),
     "decode_near_floor": Entry("Decode runs near the memory's limit", decode_near_floor, ("decode_steps",)),
     "hook_overhead_within_bound": Entry("Marks cost less than 1 %", hook_overhead_within_bound, ("two_methods",)),
+    "flops_predict_latency": Entry(
+        "FLOPs predict latency", flops_predict_latency, ("flops_latency", "flops_or_roofline")
+    ),
+    "roofline_beats_flops": Entry(
+        "The roofline predicts latency better than FLOPs do", roofline_beats_flops, ("flops_or_roofline",)
+    ),
+    "equal_flops_equal_time": Entry("Equal FLOPs take equal time", equal_flops_equal_time, ("flops_latency",)),
+    "output_token_costs_more": Entry(
+        "An output token costs more than a vision token", output_token_costs_more, ("token_costs",)
+    ),
 }
 
 

@@ -27,7 +27,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from vlmeter import __version__, analysis
+from vlmeter import __version__, analysis, analysis_flops
 from vlmeter.analysis import Unknown
 from vlmeter.claims import Claim, read_claims
 from vlmeter.errors import UserError
@@ -38,7 +38,7 @@ from vlmeter.files import write_atomically
 from vlmeter.physics import beside, read_physics
 from vlmeter.stats import Estimate, median_estimate
 from vlmeter.table import data_dictionary, read_table
-from vlmeter.units import duration, percent, size
+from vlmeter.units import duration, metric, percent, size
 from vlmeter.wording import plural, with_interval
 
 #: Templates, style and script of the page.
@@ -664,6 +664,73 @@ def _limits_grid(limits: Sequence[Limit], name: str) -> Grid:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# FLOPs and latency
+
+
+def _flops_grids(table: pd.DataFrame, physics: pd.DataFrame | None, name: str) -> list[Grid]:
+    """Tables of the section on FLOPs; empty without counted work and ceilings."""
+    points = Unknown("") if physics is None else analysis_flops.points(beside(table, physics))
+    if isinstance(points, Unknown):
+        return []
+    grids = [_relations_grid(analysis_flops.relations(points), name)]
+    models = analysis_flops.compare_models(points)
+    return grids if isinstance(models, Unknown) else [*grids, _models_grid(models, name)]
+
+
+def _relations_grid(relations: pd.DataFrame, name: str) -> Grid:
+    columns = [
+        ("phase", "what was timed; all of these: the phases together, which share no time"),
+        ("points", "phases of cells behind the row"),
+        ("cells", "cells behind the row; they are resampled whole"),
+        ("FLOPs", "smallest to largest"),
+        *((_RELATION_HEADINGS[quantity], meaning) for quantity, meaning in analysis_flops.RELATION_QUANTITIES.items()),
+    ]
+    rows = [
+        [
+            _word(analysis_flops.NAMES[row["phase"]]),
+            _count(row["points"]),
+            _count(row["cells"]),
+            _word(_flops_range(row["smallest_flops"], row["largest_flops"])),
+            *(_measured(row, quantity, "") for quantity in analysis_flops.RELATION_QUANTITIES),
+        ]
+        for row in relations.to_dict("records")
+    ]
+    return Grid(f"flops-{name}", "FLOPs and latency, with 95 % intervals over cells", columns, rows)
+
+
+_RELATION_HEADINGS = {
+    "pearson": "linear correlation",
+    "spearman": "rank correlation",
+    "slope": "slope in log-log",
+    "r_squared": "R² in log-log",
+}
+
+
+def _flops_range(low: float, high: float) -> str:
+    return metric(low) if low == high else f"{metric(low)} to {metric(high)}"
+
+
+def _models_grid(models: analysis_flops.Models, name: str) -> Grid:
+    columns = [
+        ("model", "what log latency is said to be; fitted to all phases together"),
+        (
+            "all phases",
+            "median error for cells that were left out, half and double both 100 %, every phase counting once",
+        ),
+        *((analysis_flops.NAMES[phase], "median error for cells that were left out") for phase in models.by_phase),
+    ]
+    rows = [
+        [
+            _word(label),
+            _estimate(models.errors[model], "fraction"),
+            *(Value(percent(errors[model]), errors[model]) for errors in models.by_phase.values()),
+        ]
+        for model, label in analysis_flops.MODELS.items()
+    ]
+    return Grid(f"models-{name}", "How far predictions of left-out cells are off", columns, rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # A subject
 
 
@@ -689,6 +756,7 @@ class SubjectView:
     answers: Sequence[Answer]
     bars: Sequence[Bar]
     limits_grid: Grid | None
+    flops_grids: Sequence[Grid]
     figures: Sequence[FigureView]
     claims: Sequence[Mapping[str, Any]]
     verdicts: Mapping[str, int]
@@ -740,6 +808,7 @@ def _subject(
         ],
         bars=_share_bars(cells, runs),
         limits_grid=_limits_grid(limits, name) if limits else None,
+        flops_grids=_flops_grids(table, physics, name),
         figures=drawn,
         claims=[_claim(claim, drawn) for claim in claims],
         verdicts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},

@@ -39,6 +39,16 @@ def percent(fraction: float, digits: int = 2) -> str:
     return "n/a" if math.isnan(fraction) else f"{significant(100 * fraction, digits)} %"
 
 
+def metric(value: float, digits: int = 3) -> str:
+    """Format a count that may be large in powers of a thousand: 950, 1.25 M, 14.1 G, 2.5 T."""
+    if math.isnan(value):
+        return "n/a"
+    for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            return f"{significant(value / 10**power, digits)} {letter}"
+    return significant(value, digits)
+
+
 def size(value_bytes: float) -> str:
     """Format bytes in binary units."""
     if math.isnan(value_bytes):

@@ -2,7 +2,7 @@
 
 A figure is a module with
 
-- `NAME`, `TITLE` and `SECTION` (vision, output, limits or session);
+- `NAME`, `TITLE` and `SECTION` (vision, output, flops, limits or session);
 - `needs(table)`: why it cannot be drawn from this table, or None;
 - `caption(table)`: what to see in it, in sentences made of the data;
 - `draw(table)`: the figure.
@@ -38,12 +38,15 @@ FIGURES = {
     "total_by_length": "vlmeter.figures.total_by_length",
     "decode_steps": "vlmeter.figures.decode_steps",
     "inter_token": "vlmeter.figures.inter_token",
+    "flops_latency": "vlmeter.figures.flops_latency",
+    "flops_or_roofline": "vlmeter.figures.flops_or_roofline",
+    "token_costs": "vlmeter.figures.token_costs",
     "limits": "vlmeter.figures.limits",
     "sentinel": "vlmeter.figures.sentinel",
 }
 
 #: Figures whose table has work and floors beside the measured times (`physics.beside`).
-WITH_PHYSICS = frozenset({"limits"})
+WITH_PHYSICS = frozenset({"flops_latency", "flops_or_roofline", "limits"})
 
 
 class FigureModule(Protocol):
