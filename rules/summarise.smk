@@ -8,6 +8,7 @@ SUMMARISING = [
         "analysis",
         "analysis_flops",
         "physics",
+        "prediction",
         "stats",
         "uncertainty",
         "units",

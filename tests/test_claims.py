@@ -286,6 +286,18 @@ def test_an_output_token_that_costs_more_than_a_vision_token_is_told_by_how_much
     assert judged(free, "output_token_costs_more").verdict == "does not hold"
 
 
+def test_exact_laws_are_predicted_and_their_intervals_hold(tmp_path: Path) -> None:
+    table = table_of(tmp_path, runner=CpuLikeRunner(noise_fraction=0.01))
+    assert judged(table, "held_out_predicted").verdict == "holds"
+    assert judged(table, "prediction_intervals_hold").verdict in ("holds", "cannot tell")
+
+    def wild(samples: Any, row: dict[str, Any]) -> Any:
+        return samples * float(np.exp(np.random.default_rng(row["prompt_tokens"] + row["output_tokens"]).normal()))
+
+    lawless = with_samples(table, wild, arm="plain", phase="total", clock="wall", experiment="vision_tokens")
+    assert judged(lawless, "held_out_predicted").verdict == "does not hold"
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.physics import with_floors
 from tests.support.tables import CpuLikeRunner, table_of
-from vlmeter import analysis, analysis_flops
+from vlmeter import analysis, analysis_flops, prediction
 from vlmeter.errors import UserError
 from vlmeter.figures import flops_latency, notes_series, style
 from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
@@ -50,7 +51,7 @@ def test_a_figures_module_says_what_it_is(name: str) -> None:
     figure = get_figure(name)
     assert name == figure.NAME
     assert figure.TITLE
-    assert figure.SECTION in ("vision", "output", "flops", "limits", "session")
+    assert figure.SECTION in ("vision", "output", "flops", "prediction", "limits", "session")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -163,6 +164,24 @@ def test_costs_of_tokens_stand_at_their_values(table: pd.DataFrame) -> None:
     drawn = {round(float(x[0]), 12) for line in axes.lines if line.get_marker() == "o" for x in [line.get_xdata()]}
     assert sorted(drawn) == pytest.approx(sorted(cost.cost.value for cost in costs.costs))
     assert "(ms)" in axes.get_xlabel()
+
+
+def test_predictions_are_drawn_over_what_was_measured_and_misses_are_circled(table: pd.DataFrame) -> None:
+    upper, lower = axes_of(table, "held_out")
+    found = prediction.held_out(table)
+    assert isinstance(found, pd.DataFrame)
+    for (kind, quantity), own in found.groupby(["kind", "quantity"]):
+        shown = [(x, y) for x, y in points(upper) if len(x) == len(own)]
+        assert any(np.allclose(x, own["measured_ms"]) and np.allclose(y, own["predicted_ms"]) for x, y in shown), kind
+        errors = [y for _, y in points(lower) if len(y) == len(own)]
+        assert any(np.allclose(y, 100 * own["error_fraction"]) for y in errors), quantity
+    circled = sum(len(dots.get_offsets()) for dots in lower.collections if isinstance(dots, PathCollection))
+    assert circled == (~found["inside"]).sum()
+
+
+def test_what_cannot_be_held_out_is_not_drawn(tmp_path: Path) -> None:
+    _, caption = draw_or_explain(table_of(tmp_path, vision={"tilings": ["1x1", "1x2"]}, output=None), "held_out")
+    assert caption.startswith("Not drawn: ")
 
 
 def test_without_ceilings_the_limits_say_why_they_are_not_drawn(table: pd.DataFrame) -> None:

@@ -84,6 +84,7 @@ ORDER = (
     "vlmeter.table",
     "vlmeter.analysis",
     "vlmeter.analysis_flops",
+    "vlmeter.prediction",
     "vlmeter.baseline",
     "vlmeter.compare",
     "vlmeter.compared",

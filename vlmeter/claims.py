@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from vlmeter import analysis, analysis_flops
+from vlmeter import analysis, analysis_flops, prediction
 from vlmeter.analysis import Unknown
 from vlmeter.files import write_atomically
 from vlmeter.physics import beside
@@ -55,6 +55,12 @@ PREDICTS_FRACTION = 0.2
 
 #: Equal FLOPs take equal time if decoding and prefill differ by less than a tenth.
 EQUAL_TIME_FRACTION = 0.1
+
+#: Predictions are good if a held-out cell is off by 10 % in the median.
+PREDICTION_FRACTION = 0.1
+
+#: Intervals hold if nine of ten do at least: nominally 95 % do, and the share itself is known from few cells.
+COVERED_FRACTION = 0.9
 
 #: What the lab notes' table says of tilings 1 x k: k -> vision tokens, as far as we have it. They capped k >= 8 at
 #: 1344.
@@ -149,6 +155,11 @@ class Data:
     def models(self) -> analysis_flops.Models | Unknown:
         """How well FLOPs and floors predict latency."""
         return self.points if isinstance(self.points, Unknown) else analysis_flops.compare_models(self.points)
+
+    @cached_property
+    def held_out(self) -> pd.DataFrame | Unknown:
+        """Every cell, predicted from the others."""
+        return prediction.held_out(self.table)
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
@@ -763,6 +774,58 @@ def output_token_costs_more(data: Data) -> Finding:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Prediction
+
+
+def held_out_predicted(data: Data) -> Finding:
+    """A request that was not measured is predicted within a tenth."""
+    if isinstance(data.held_out, Unknown):
+        return _unknown(data.held_out.reason)
+    worth = {name: prediction.accuracy(data.held_out, name) for name in prediction.QUANTITIES}
+    known = {name: found for name, found in worth.items() if not isinstance(found, Unknown)}
+    limit = percent(PREDICTION_FRACTION, 1)
+    verdicts = [within(found.error, 0.0, PREDICTION_FRACTION) for found in known.values()]
+    verdict: Verdict = "cannot tell"
+    if all(found == "holds" for found in verdicts):
+        verdict = "holds"
+    elif "does not hold" in verdicts:
+        verdict = "does not hold"
+    evidence = tuple(
+        Evidence.of(f"{prediction.QUANTITIES[name]}: median error", found.error, "fraction")
+        for name, found in known.items()
+    )
+    said = "; ".join(
+        f"{prediction.QUANTITIES[name]} off by {with_interval(found.error, 'fraction')} in the median of "
+        f"{plural(found.count, 'prediction')}"
+        for name, found in known.items()
+    )
+    start = {
+        "holds": f"Held-out cells are predicted within {limit}",
+        "does not hold": f"Held-out cells are not predicted within {limit}",
+        "cannot tell": f"Whether held-out cells are predicted within {limit} cannot be told",
+    }
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+def prediction_intervals_hold(data: Data) -> Finding:
+    """The 95 % intervals of predictions hold what is measured."""
+    if isinstance(data.held_out, Unknown):
+        return _unknown(data.held_out.reason)
+    worth = prediction.accuracy(data.held_out)
+    assert not isinstance(worth, Unknown)
+    evidence = (Evidence.of("share of intervals that hold", worth.coverage, "fraction"),)
+    verdict = within(worth.coverage, COVERED_FRACTION, 1.0)
+    limit = percent(COVERED_FRACTION, 2)
+    start = {
+        "holds": f"At least {limit} of the prediction intervals hold",
+        "does not hold": f"Fewer than {limit} of the prediction intervals hold",
+        "cannot tell": f"Whether {limit} of the prediction intervals hold cannot be told",
+    }
+    said = f"{worth.inside} of {worth.count}, {with_interval(worth.coverage, 'fraction')}; nominally 95 %"
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The registry
 
 
@@ -826,6 +889,10 @@ CLAIMS: Mapping[str, Entry] = {
     "output_token_costs_more": Entry(
         "An output token costs more than a vision token", output_token_costs_more, ("token_costs",)
     ),
+    "held_out_predicted": Entry(
+        "Requests that were not measured are predicted within 10 %", held_out_predicted, ("held_out",)
+    ),
+    "prediction_intervals_hold": Entry("The intervals of predictions hold", prediction_intervals_hold, ("held_out",)),
 }
 
 

@@ -299,6 +299,55 @@ def forget(
 
 
 @app.command()
+def predict(
+    study: Annotated[Path, typer.Option("--study", help="folder of a study's results, such as results/quickstart")],
+    image: Annotated[str, typer.Option("--image", help="size of the image, such as 1920x1080", metavar="WIDTHxHEIGHT")],
+    output_tokens: Annotated[
+        int, typer.Option("--output-tokens", min=1, help="tokens to generate, the first included")
+    ],
+    question_tokens: Annotated[
+        int, typer.Option("--question-tokens", min=1, help="text tokens of the prompt, all of them")
+    ] = 32,
+    subject: Annotated[str | None, typer.Option("--subject", help="which subject, where the study has several")] = None,
+    max_crops: Annotated[
+        int | None, typer.Option("--max-crops", min=1, help="limit of high-resolution crops; default: the study's")
+    ] = None,
+    form: Format = "table",
+) -> None:
+    """Predict time to first token and total of a request that was not measured, with 95 % intervals.
+
+    Made of the laws that the study's cells follow (docs/predicting.md). Refuses what is far from anything measured.
+    """
+    from vlmeter.prediction import choose_subject, in_words, prediction_rows
+    from vlmeter.prediction import predict as predict_request
+    from vlmeter.table import read_table
+    from vlmeter.textual import rows_as
+
+    width_px, height_px = _pair(image, "--image")
+    if not (study / "table.parquet").exists():
+        raise UserError(f"--study: {study} holds no table.parquet; legal: the folder of a study that has run")
+    found = predict_request(
+        choose_subject(read_table(study / "table.parquet"), subject),
+        width_px=width_px,
+        height_px=height_px,
+        output_tokens=output_tokens,
+        question_tokens=question_tokens,
+        max_crops=max_crops,
+    )
+    if form == "json":
+        _print(json.dumps(found, indent=2))
+        return
+    rows = prediction_rows(found, form=form)
+    _print(rows_as(rows, list(rows[0]), form=form, title=in_words(found) if form == "table" else ""))
+    if form == "table":
+        for line in (
+            *found["notes"],
+            *(f"held out, {name}: {part['said']}" for name, part in found["held_out"].items()),
+        ):
+            _print(f"- {line}")
+
+
+@app.command()
 def doctor(form: Format = "table", results: Results = Path("results")) -> None:
     """Say what on this machine would disturb a measurement right now, and what to do; exit 1 if none would be right."""
     from vlmeter.doctor import examine, worst

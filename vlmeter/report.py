@@ -27,7 +27,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from vlmeter import __version__, analysis, analysis_flops
+from vlmeter import __version__, analysis, analysis_flops, prediction
 from vlmeter.analysis import Unknown
 from vlmeter.claims import Claim, read_claims
 from vlmeter.errors import UserError
@@ -664,7 +664,7 @@ def _limits_grid(limits: Sequence[Limit], name: str) -> Grid:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# FLOPs and latency
+# FLOPs and latency, prediction
 
 
 def _flops_grids(table: pd.DataFrame, physics: pd.DataFrame | None, name: str) -> list[Grid]:
@@ -730,6 +730,36 @@ def _models_grid(models: analysis_flops.Models, name: str) -> Grid:
     return Grid(f"models-{name}", "How far predictions of left-out cells are off", columns, rows)
 
 
+def _held_out_grid(table: pd.DataFrame, name: str) -> Grid:
+    columns = [
+        ("held out", "what was left out of the study: an image size, or a photograph with all its lengths"),
+        ("predicted", "what of it"),
+        ("output tokens", "tokens generated; 1 is the prefill alone"),
+        ("prediction", "with its 95 % interval"),
+        ("measured", "median"),
+        ("error", "predicted over measured, minus 1"),
+        ("interval holds", "whether the measurement lies within it"),
+    ]
+    found = prediction.held_out(table)
+    rows = (
+        []
+        if isinstance(found, Unknown)
+        else [
+            [
+                _word(row["group"]),
+                _word(prediction.QUANTITIES[row["quantity"]]),
+                _count(row["output_tokens"]),
+                _measured(row, "predicted"),
+                Value(duration(row["measured_ms"]), row["measured_ms"]),
+                Value(percent(row["error_fraction"]), row["error_fraction"]),
+                _word("yes" if row["inside"] else "no"),
+            ]
+            for row in found.to_dict("records")
+        ]
+    )
+    return Grid(f"held-out-{name}", "Requests predicted from a study without them", columns, rows)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A subject
 
@@ -757,6 +787,7 @@ class SubjectView:
     bars: Sequence[Bar]
     limits_grid: Grid | None
     flops_grids: Sequence[Grid]
+    held_out: Grid
     figures: Sequence[FigureView]
     claims: Sequence[Mapping[str, Any]]
     verdicts: Mapping[str, int]
@@ -809,6 +840,7 @@ def _subject(
         bars=_share_bars(cells, runs),
         limits_grid=_limits_grid(limits, name) if limits else None,
         flops_grids=_flops_grids(table, physics, name),
+        held_out=_held_out_grid(table, name),
         figures=drawn,
         claims=[_claim(claim, drawn) for claim in claims],
         verdicts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},

@@ -2,7 +2,7 @@
 
 A figure is a module with
 
-- `NAME`, `TITLE` and `SECTION` (vision, output, flops, limits or session);
+- `NAME`, `TITLE` and `SECTION` (vision, output, flops, prediction, limits or session);
 - `needs(table)`: why it cannot be drawn from this table, or None;
 - `caption(table)`: what to see in it, in sentences made of the data;
 - `draw(table)`: the figure.
@@ -41,6 +41,7 @@ FIGURES = {
     "flops_latency": "vlmeter.figures.flops_latency",
     "flops_or_roofline": "vlmeter.figures.flops_or_roofline",
     "token_costs": "vlmeter.figures.token_costs",
+    "held_out": "vlmeter.figures.held_out",
     "limits": "vlmeter.figures.limits",
     "sentinel": "vlmeter.figures.sentinel",
 }

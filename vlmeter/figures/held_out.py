@@ -1,0 +1,111 @@
+"""Requests predicted from a study that had not measured them, and what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vlmeter import prediction
+from vlmeter.analysis import Unknown
+from vlmeter.figures import style
+from vlmeter.units import percent
+from vlmeter.wording import plural
+
+NAME = "held_out"
+TITLE = "Predicted and measured, each cell held out"
+SECTION = "prediction"
+
+#: (kind, quantity) of `prediction.held_out`, in the order of the legend: label, colour, mark.
+_LOOKS = {
+    ("dummy", "first_token"): ("time to first token, image size held out", "prefill", "o"),
+    ("photograph", "first_token"): ("time to first token, photograph held out", "vision", "s"),
+    ("photograph", "total"): ("whole request, photograph held out", "decode", "^"),
+}
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Cells enough to hold one of them out."""
+    model = prediction.learn(table)
+    if isinstance(model, Unknown):
+        return model.reason
+    return None if prediction.can_be_held_out(table, model) else "too few cells were measured to hold one of them out"
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw predictions with their 95 % intervals over the measured times, and below them their relative errors."""
+    found = prediction.held_out(table)
+    assert not isinstance(found, Unknown)
+    with style.styled():
+        figure, (upper, lower) = style.new_figure(2, height_in=6.2, ratios=(3, 2))
+        unit, name = style.time_unit(float(found["measured_ms"].max()))
+        upper.set_xscale("log")
+        upper.set_yscale("log")
+        measured = found["measured_ms"] / unit
+        ends = (float(measured.min()) / 1.5, float(measured.max()) * 1.5)
+        upper.plot(ends, ends, color=style.MUTED, linewidth=1, zorder=1)
+        lower.axhline(0, color=style.MUTED, linewidth=0.8)
+        lowest = min(ends[0], float((found["predicted_ms"] / unit).min()) / 1.5)
+        for (kind, quantity), (label, colour, mark) in _LOOKS.items():
+            own = found[(found["kind"] == kind) & (found["quantity"] == quantity)]
+            if own.empty:
+                continue
+            x, hue = own["measured_ms"] / unit, style.COLOURS[colour]
+            parts = [own[f"predicted_{part}ms"] / unit for part in ("", "low_", "high_")]
+            reach = style.bars(parts[0], np.maximum(parts[1], lowest / 10), parts[2])
+            look: dict[str, Any] = {"fmt": mark, "markersize": 4, "color": hue, "elinewidth": 0.9, "markeredgewidth": 0}
+            upper.errorbar(x, parts[0], yerr=reach, label=f"{label} ({len(own)})", **look)
+            errors = [100 * (own[f"predicted_{part}ms"] / own["measured_ms"] - 1) for part in ("", "low_", "high_")]
+            lower.errorbar(x, errors[0], yerr=style.bars(*errors), **look)
+            out = ~own["inside"].to_numpy(dtype=bool)
+            lower.scatter(
+                x[out], errors[0][out], s=70, facecolors="none", edgecolors=style.INK, linewidths=0.9, zorder=4
+            )
+        upper.set_xlim(ends)
+        upper.set_ylim(lowest, float(max(ends[1], (found["predicted_ms"] / unit).max() * 1.5)))
+        _limit_errors(lower, found)
+        for axis in (upper.xaxis, upper.yaxis):
+            style.log_axis(axis)
+        upper.set_ylabel(f"predicted time ({name})")
+        lower.set_ylabel("error of the predicted time (%)")
+        lower.set_xlabel(f"measured time ({name})")
+        if not found["inside"].all():
+            upper.scatter(
+                [], [], s=60, facecolors="none", edgecolors=style.INK, linewidths=0.9, label="interval missed"
+            )
+        upper.legend(
+            loc="upper left", title="bars: 95 % intervals of the prediction", alignment="left", title_fontsize=8
+        )
+        style.title(upper, TITLE, table)
+    return figure
+
+
+def _limit_errors(axes: Axes, found: pd.DataFrame) -> None:
+    """Show every error; an interval that reaches far beyond them all is cut off."""
+    largest = float((100 * found["error_fraction"].abs()).max())
+    reach = 100 * (found["predicted_high_ms"] / found["measured_ms"] - 1).abs()
+    top = min(float(reach.max()), max(3 * largest, 1.3 * float(reach.median()), 1.0))
+    axes.set_ylim(-1.15 * top, 1.15 * top)
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Give median error and coverage, quantity by quantity."""
+    found = prediction.held_out(table)
+    assert not isinstance(found, Unknown)
+    sentences = [
+        "Every image size and every photograph in turn is left out of the study, predicted from the rest as `vlmeter "
+        "predict` does it, and compared with what was measured."
+    ]
+    for quantity, name in prediction.QUANTITIES.items():
+        worth = prediction.accuracy(found, quantity)
+        if isinstance(worth, Unknown):
+            continue
+        own = found[found["quantity"] == quantity]
+        sentences.append(
+            f"{name[0].upper()}{name[1:]}: {plural(worth.count, 'prediction')}, {worth.said()} (nominally 95 %); the "
+            f"farthest is {percent(float(own['error_fraction'].abs().max()))} off."
+        )
+    return " ".join(sentences)
