@@ -12,7 +12,7 @@ from snakemake.utils import min_version
 from vlmeter.budget import host_memory_mb, session_minutes, session_threads
 from vlmeter.config import parse_study
 from vlmeter.errors import UserError
-from vlmeter.figures.registry import FIGURES, WITH_PHYSICS
+from vlmeter.figures.registry import FIGURES, WITH_PHYSICS, get_figure
 from vlmeter.fingerprint import module_digest
 from vlmeter.layout import Layout
 from vlmeter.plan import build_plan

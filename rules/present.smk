@@ -15,7 +15,7 @@ rule draw_figure:
             caption="../report/figure.rst",
             category="Figures",
             subcategory="{subject}",
-            labels={"figure": "{figure}"},
+            labels=lambda wildcards: {"figure": get_figure(wildcards.figure).TITLE},
         ),
         png=LAYOUT.figure("{subject}", "{figure}", "png"),
         pdf=LAYOUT.figure("{subject}", "{figure}", "pdf"),

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browser import chromium, opened, outside
 from tests.support.workflow import Workflow, fake_study
-from vlmeter.figures.registry import FIGURES
+from vlmeter.figures.registry import FIGURES, get_figure
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.slow, pytest.mark.xdist_group("reported")]
 
@@ -56,7 +56,7 @@ def test_it_offers_the_whole_report_the_figures_and_the_data(page: Page) -> None
 def test_it_has_every_figure_with_the_caption_computed_from_the_data(page: Page, finished: Workflow) -> None:
     page.get_by_role("link", name="Figures", exact=True).click()
     for name in FIGURES:
-        expect(page.get_by_text(name, exact=True)).to_be_visible()
+        expect(page.get_by_text(get_figure(name).TITLE, exact=True)).to_be_visible()
         caption = finished.layout.figure("one", name, "txt").read_text(encoding="utf-8")
         path = str(finished.layout.figure("one", name, "svg").relative_to(finished.folder))
         held = page.evaluate(
