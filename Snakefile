@@ -12,9 +12,10 @@ from snakemake.utils import min_version
 from vlmeter.budget import host_memory_mb, session_minutes, session_threads
 from vlmeter.config import parse_study
 from vlmeter.errors import UserError
+from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES, WITH_PHYSICS, get_figure
 from vlmeter.fingerprint import module_digest
-from vlmeter.layout import Layout
+from vlmeter.layout import ACROSS, Layout
 from vlmeter.plan import build_plan
 from vlmeter.supervise import OWNER_VARIABLE
 from vlmeter.work import (
@@ -79,6 +80,7 @@ localrules:
     join_physics,
     judge_claims,
     draw_figure,
+    draw_across,
     render_report,
 
 
@@ -108,6 +110,7 @@ onerror:
 wildcard_constraints:
     subject="|".join(map(re.escape, SUBJECTS)),
     figure="|".join(map(re.escape, FIGURES)),
+    across="|".join(map(re.escape, FIGURES_ACROSS)),
 
 
 include: "rules/inputs.smk"

@@ -41,6 +41,41 @@ rule draw_figure:
         "../scripts/draw_figure.py"
 
 
+rule draw_across:
+    input:
+        table=rules.tabulate.output.table,
+    output:
+        svg=report(
+            LAYOUT.figure(ACROSS, "{across}", "svg"),
+            caption="../report/across.rst",
+            category="Figures",
+            subcategory="subjects side by side",
+            labels=lambda wildcards: {"figure": get_figure(wildcards.across).TITLE},
+        ),
+        png=LAYOUT.figure(ACROSS, "{across}", "png"),
+        pdf=LAYOUT.figure(ACROSS, "{across}", "pdf"),
+        caption=LAYOUT.figure(ACROSS, "{across}", "txt"),
+    log:
+        LAYOUT.log("draw_across-{across}"),
+    conda:
+        "../envs/present.yaml"
+    params:
+        code=lambda wildcards: [
+            module_digest(name)
+            for name in (
+                *SUMMARISING,
+                *SIDE_BY_SIDE,
+                "vlmeter.figures.registry",
+                "vlmeter.figures.style",
+                FIGURES_ACROSS[wildcards.across],
+            )
+        ],
+    message:
+        "Drawing {wildcards.across} of all subjects"
+    script:
+        "../scripts/draw_across.py"
+
+
 rule render_report:
     input:
         table=rules.tabulate.output.table,
@@ -49,6 +84,11 @@ rule render_report:
             LAYOUT.figure("{subject}", "{figure}", "{extension}"),
             subject=SUBJECTS,
             figure=FIGURES,
+            extension=["svg", "txt"],
+        ),
+        across=expand(
+            LAYOUT.figure(ACROSS, "{across}", "{extension}"),
+            across=FIGURES_ACROSS if len(SUBJECTS) > 1 else [],
             extension=["svg", "txt"],
         ),
         physics=[rules.join_physics.output.physics] if ON_DEVICES else [],
@@ -72,6 +112,7 @@ rule render_report:
             module_digest(name)
             for name in (
                 *SUMMARISING,
+                *SIDE_BY_SIDE,
                 "vlmeter.claims",
                 "vlmeter.figures.registry",
                 "vlmeter.figures.style",

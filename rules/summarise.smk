@@ -16,6 +16,9 @@ SUMMARISING = [
     )
 ]
 
+# and, where there are several subjects, of what sets them side by side
+SIDE_BY_SIDE = ["vlmeter.across", "vlmeter.claims_across", "vlmeter.figures.side_by_side"] if len(SUBJECTS) > 1 else []
+
 
 rule tabulate:
     input:
@@ -74,7 +77,7 @@ rule judge_claims:
         "../envs/present.yaml"
     params:
         subjects=SUBJECTS,
-        code=[module_digest(name) for name in (*SUMMARISING, "vlmeter.claims")],
+        code=[module_digest(name) for name in (*SUMMARISING, *SIDE_BY_SIDE, "vlmeter.claims")],
     message:
         "Judging the statements of the analysis"
     script:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from vlmeter.config import parse_study
 from vlmeter.console import job
+from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES
-from vlmeter.layout import Layout
+from vlmeter.layout import ACROSS, Layout
 from vlmeter.report import FigureFiles, ReportInputs, Reproduction, write
 
 
@@ -27,9 +28,9 @@ with job(snakemake.log[0]):
         figures={
             subject: {
                 name: FigureFiles(layout.figure(subject, name, "svg"), layout.figure(subject, name, "txt"))
-                for name in FIGURES
+                for name in names
             }
-            for subject in study.subjects
+            for subject, names in {**dict.fromkeys(study.subjects, FIGURES), ACROSS: FIGURES_ACROSS}.items()
         },
         reproduction=Reproduction(
             command=snakemake.params.get("command", "snakemake --profile profiles/default"),

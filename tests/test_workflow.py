@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,9 @@ import pytest
 
 from tests.support.sessions import wait_until, wait_until_gone, workers_of
 from tests.support.workflow import Workflow, fake_study
+from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES
+from vlmeter.layout import ACROSS
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -205,6 +208,24 @@ def test_the_workflow_can_be_watched_through_the_rich_logger(workflow: Workflow)
     ran = workflow.run("--until", "measure_one", "--logger", "rich")
     assert ran.code == 0
     assert "vlmeter: one: 1 measured, 7 fresh, 0 restored" in ran.said
+
+
+# --- several subjects -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_figures_and_claims_across_subjects_are_made_where_there_are_several(
+    finished: Workflow, tmp_path: Path
+) -> None:
+    one = fake_study()["subjects"]["one"]
+    workflow = Workflow(tmp_path / "copy", fake_study(subjects={"one": one, "two": one}))
+    ran = workflow.run("--until", "draw_across", "judge_claims")
+    assert ran.code == 0, ran.said
+    for name in FIGURES_ACROSS:
+        assert workflow.layout.figure(ACROSS, name, "svg").exists()
+        assert not workflow.layout.figure(ACROSS, name, "txt").read_text().startswith("Not drawn")
+    assert set(json.loads(workflow.layout.claims.read_text())) == {"one", "two", ACROSS}
+    assert "draw_across" not in finished.run("-n", "--forceall").said, "one subject has nobody beside it"
 
 
 # --- killed -----------------------------------------------------------------------------------------

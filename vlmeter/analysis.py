@@ -107,6 +107,10 @@ def _paired(
     return Estimate(found.value - minus, found.low - minus, found.high - minus)
 
 
+def _paired_sum(samples: Array, others: Array) -> Estimate:
+    return _median(samples + others)
+
+
 def _put(row: dict[str, Any], name: str, unit: str, estimate: Estimate) -> None:
     for part, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
         row[f"{name}{part}{unit}"] = value
@@ -138,6 +142,7 @@ VISION_QUANTITIES = {
     "hooks_wall": "whole prefill with marks, as a user waits for it",
     "hooks_device": "whole prefill with marks, between device events",
     "inputs_wall": "preprocessing and copy to the device",
+    "first_token": "time to first token: preprocessing, copy and prefill without marks, wall, paired",
     **{phase: f"phase {phase} by hooks" for phase in PREFILL_PHASES},
     "vision": "vision encoder and projector, by hooks",
     "language": "all phases behind them (merge, LLM blocks, head), by hooks",
@@ -197,13 +202,15 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
         alone = {clock: samples.get(name, "vision", "total", clock) for clock in ("wall", "device")}
         language, phases = samples.phases(name, LANGUAGE_PHASES), samples.phases(name, PREFILL_PHASES)
         busy = samples.get(name, "busy", "prefill", "busy")
+        inputs = samples.get(name, "inputs", "total", "wall")
         values = {
             "plain_wall": _median(plain["wall"]),
             "plain_device": _median(plain["device"]),
             "plain_launch": _median(plain["launch"]),
             "hooks_wall": _median(hooks["wall"]),
             "hooks_device": _median(hooks["device"]),
-            "inputs_wall": _median(samples.get(name, "inputs", "total", "wall")),
+            "inputs_wall": _median(inputs),
+            "first_token": _paired(_paired_sum, inputs, plain["wall"]),
             **{phase: _median(samples.get(name, "hooks", phase, "device")) for phase in PREFILL_PHASES},
             "vision": _median(samples.phases(name, VISION_PHASES)),
             "language": _median(language),

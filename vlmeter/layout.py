@@ -8,6 +8,9 @@ from pathlib import Path
 from vlmeter.plan import Cell
 from vlmeter.store import cell_path, journal_folder
 
+#: Stands in the place of a subject's name for what shows several; no subject's name begins with an underscore.
+ACROSS = "_across"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -95,7 +98,7 @@ class Layout:
         return self.root / "physics.parquet"
 
     def figure(self, subject: str, name: str, extension: str) -> Path:
-        """One figure of one subject."""
+        """One figure of one subject, or of all of them (ACROSS)."""
         return self.root / "figures" / subject / f"{name}.{extension}"
 
     @property

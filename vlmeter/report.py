@@ -27,14 +27,16 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from vlmeter import __version__, analysis, analysis_flops, prediction
+from vlmeter import __version__, across, analysis, analysis_flops, prediction
 from vlmeter.analysis import Unknown
 from vlmeter.claims import Claim, read_claims
 from vlmeter.errors import UserError
 from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES, get_figure
 from vlmeter.figures.style import COLOURS, FAINT, INK, LABELS, MUTED
 from vlmeter.files import write_atomically
+from vlmeter.layout import ACROSS
 from vlmeter.physics import beside, read_physics
 from vlmeter.stats import Estimate, median_estimate
 from vlmeter.table import data_dictionary, read_table
@@ -66,7 +68,8 @@ class Reproduction:
 class ReportInputs:
     """All that the report reads.
 
-    study: the study's configuration. figures: subject -> figure's name -> its files. environments: a JSON file, subject
+    study: the study's configuration. figures: subject -> figure's name -> its files, and with ACROSS in the place of a
+    subject those that show all. environments: a JSON file, subject
     -> list of {cells: number of cells, environment: where and with what they were measured}. physics: the table of
     `vlmeter.physics`. The last two may be absent; the page then says so.
     """
@@ -115,6 +118,9 @@ def render(inputs: ReportInputs) -> str:
             study_yaml=yaml.safe_dump(inputs.study, sort_keys=False, allow_unicode=True, width=100),
             subjects=subjects,
             overview=_overview_grid(subjects),
+            across=_across(table, subjects, figures=inputs.figures.get(ACROSS, {}), claims=claims.get(ACROSS, []))
+            if len(subjects) > 1
+            else None,
             commits=sorted(set(table["commit"].dropna())),
             reproduction=inputs.reproduction,
             dictionary=_dictionary_grid(),
@@ -247,9 +253,9 @@ class FigureView:
 _NOT_DRAWN = "Not drawn: "
 
 
-def _figures(files: Mapping[str, FigureFiles]) -> list[FigureView]:
+def _figures(files: Mapping[str, FigureFiles], names: Iterable[str] = FIGURES) -> list[FigureView]:
     views = []
-    for name in FIGURES:
+    for name in names:
         module = get_figure(name)
         caption, src = "this figure was not made", None
         if name in files and files[name].caption.exists() and files[name].svg.exists():
@@ -854,6 +860,78 @@ def _subject(
 
 
 VERDICTS = ("holds", "does not hold", "cannot tell")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several subjects
+
+
+@dataclass(frozen=True)
+class AcrossView:
+    """What the page shows of all subjects together."""
+
+    name: str
+    figures: Sequence[FigureView]
+    images: Grid
+    claims: Sequence[Mapping[str, Any]]
+    verdicts: Grid
+    missing: Mapping[str, str]
+
+
+def _across(
+    table: pd.DataFrame,
+    subjects: Sequence[SubjectView],
+    *,
+    figures: Mapping[str, FigureFiles],
+    claims: Sequence[Claim],
+) -> AcrossView:
+    drawn = _figures(figures, FIGURES_ACROSS)
+    measured = set(table.loc[table["arm"].notna(), "subject"])
+    return AcrossView(
+        name=ACROSS,
+        figures=drawn,
+        images=_images_grid(across.shared_images(table)),
+        claims=[_claim(claim, drawn) for claim in claims],
+        verdicts=_verdicts_grid(subjects),
+        missing={
+            **{subject.name: "it was not measured" for subject in subjects if subject.name not in measured},
+            **across.absent(table, measured),
+        },
+    )
+
+
+def _images_grid(shared: pd.DataFrame) -> Grid:
+    columns = [
+        ("image", "its size, or the dataset's id of the photograph"),
+        ("subject", "its name in the study"),
+        ("crops", "pieces of the image that the vision encoder sees"),
+        ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
+        ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
+        ("time to first token", "preprocessing, copy to the device and prefill"),
+    ]
+    rows = [
+        [
+            Value(row["image"], float(row["pixels"])) if not pd.isna(row["pixels"]) else _word(row["image"]),
+            _word(row["subject"]),
+            *(_count(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
+            _measured(row, "first_token"),
+        ]
+        for row in shared.to_dict("records")
+    ]
+    return Grid("images", "The same image in each subject: median (95 % interval)", columns, rows)
+
+
+def _verdicts_grid(subjects: Sequence[SubjectView]) -> Grid:
+    """Every claim that is judged for each subject by itself, and what came out for each."""
+    claims = {claim["name"]: claim["claim"] for subject in subjects for claim in subject.claims}
+    verdicts = {subject.name: {claim["name"]: claim["verdict"] for claim in subject.claims} for subject in subjects}
+    columns = [("claim", "what was to be judged; the statements are below, subject by subject")]
+    columns += [(subject.name, "verdict for this subject") for subject in subjects]
+    rows = [
+        [_word(claim), *(_word(verdicts[subject.name].get(name)) for subject in subjects)]
+        for name, claim in claims.items()
+    ]
+    return Grid("verdicts", "Claims about one subject, side by side", columns, rows)
 
 
 def _claim(claim: Claim, figures: Sequence[FigureView]) -> dict[str, Any]:

@@ -11,8 +11,11 @@ import pandas as pd
 
 from vlmeter import analysis
 from vlmeter.claims import judge_all, write_claims
+from vlmeter.claims_across import judge_across
+from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES, draw_or_explain
 from vlmeter.figures.style import save
+from vlmeter.layout import ACROSS
 from vlmeter.physics import COLUMNS, beside, write_physics
 from vlmeter.report import FigureFiles, ReportInputs, Reproduction
 from vlmeter.table import write_table
@@ -52,13 +55,15 @@ def inputs_of(
     """Write what a report reads; without `draw` every figure is the same small picture, with a caption of its own."""
     paths = {name: folder / name for name in ("table.parquet", "table.csv", "claims.json", "physics.parquet")}
     write_table(table, paths["table.parquet"], paths["table.csv"])
-    write_claims(paths["claims.json"], {name: judge_all(table, name, physics=physics) for name in study["subjects"]})
+    judged = {name: judge_all(table, name, physics=physics) for name in study["subjects"]}
+    write_claims(paths["claims.json"], {**judged, ACROSS: judge_across(table)})
     environments = folder / "environments.json"
     if environment is not None:
         found = {name: [{"cells": 3, "environment": environment}] for name in study["subjects"]}
         environments.write_text(json.dumps(found), encoding="utf-8")
     if physics is not None:
         write_physics(physics, paths["physics.parquet"])
+    many = len(study["subjects"]) > 1
     with_floors = table if physics is None else beside(table, physics)
     return ReportInputs(
         study=study,
@@ -66,7 +71,7 @@ def inputs_of(
         claims=paths["claims.json"],
         figures={
             subject: _figures(folder / "figures" / subject, with_floors if draw else None, subject, captions or {})
-            for subject in study["subjects"]
+            for subject in (*study["subjects"], *([ACROSS] if many else []))
         },
         reproduction=Reproduction("snakemake --configfile study.yaml", "requirements.lock", "ab" * 32),
         environments=environments if environment is not None else None,
@@ -79,13 +84,15 @@ def _figures(
 ) -> dict[str, FigureFiles]:
     """Every figure of a subject, drawn from the table if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {name: FigureFiles(folder / f"{name}.svg", folder / f"{name}.txt") for name in FIGURES}
+    names = FIGURES_ACROSS if subject == ACROSS else FIGURES
+    figures = {name: FigureFiles(folder / f"{name}.svg", folder / f"{name}.txt") for name in names}
     for name, files in figures.items():
         caption = captions.get(name, f"What {name} shows.")
         if table is None:
             files.svg.write_text(PLAIN_SVG, encoding="utf-8")
         else:
-            figure, caption = draw_or_explain(analysis.of_subject(table, subject), name)
+            shown = table if subject == ACROSS else analysis.of_subject(table, subject)
+            figure, caption = draw_or_explain(shown, name)
             save(figure, folder / name)
         files.caption.write_text(f"{caption}\n", encoding="utf-8")
     return figures

@@ -2,13 +2,13 @@
 
 A figure is a module with
 
-- `NAME`, `TITLE` and `SECTION` (vision, output, flops, prediction, limits or session);
+- `NAME`, `TITLE` and `SECTION` (vision, output, flops, prediction, limits, session or across);
 - `needs(table)`: why it cannot be drawn from this table, or None;
 - `caption(table)`: what to see in it, in sentences made of the data;
 - `draw(table)`: the figure.
 
-`table` holds the rows of one subject (`analysis.of_subject`). `caption` and `draw` are called only if
-`needs` is None.
+`table` holds the rows of one subject (`analysis.of_subject`), or those of all subjects for a figure of ACROSS.
+`caption` and `draw` are called only if `needs` is None.
 """
 
 from __future__ import annotations
@@ -46,6 +46,14 @@ FIGURES = {
     "sentinel": "vlmeter.figures.sentinel",
 }
 
+#: Figures that set the subjects of a study side by side: name -> module. They are drawn where there are two or more.
+ACROSS = {
+    "across_first_token": "vlmeter.figures.across_first_token",
+    "across_images": "vlmeter.figures.across_images",
+    "across_costs": "vlmeter.figures.across_costs",
+    "across_decode": "vlmeter.figures.across_decode",
+}
+
 #: Figures whose table has work and floors beside the measured times (`physics.beside`).
 WITH_PHYSICS = frozenset({"flops_latency", "flops_or_roofline", "limits"})
 
@@ -72,9 +80,10 @@ class FigureModule(Protocol):
 
 def get_figure(name: str) -> FigureModule:
     """Return a figure's module by name."""
-    if name not in FIGURES:
-        raise UserError(f"figure {name!r} is not known; legal: {', '.join(FIGURES)}")
-    return cast(FigureModule, import_module(FIGURES[name]))
+    known = {**FIGURES, **ACROSS}
+    if name not in known:
+        raise UserError(f"figure {name!r} is not known; legal: {', '.join(known)}")
+    return cast(FigureModule, import_module(known[name]))
 
 
 def draw_or_explain(table: pd.DataFrame, name: str) -> tuple[Figure, str]:

@@ -1,0 +1,15 @@
+"""Draw one figure that sets the subjects side by side, and write what to see in it."""
+
+from pathlib import Path
+
+from vlmeter.console import job
+from vlmeter.figures.registry import draw_or_explain
+from vlmeter.figures.style import save
+from vlmeter.files import write_atomically
+from vlmeter.table import read_table
+
+with job(snakemake.log[0]):
+    table = read_table(Path(snakemake.input.table))
+    figure, caption = draw_or_explain(table, snakemake.wildcards.across)
+    save(figure, Path(snakemake.output.svg).with_suffix(""))
+    write_atomically(Path(snakemake.output.caption), f"{caption}\n".encode())

@@ -1,0 +1,88 @@
+"""What an output token costs in each subject, and how the cost of a step grows with the context."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import across, analysis
+from vlmeter.analysis import Unknown
+from vlmeter.figures import side_by_side, style
+from vlmeter.stats import Estimate
+from vlmeter.units import significant
+
+NAME = "across_decode"
+TITLE = "Decode by output token and by context"
+SECTION = "across"
+
+
+def per_token(table: pd.DataFrame) -> dict[str, Estimate | Unknown]:
+    """Cost of one more output token, of every subject that decoded."""
+    answers = {name: found["per_output_token"].answer for name, found in across.costs(table).items()}
+    return {name: answers[name] for name in across.steps(table)}
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Two subjects that decoded."""
+    return None if len(across.steps(table)) > 1 else "fewer than two subjects have a decode step that was measured"
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw the cost per output token as rows, and below it the duration of a step over the context, a line each."""
+    found, drawn, steps = per_token(table), side_by_side.looks(table), across.steps(table)
+    with style.styled():
+        figure, (upper, lower) = side_by_side.new_panels([len(found), 3.2 if len(found) < 8 else 4.2])
+        side_by_side.draw_rows(upper, found, drawn)
+        upper.set_xlabel("one more output token (ms)")
+        for name, (contexts, values) in steps.items():
+            look = drawn[name]
+            every = max(1, len(values) // 12)
+            lower.plot(contexts, values, look.dash, color=look.colour, linewidth=1.3)
+            lower.plot(
+                contexts[::every], values[::every], look.mark, color=look.colour, markersize=4, markeredgewidth=0
+            )
+        if side_by_side.far_apart(np.concatenate([values for _, values in steps.values()])):
+            lower.set_yscale("log")
+            style.log_axis(lower.yaxis)
+        else:
+            style.from_zero(lower)
+        if side_by_side.far_apart(np.concatenate([contexts for contexts, _ in steps.values()])):
+            lower.set_xscale("log")
+            style.log_axis(lower.xaxis)
+            lower.set_xlabel("tokens in context (prompt and output so far)")
+        else:
+            style.token_axis(lower, "tokens in context (prompt and output so far)")
+        lower.set_ylabel("one decode step (ms)")
+        side_by_side.title(upper, TITLE, table, list(found))
+        figure.draw_without_rendering()
+        ends = {name: (float(contexts[-1]), float(values[-1])) for name, (contexts, values) in steps.items()}
+        side_by_side.label_lines(lower, ends, drawn)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say who decodes fastest, and whose steps grow with the context."""
+    found = per_token(table)
+    sentences = [
+        "Above: the slope of decode time over output tokens. Below: the longest run of each photograph, step by step."
+    ]
+    spread = across.spread(found)
+    if not isinstance(spread, Unknown):
+        sentences.append(
+            f"The cost of an output token is least in {spread.least} and largest in {spread.most}, "
+            f"{significant(spread.times.value, 2)} times as much."
+        )
+    grows: list[str] = []
+    flat: list[str] = []
+    for name in found:
+        law = analysis.step_law(table, name)
+        if not isinstance(law, Unknown):
+            (grows if law.fit["per_context_token"].low > 0 else flat).append(name)
+    if grows:
+        sentences.append(f"A step is seen to grow with the context in {side_by_side.listed(grows, len(found))}.")
+    if flat:
+        sentences.append(
+            f"In {side_by_side.listed(flat, len(found))} no growth beyond noise is seen, over the range measured."
+        )
+    return " ".join([*sentences, *side_by_side.who_is_missing(table, list(found))])
