@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vlmeter.units import duration, metric, percent, significant, size
+from vlmeter.units import duration, duration_range, metric, percent, significant, size
 
 NAN = math.nan
 
@@ -55,3 +55,19 @@ def test_fractions_and_bytes() -> None:
 )
 def test_large_counts_are_said_in_powers_of_a_thousand(value: float, said: str) -> None:
     assert metric(value) == said
+
+
+@pytest.mark.parametrize(
+    ("low_ms", "high_ms", "text"),
+    [
+        (-0.0445, 0.823, "-0.0445 to 0.823 ms"),
+        (0.02, 0.05, "20.0 to 50.0 µs"),
+        (900, 12_000, "0.900 to 12.0 s"),
+        (0.02, 900, "20.0 µs to 900 ms"),
+        (0, 3, "0 to 3.00 ms"),
+        (3.0001, 3.0002, "3.00 ms"),
+        (NAN, 3, "n/a to 3.00 ms"),
+    ],
+)
+def test_a_range_has_one_unit_as_long_as_both_ends_can_be_read_in_it(low_ms: float, high_ms: float, text: str) -> None:
+    assert duration_range(low_ms, high_ms) == text

@@ -25,7 +25,7 @@ from vlmeter.files import write_atomically
 from vlmeter.physics import beside
 from vlmeter.stats import Estimate
 from vlmeter.uncertainty import Array, correlation
-from vlmeter.units import duration, percent, significant
+from vlmeter.units import duration, duration_range, percent, significant
 from vlmeter.wording import plural, with_interval
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
@@ -216,7 +216,7 @@ def hooks_above_subtraction(data: Data) -> Finding:
     if isinstance(difference, Unknown):
         return _unknown(difference.reason)
     values = data.cells["method_difference_wall_ms"].dropna()
-    span = f"from {duration(float(values.min()))} to {duration(float(values.max()))} over {plural(len(values), 'cell')}"
+    span = f"from {duration_range(float(values.min()), float(values.max()))} over {plural(len(values), 'cell')}"
     evidence = (Evidence.of("hooks minus subtraction, wall time", difference, "ms"),)
     low, high = _ends(difference)
     said = f"{with_interval(difference, 'ms')} in the median, {span}"

@@ -40,7 +40,7 @@ from vlmeter.layout import ACROSS
 from vlmeter.physics import beside, read_physics
 from vlmeter.stats import Estimate, median_estimate
 from vlmeter.table import data_dictionary, read_table
-from vlmeter.units import duration, metric, percent, size
+from vlmeter.units import duration, duration_range, metric, percent, size
 from vlmeter.wording import plural, with_interval
 
 #: Templates, style and script of the page.
@@ -638,8 +638,7 @@ def _limits(physics: pd.DataFrame) -> list[Limit]:
 
 
 def _range(values: pd.Series[float]) -> str:
-    low, high = duration(float(values.min())), duration(float(values.max()))
-    return low if low == high else f"{low} to {high}"
+    return duration_range(float(values.min()), float(values.max()))
 
 
 def _limits_grid(limits: Sequence[Limit], name: str) -> Grid:

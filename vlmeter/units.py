@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+#: Two durations of which one is a smaller part of the other than this are each said in a unit of their own.
+_ONE_UNIT_RATIO = 0.005
+
 
 def _decimals(value: float, digits: int) -> int:
     """Decimals that show so many significant digits of a number, after it has been rounded to them."""
@@ -26,12 +29,27 @@ def duration(value_ms: float, digits: int = 3) -> str:
     """Format milliseconds in the unit that suits: µs, ms or s."""
     if math.isnan(value_ms):
         return "n/a"
+    factor, name = _unit(value_ms)
+    return f"{significant(value_ms * factor, digits)} {name}"
+
+
+def _unit(value_ms: float) -> tuple[float, str]:
     magnitude = abs(value_ms)
     if magnitude >= 10_000:
-        return f"{significant(value_ms / 1000, digits)} s"
-    if 0 < magnitude < 0.1:
-        return f"{significant(value_ms * 1000, digits)} µs"
-    return f"{significant(value_ms, digits)} ms"
+        return 1e-3, "s"
+    return (1e3, "µs") if 0 < magnitude < 0.1 else (1.0, "ms")
+
+
+def duration_range(low_ms: float, high_ms: float, digits: int = 3) -> str:
+    """Format two durations as 'low to high', in the unit that suits the larger, if both can be read so."""
+    if duration(low_ms, digits) == duration(high_ms, digits):
+        return duration(low_ms, digits)
+    larger = max(abs(low_ms), abs(high_ms))
+    smaller = min((abs(value) for value in (low_ms, high_ms) if value), default=larger)
+    if math.isnan(low_ms + high_ms) or smaller < larger * _ONE_UNIT_RATIO:
+        return f"{duration(low_ms, digits)} to {duration(high_ms, digits)}"
+    factor, name = _unit(larger)
+    return f"{significant(low_ms * factor, digits)} to {significant(high_ms * factor, digits)} {name}"
 
 
 def percent(fraction: float, digits: int = 2) -> str:

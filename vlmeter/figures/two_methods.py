@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from vlmeter import analysis
 from vlmeter.figures import style
 from vlmeter.stats import Estimate
-from vlmeter.units import duration
+from vlmeter.units import duration, duration_range
 from vlmeter.wording import plural, with_interval
 
 NAME = "two_methods"
@@ -91,7 +91,7 @@ def caption(table: pd.DataFrame) -> str:
         values = cells["method_difference_wall_ms"]
         sentences.append(
             f"Hooks minus subtraction (wall time) is {with_interval(difference, 'ms')} in the median over "
-            f"{plural(len(cells), 'cell')}, from {duration(float(values.min()))} to {duration(float(values.max()))}."
+            f"{plural(len(cells), 'cell')}, from {duration_range(float(values.min()), float(values.max()))}."
         )
     spread = analysis.sentinel_spread(table)
     for quantity, name in (("subtraction_wall", "By subtraction"), ("language", "By hooks")):

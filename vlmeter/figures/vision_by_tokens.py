@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from vlmeter import analysis
 from vlmeter.families.base import PREFILL_PHASES
 from vlmeter.figures import style
-from vlmeter.units import duration, percent
+from vlmeter.units import duration, duration_range, percent
 
 NAME = "vision_by_tokens"
 TITLE = "Prefill latency by vision tokens and phase"
@@ -56,7 +56,7 @@ def caption(table: pd.DataFrame) -> str:
     if len(cells) > 1:
         sentences.append(
             f"From {first['vision_tokens']:,} to {last['vision_tokens']:,} vision tokens the prefill takes "
-            f"{duration(first['plain_wall_ms'])} to {duration(last['plain_wall_ms'])} of wall time."
+            f"{duration_range(first['plain_wall_ms'], last['plain_wall_ms'])} of wall time."
         )
     else:
         sentences.append(
