@@ -13,6 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
@@ -230,6 +231,18 @@ def test_the_notes_series_misses_three_six_nine_and_twelve_crops(table: pd.DataF
     assert sorted({image.crops for image in notes}) == [2, 4, 5, 7, 8, 10, 11, 13]
     assert [image.crops for image in exact] == list(range(2, 14))
     assert "never become 3, 6, 9 or 12 crops" in get_figure("notes_series").caption(table)
+
+
+@pytest.mark.parametrize("max_crops", [4, 12])
+def test_what_the_notes_series_misses_is_named_inside_the_axes(table: pd.DataFrame, max_crops: int) -> None:
+    limited = table.assign(max_crops=pd.array([max_crops] * len(table), dtype="Int64"))
+    figure = get_figure("notes_series").draw(limited)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    frame = axes.get_window_extent()
+    named = [Text.get_window_extent(text) for text in axes.texts if "crops," in text.get_text()]
+    assert len(named) == len(notes_series.missed(limited)) > 0
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in named)
 
 
 def test_decode_is_drawn_in_log_log_with_the_fit_and_its_slope(table: pd.DataFrame) -> None:

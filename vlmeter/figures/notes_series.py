@@ -57,13 +57,14 @@ def draw(table: pd.DataFrame) -> Figure:
                 f"{image.width_px} px: {crops} crops, {image.vision_tokens:,} tokens",
                 (image.width_px, crops),
                 textcoords="offset points",
-                xytext=(-8, 3),
-                ha="right",
+                xytext=(9, -3),
+                va="center",
                 fontsize=7.5,
                 color=blue,
             )
         axes.yaxis.set_major_locator(MultipleLocator(1))
-        axes.set_xlim(left=-CROP_PX * 1.6)
+        ends = [notes[-1].width_px, *(1.5 * image.width_px for image in exact if image.crops in missed(table))]
+        axes.set_xlim(0, 1.05 * max(ends))  # what is written beside a point takes a third of the width
         axes.set_xlabel("width of the image (px), height 336 px")
         axes.set_ylabel("crops (the global one included)")
         last = exact[-1]
