@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vlmeter.units import duration, duration_range, metric, percent, significant, size
+from vlmeter.units import deviation, duration, duration_range, metric, percent, significant, size
 
 NAN = math.nan
 
@@ -40,6 +40,17 @@ def test_a_duration_is_shown_in_the_unit_that_suits(value_ms: float, text: str) 
 
 def test_what_is_not_a_number_is_shown_without_a_unit() -> None:
     assert (duration(NAN), percent(NAN), size(NAN)) == ("n/a", "n/a", "n/a")
+
+
+def test_a_large_deviation_is_said_in_times() -> None:
+    said = [deviation(fraction, "its mean") for fraction in (0.034, 0.27, 1.5, 2.0, 13.4)]
+    assert said == [
+        "3.4 % of its mean",
+        "27 % of its mean",
+        "150 % of its mean",
+        "2.0 times its mean",
+        "13 times its mean",
+    ]
 
 
 def test_fractions_and_bytes() -> None:

@@ -34,6 +34,7 @@ from vlmeter.uncertainty import (
     relative_weights,
     standard_error,
 )
+from vlmeter.units import deviation
 from vlmeter.wording import plural
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
@@ -859,7 +860,8 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
         reasons.append(f"warm-up had not settled in {unsettled.sum()} of {count} cells")
     spread = sentinel_spread(rows)
     if spread > DISTURBED_SPREAD:
-        reasons.append(f"the sentinel, one and the same cell, varied by {100 * spread:.2g} % from visit to visit")
+        varied = deviation(spread, "its first value")
+        reasons.append(f"the sentinel, one and the same cell, varied by {varied} from visit to visit")
     share = float((drifted | kept).mean())
     verdict = "quiet"
     if share > DISTURBED_SHARE or unsettled.mean() > UNSETTLED_SHARE or spread > DISTURBED_SPREAD:

@@ -67,6 +67,11 @@ def metric(value: float, digits: int = 3) -> str:
     return significant(value, digits)
 
 
+def deviation(fraction: float, of: str) -> str:
+    """Say how far something is from `of`: in percent, or, from twice as far as that is large, in times."""
+    return f"{significant(fraction, 2)} times {of}" if fraction >= 2 else f"{percent(fraction)} of {of}"
+
+
 def size(value_bytes: float) -> str:
     """Format bytes in binary units."""
     if math.isnan(value_bytes):
