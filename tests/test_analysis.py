@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,46 @@ def test_a_sentinel_that_jumps_about_is_not_called_quiet(exact: pd.DataFrame) ->
     found = analysis.trust(table)
     assert found.verdict == "unusable"
     assert "varied by" in found.reasons[0]
+
+
+def with_steps(table: pd.DataFrame, factor: Callable[[Any], Any]) -> pd.DataFrame:
+    """Every decode step multiplied by what `factor` gives for its place in the run."""
+    changed = table.copy()
+    decode = changed["phase"].fillna("") == "inter_token"
+    lengths = {
+        (row["cell_id"], row["output_tokens"]): len(row["samples_ms"])
+        for row in table[(table["phase"] == "decode_step") & (table["arm"] == "hooks")].to_dict("records")
+    }
+    for place in changed.index[decode]:
+        samples = np.asarray(changed.at[place, "samples_ms"])
+        steps = lengths[changed.at[place, "cell_id"], changed.at[place, "output_tokens"]]
+        changed.at[place, "samples_ms"] = samples * factor(np.arange(len(samples)) % steps)
+    return changed
+
+
+def test_uneven_decode_steps_are_said_and_leave_the_verdict(exact: pd.DataFrame) -> None:
+    restless = with_steps(exact, lambda place: np.where(place % 7 == 3, 2.0, 1.0))
+    found = analysis.trust(restless)
+    assert found.verdict == "quiet"
+    (reason,) = found.reasons
+    assert "decode steps that do the same work took" in reason
+    unevenness = analysis.step_unevenness(restless)
+    assert isinstance(unevenness, analysis.StepUnevenness)
+    assert unevenness.ratio == pytest.approx(2, rel=0.1)
+
+
+def test_steps_that_grow_with_the_context_are_not_uneven(exact: pd.DataFrame) -> None:
+    growing = with_steps(exact, lambda place: 1 + place / 30)
+    assert analysis.trust(growing).reasons == ("no disturbance was seen",)
+    unevenness = analysis.step_unevenness(growing)
+    assert isinstance(unevenness, analysis.StepUnevenness)
+    assert unevenness.ratio < 1.05
+
+
+def test_few_steps_say_nothing_about_unevenness(tmp_path: Path) -> None:
+    output = {"output_tokens": [4], "sampling": {"min_samples": 3, "max_samples": 3}}
+    found = analysis.step_unevenness(table_of(tmp_path, vision=None, output=output))
+    assert isinstance(found, Unknown)
 
 
 def test_a_host_under_foreign_load_is_not_called_quiet(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats as distributions
 
 from vlmeter.families.base import PREFILL_PHASES
-from vlmeter.stats import CONFIDENCE, Estimate, median_estimate
+from vlmeter.stats import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
 from vlmeter.uncertainty import (
     Array,
     Fit,
@@ -34,7 +34,7 @@ from vlmeter.uncertainty import (
     relative_weights,
     standard_error,
 )
-from vlmeter.units import deviation
+from vlmeter.units import deviation, duration_range
 from vlmeter.wording import plural
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
@@ -775,6 +775,53 @@ def inter_token_percentiles(samples: Array) -> dict[float, Estimate | None]:
     return {fraction: percentile_estimate(samples, fraction) for fraction in (0.5, 0.95, 0.99)}
 
 
+#: Slow over fast steps of one run above which they are called uneven: a device that decodes at its own pace stays
+#: within some percent, and no law over context or output length can be read off steps that differ by a third.
+UNEVEN_RATIO = 1.33
+
+#: Steps that a run needs so that its 95th percentile is one.
+_STEPS_FOR_UNEVENNESS = MIN_SAMPLES_FOR_PERCENTILE[0.95]
+
+
+@dataclass(frozen=True)
+class StepUnevenness:
+    """How unlike steps of one run are that do the same work: 5th and 95th percentile in ms, median over photographs."""
+
+    fast_ms: float
+    slow_ms: float
+    runs: int
+
+    @property
+    def ratio(self) -> float:
+        """Slow over fast."""
+        return self.slow_ms / self.fast_ms
+
+
+def step_unevenness(table: pd.DataFrame, subject: str | None = None) -> StepUnevenness | Unknown:
+    """Compare the decode steps inside the longest run of each photograph, with what grows with the context taken off.
+
+    A step does the same work as its neighbour and a little more than one far before it; a straight line over the steps
+    takes care of that. What is left is the machine: the sentinel, a prefill, cannot see it.
+    """
+    rows = of_subject(table, subject)
+    contexts = decode_steps(rows)
+    every = rows[(rows["phase"] == "inter_token") & (rows["experiment"] == "output_tokens")]
+    every = every.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
+    ends = []
+    for row in every.to_dict("records"):
+        steps = np.asarray(row["samples_ms"], dtype=np.float64)
+        context = contexts.get(int(row["image_index"]), (np.array([]),))[0]
+        if len(steps) < _STEPS_FOR_UNEVENNESS or not len(context) or len(steps) % len(context):
+            continue
+        place = np.tile(context - context.mean(), len(steps) // len(context))
+        slope = float(place @ steps / (place @ place)) if len(context) > 1 else 0.0
+        ends.append(np.quantile(steps - slope * place, (0.05, 0.95)))
+    if not ends:
+        return Unknown(f"no run has {_STEPS_FOR_UNEVENNESS} decode steps")
+    fast, slow = np.median(np.array(ends), axis=0)
+    return StepUnevenness(float(fast), float(slow), len(ends))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The session
 
@@ -837,6 +884,8 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
 
     A cell is in trouble if the sentinel around it had drifted, or if most of its rounds were disturbed (a few
     disturbed rounds are left out of its statistics). The whole is, too, if the sentinel varied from visit to visit.
+    Uneven decode steps are said and change no verdict: they are in the intervals of what is told about decode, and
+    prefills need not be uneven for it.
     """
     rows = of_subject(table, subject)
     totals = rows[(rows["status"] == "ok") & (rows["phase"] == "total")].drop_duplicates("cell_id")
@@ -862,6 +911,14 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
     if spread > DISTURBED_SPREAD:
         varied = deviation(spread, "its first value")
         reasons.append(f"the sentinel, one and the same cell, varied by {varied} from visit to visit")
+    steps = step_unevenness(rows)
+    if isinstance(steps, StepUnevenness) and steps.ratio > UNEVEN_RATIO:
+        pace = step_bound(rows)
+        host = isinstance(pace, StepBound) and pace.bound == "launch-bound"
+        reasons.append(
+            f"decode steps that do the same work took {duration_range(steps.fast_ms, steps.slow_ms)} (5th to 95th "
+            f"percentile): the {'host, which sets their pace,' if host else 'machine'} is uneven"
+        )
     share = float((drifted | kept).mean())
     verdict = "quiet"
     if share > DISTURBED_SHARE or unsettled.mean() > UNSETTLED_SHARE or spread > DISTURBED_SPREAD:
