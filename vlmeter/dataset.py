@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -92,11 +92,19 @@ class Record:
     question_id: int | str
     read_row: Callable[[], Mapping[str, Any]]
     folder: Traversable | None = None  # where file names in the image column are to be found
+    holds_image: bool = False  # whether the encoded image is in memory already
 
     @property
     def name(self) -> str:
         """How messages name it."""
         return f"question_id {self.question_id}, image_id {self.image_id}"
+
+    def without_image(self) -> Record:
+        """The same record without the image that it may hold in memory."""
+        if not self.holds_image:
+            return self
+        row = {name: value for name, value in self.read_row().items() if name != "image"}
+        return replace(self, read_row=lambda: row, holds_image=False)
 
 
 def fetch(
@@ -124,11 +132,14 @@ def fetch(
     manifest_path.unlink(missing_ok=True)  # an old one would describe files that are being replaced
     images: list[ManifestImage] = []
     seen: set[int | str] = set()
+    stored: dict[int | str, str] = {}
     for record in choose(batches, images=source.images, seed=source.seed):
         if record.question_id in seen:
             raise UserError(f"{label}: question_id {record.question_id} stands there more than once")
         seen.add(record.question_id)
-        images.append(_store(record, out_dir, label=label, check_size=check_size))
+        first = out_dir / stored[record.image_id] if record.image_id in stored else None
+        images.append(_store(record, out_dir, label=label, check_size=check_size, first=first))
+        stored.setdefault(record.image_id, images[-1].file)
         if progress is not None:
             progress(len(images), source.images)
     if len(images) < source.images:
@@ -178,8 +189,8 @@ def describe(source: DatasetSource) -> str:
 def choose(batches: Iterable[Iterable[Record]], *, images: int, seed: int) -> Iterator[Record]:
     """Yield `images` records, one per image, in the order of the batches and of a seeded rank within each.
 
-    Where there are fewer images than that, further questions on images that were already chosen follow. A
-    source that has too few records ends early.
+    Where there are fewer images than that, further questions on images that were already chosen follow; while
+    they wait, they hold no image, since thousands of them may. A source that has too few records ends early.
     """
     seen: set[int | str] = set()
     spare: list[Record] = []
@@ -191,7 +202,7 @@ def choose(batches: Iterable[Iterable[Record]], *, images: int, seed: int) -> It
                 if len(seen) == images:
                     return
             elif len(spare) < images:
-                spare.append(record)
+                spare.append(record.without_image())
     yield from spare[: images - len(seen)]
 
 
@@ -204,13 +215,23 @@ def _seeded_order(items: int, *, seed: int, salt: str) -> list[int]:
 
 
 def _store(
-    record: Record, out_dir: Path, *, label: str, check_size: Callable[[int, int], None] | None
+    record: Record,
+    out_dir: Path,
+    *,
+    label: str,
+    check_size: Callable[[int, int], None] | None,
+    first: Path | None = None,
 ) -> ManifestImage:
-    """Check one record and keep its image as a file; every complaint names the record."""
+    """Check one record and keep its image as a file; every complaint names the record.
+
+    A record that holds no image any more takes it from `first`, the file of the first record of the same image.
+    """
     try:
         row = record.read_row()
         question, answers = _question(row), _answers(row)
-        image, data, suffix = decode_and_settle(_image_bytes(row["image"], record.folder))
+        from_file = first is not None and "image" not in row
+        encoded = first.read_bytes() if from_file and first else _image_bytes(row["image"], record.folder)
+        image, data, suffix = decode_and_settle(encoded)
         if check_size is not None:
             check_size(image.width, image.height)
     except UserError as error:
@@ -254,6 +275,7 @@ def _record(
     label: str,
     read_row: Callable[[], Mapping[str, Any]] | None = None,
     folder: Traversable | None = None,
+    holds_image: bool = False,
 ) -> Record:
     """Make a record of a row's ids; without `read_row` the row is whole already."""
     for column in ("image_id", "question_id"):
@@ -262,7 +284,7 @@ def _record(
                 f"{label}: question_id {row['question_id']!r}, image_id {row['image_id']!r}: {column} is not "
                 "legal; legal: a whole number or text"
             )
-    return Record(row["image_id"], row["question_id"], read_row or (lambda: row), folder)
+    return Record(row["image_id"], row["question_id"], read_row or (lambda: row), folder, holds_image)
 
 
 def _question(row: Mapping[str, Any]) -> str:
@@ -431,7 +453,7 @@ def _hub_records(source: HubSource, stream: Any, *, label: str) -> Iterator[list
                 if not batch:
                     break
                 _check_columns(batch[0], label=label)
-                yield [_record(row, label=label) for row in batch]
+                yield [_record(row, label=label, holds_image=True) for row in batch]
 
 
 _LEGAL_REPOSITORY = "legal: a repository of parquet files, such as lmms-lab/VQAv2"
