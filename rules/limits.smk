@@ -27,7 +27,7 @@ rule measure_ceilings:
 rule count_work:
     input:
         dummies=[LAYOUT.dummies / image for image in DUMMIES],
-        dataset=[LAYOUT.dataset] if any(cell.image.kind == "dataset" for cell in CELLS) else [],
+        dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
     output:
         work=LAYOUT.work("{subject}"),
     log:

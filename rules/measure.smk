@@ -27,7 +27,7 @@ STALE_MARKS = {
 rule check_counts:
     input:
         dummies=[LAYOUT.dummies / image for image in DUMMIES],
-        dataset=[LAYOUT.dataset] if any(cell.image.kind == "dataset" for cell in CELLS) else [],
+        dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
     output:
         counts=LAYOUT.counts("{subject}"),
     log:
@@ -45,7 +45,6 @@ rule check_counts:
 
 for subject_name in SUBJECTS:
     subject_cells = [cell for cell in CELLS if cell.subject == subject_name]
-    looks_at_photographs = any(cell.image.kind == "dataset" for cell in subject_cells)
     on_gpu = STUDY.subjects[subject_name].device != "cpu"
 
     rule:
@@ -53,7 +52,7 @@ for subject_name in SUBJECTS:
             f"measure_{subject_name}"
         input:
             dummies=[LAYOUT.dummies / image for image in dummy_images(subject_cells)],
-            dataset=[LAYOUT.dataset] if looks_at_photographs else [],
+            dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
             # a study stops here, before any time on a device, if a count is not what the plan says
             counts=ancient([LAYOUT.counts(subject_name)] if subject_name in ON_DEVICES else []),
         output:

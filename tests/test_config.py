@@ -153,7 +153,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     [
         (changed(sudy="x"), "sudy", "study", "cell_time_limit_seconds, dataset, drift_tolerance_fraction"),
         (changed(subjects__one__devcie="cpu"), "subjects.one.devcie", "device", "attention, backend"),
-        (changed(experiments__vision_token={}), "experiments.vision_token", "vision_tokens", "output_tokens, vision_"),
+        (changed(experiments__vision_token={}), "experiments.vision_token", "vision_tokens", "latency_distribution"),
         (changed(experiments__vision_tokens__crop=[3]), "experiments.vision_tokens.crop", "crops", "crops, force_"),
         (changed(experiments__output_tokens__imgs=3), "experiments.output_tokens.imgs", "images", "direct, images"),
         (

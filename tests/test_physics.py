@@ -93,14 +93,14 @@ def test_a_step_reads_the_keys_and_values_of_its_context_and_writes_its_own() ->
 
 
 def test_reading_keys_and_values_bends_decoding_by_under_a_percent() -> None:
-    work = Work(cell_id="a", crops=2, prompt_tokens=0, prefill=(), step=SEVEN_STEP)
+    work = Work(cell_id="a", crops=2, vision_tokens=0, prompt_tokens=0, prefill=(), step=SEVEN_STEP)
     whole = floor_of_all(work.decode(4096), H200).floor_ms
     straight = 4096 * floor_of(SEVEN_STEP.at(0), H200).floor_ms
     assert whole / straight - 1 == pytest.approx(0.0083, abs=1e-4)
 
 
 def test_the_first_step_attends_to_the_prompt_and_to_its_own_token() -> None:
-    work = Work(cell_id="a", crops=2, prompt_tokens=100, prefill=(), step=SEVEN_STEP)
+    work = Work(cell_id="a", crops=2, vision_tokens=0, prompt_tokens=100, prefill=(), step=SEVEN_STEP)
     first, second = work.decode(2)
     assert (first, second) == (SEVEN_STEP.at(101), SEVEN_STEP.at(102))
     assert work.decode(0) == []
@@ -151,6 +151,7 @@ def works(table: pd.DataFrame) -> dict[str, SubjectWork]:
         Work(
             cell_id=row["cell_id"],
             crops=row["crops"],
+            vision_tokens=row["vision_tokens"],
             prompt_tokens=row["prompt_tokens"],
             prefill=tuple(phase(name, flops=10**9 * (i + 1), weight_bytes=10**7) for i, name in enumerate(PHASES)),
             step=STEP,

@@ -18,7 +18,7 @@ from vlmeter.config import Study
 from vlmeter.errors import Unsupported, UserError
 from vlmeter.measure import CountMismatch
 from vlmeter.plan import Cell, build_plan
-from vlmeter.record import Record, read_record
+from vlmeter.record import RECORD_VERSION, Record, read_record
 from vlmeter.session import Progress, SessionFailed, Summary
 from vlmeter.store import cell_path, forget
 
@@ -589,9 +589,9 @@ def damaged(path: Path, how: str) -> None:
 def test_a_record_of_another_version_is_refused_with_the_choice_and_kept(tmp_path: Path) -> None:
     run_fake(study_of(), tmp_path)
     path = cell_path(tmp_path, "small", build_plan(study_of())[0])
-    old = path.read_text().replace('"record_version":1', '"record_version":0')
+    old = path.read_text().replace(f'"record_version":{RECORD_VERSION}', '"record_version":0')
     path.write_text(old)
-    with pytest.raises(UserError, match=r"has record_version 0, and .* reads 1; .* another name .* `vlmeter forget`"):
+    with pytest.raises(UserError, match=r"has record_version 0, and .* reads 2; .* another name .* `vlmeter forget`"):
         run_fake(study_of(), tmp_path)
     assert path.read_text() == old
     forget(tmp_path, "small", build_plan(study_of())[:1])

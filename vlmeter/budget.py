@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vlmeter.config import Study
 from vlmeter.device import BYTES_PER_VALUE, needed_bytes
 from vlmeter.families.registry import get_family
-from vlmeter.plan import Cell, subject_spec
+from vlmeter.plan import Cell, RequestBlock, subject_spec
 
 #: Python, torch and the CUDA libraries in a process that has not loaded a model yet. # ASSUME: measured 3 to 5 GiB.
 PROCESS_BYTES = 6 << 30
@@ -33,6 +33,12 @@ UNKNOWN_PARAMETERS = 20_000_000_000
 #: Warm-up, busy time and memory, beside the rounds that the time cap bounds.
 SECONDS_BESIDE_ROUNDS = 10.0
 
+#: Opening a picture, preprocessing and prefill of a request, and of its warm-up. # ASSUME: large pictures, slow hosts.
+SECONDS_BESIDE_REQUEST = 2.0
+
+#: Output tokens of a warm-up run (`vlmeter.measure`, which is not to be imported before it measures).
+WARMUP_TOKENS = 8
+
 #: Cells may be measured a second time if the device drifts.
 DRIFT_FACTOR = 2.0
 
@@ -46,7 +52,15 @@ def weight_bytes(study: Study, subject: str) -> int:
 
 
 def cell_seconds(cell: Cell) -> float:
-    """Estimate how long a cell takes at most: its last round may begin just before the time cap."""
+    """Estimate how long a cell takes at most: its last round may begin just before the time cap.
+
+    A block has no cap: every request runs once, and each shape (all may differ) is warmed up with a few tokens.
+    """
+    if isinstance(cell.image, RequestBlock):
+        warmup_tokens = cell.sampling.min_warmup * min(cell.output_tokens, WARMUP_TOKENS)
+        tokens = sum(request.output_tokens + warmup_tokens for request in cell.image.requests)
+        requests_s = tokens * SECONDS_PER_OUTPUT_TOKEN + len(cell.image.requests) * SECONDS_BESIDE_REQUEST
+        return requests_s + 2 * cell.sampling.energy_seconds_per_cell + SECONDS_BESIDE_ROUNDS
     arms = 2 if cell.uninstrumented else 1
     round_s = arms * cell.output_tokens * SECONDS_PER_OUTPUT_TOKEN
     return cell.sampling.max_seconds_per_cell + cell.sampling.energy_seconds_per_cell + round_s + SECONDS_BESIDE_ROUNDS

@@ -205,11 +205,12 @@ def reachable(
 def plan(study_file: StudyFile, form: Format = "table", results: Results = Path("results")) -> None:
     """List every cell of a study with the crops and tokens that it is expected to have.
 
-    An empty field is not known yet: photographs of a hub dataset count once they have been fetched.
+    An empty field is not known yet: photographs of a hub dataset count once they have been fetched. The requests of a
+    block differ, so a block has no counts.
     """
     from vlmeter.config import load_study
     from vlmeter.layout import Layout
-    from vlmeter.plan import DummyImage
+    from vlmeter.plan import DummyImage, RequestBlock
     from vlmeter.textual import rows_as
     from vlmeter.work import expected_plan
 
@@ -217,9 +218,12 @@ def plan(study_file: StudyFile, form: Format = "table", results: Results = Path(
     rows: list[dict[str, Any]] = []
     for cell in expected_plan(study, Layout(study.study, results)):
         image = cell.image
-        looks_at = (
-            f"{image.width_px}x{image.height_px} px" if isinstance(image, DummyImage) else f"photograph {image.index}"
-        )
+        if isinstance(image, DummyImage):
+            looks_at = f"{image.width_px}x{image.height_px} px"
+        elif isinstance(image, RequestBlock):
+            looks_at = f"requests {image.first} to {image.first + len(image.requests) - 1}"
+        else:
+            looks_at = f"photograph {image.index}"
         rows.append(
             {
                 "subject": cell.subject,

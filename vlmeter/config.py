@@ -294,11 +294,69 @@ class OutputTokens(Model):
         return self
 
 
+class LatencyDistribution(Model):
+    """Experiment: how long many requests take, each measured once, on photographs with questions."""
+
+    samples: int = Field(
+        5000, ge=1, description="requests, each measured once; beyond the dataset's images they come round again"
+    )
+    output_tokens: Count | list[Count] = Field(
+        16,
+        description="tokens to generate; a list: every request draws one of its numbers, as answers differ in length",
+    )
+    stop: Literal["length", "eos"] = Field(
+        "length",
+        description="length: forced to output_tokens; eos: natural stopping, output_tokens a limit",
+    )
+    block_samples: int = Field(
+        50, ge=1, description="requests of one block, which is measured as a whole: what is lost if a run is ended"
+    )
+    warmup_runs: int = Field(
+        1, ge=1, description="runs of every distinct shape before a block, in no sample: a server has seen its shapes"
+    )
+    max_crops: int | None = Field(None, ge=1, description="upper limit of high-resolution crops")
+    seed: int = Field(0, ge=0, description="seed of the drawing of output lengths")
+
+    @field_validator("output_tokens")
+    @classmethod
+    def _some_lengths(cls, values: Any) -> Any:
+        if values == []:
+            raise ValueError("an empty list has no length to draw; legal: a whole number, or a list of them")
+        return values
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Output lengths among which a request draws; one that stands there twice is drawn twice as often."""
+        return tuple(self.output_tokens) if isinstance(self.output_tokens, list) else (self.output_tokens,)
+
+    @property
+    def sampling(self) -> SamplingOverride:
+        """Every request is measured once, so that nothing of the study's sampling but the energy span applies."""
+        default = Sampling()
+        return SamplingOverride(
+            min_samples=1,
+            max_samples=1,
+            relative_half_width_fraction=default.relative_half_width_fraction,
+            max_seconds_per_cell=default.max_seconds_per_cell,
+            min_warmup=self.warmup_runs,
+            max_warmup=self.warmup_runs,
+            warmup_tolerance_fraction=default.warmup_tolerance_fraction,
+        )
+
+
 class Experiments(Model):
     """The experiments of a study; each is optional, one at least must be there."""
 
     vision_tokens: VisionTokens | None = Field(None, description="vision tokens against latency, on dummy images")
     output_tokens: OutputTokens | None = Field(None, description="output tokens against latency, on photographs")
+    latency_distribution: LatencyDistribution | None = Field(
+        None, description="latency of many requests, each measured once, on photographs"
+    )
+
+    @property
+    def on_photographs(self) -> tuple[OutputTokens | LatencyDistribution, ...]:
+        """The experiments that look at the dataset's photographs."""
+        return tuple(found for found in (self.output_tokens, self.latency_distribution) if found is not None)
 
     @model_validator(mode="after")
     def _one_at_least(self) -> Experiments:
@@ -316,7 +374,7 @@ class Study(Model):
         min_length=1, description="what is measured, by a name of your own"
     )
     dataset: DatasetSource = Field(EmbeddedSource(source="embedded"), description="where the photographs come from")
-    experiments: Experiments = Field(description="what is varied: vision_tokens, output_tokens, or both")
+    experiments: Experiments = Field(description="what is varied: vision_tokens, output_tokens, latency_distribution")
     sampling: Sampling = Field(Sampling(), description="how often cells are measured")
     sentinel_every_cells: int = Field(
         10, ge=1, description="one cell is measured again after every so many cells, to see drift"

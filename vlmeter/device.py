@@ -20,7 +20,7 @@ from vlmeter.config import Subject
 from vlmeter.errors import UserError
 from vlmeter.families.registry import get_family
 from vlmeter.locks import POLL_S, LockUnusable, held
-from vlmeter.plan import Cell, subject_spec
+from vlmeter.plan import Cell, RequestBlock, subject_spec
 from vlmeter.units import size
 
 #: What a record, the table and the report say of numbers that no device has given.
@@ -161,9 +161,15 @@ def needed_bytes(subject: Subject, cells: tuple[Cell, ...]) -> int | None:
     if parameters is None:
         return None
     weights = sum(parameters.values()) * BYTES_PER_VALUE[subject.dtype]
-    longest = max(((cell.expected.prompt_tokens or 2048) + cell.output_tokens for cell in cells), default=0)
+    longest = max((tokens for cell in cells for tokens in _context_tokens(cell)), default=0)
     margin = weights // 20 + (256 << 20)
     return weights + longest * (kv_bytes or 0) + margin
+
+
+def _context_tokens(cell: Cell) -> list[int]:
+    """Tokens of prompt and answer together; of a block, those of each request."""
+    work = cell.image.requests if isinstance(cell.image, RequestBlock) else (cell,)
+    return [(part.expected.prompt_tokens or 2048) + part.output_tokens for part in work]
 
 
 def check_memory(subject_name: str, subject: Subject, cells: tuple[Cell, ...], device: Device) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from vlmeter.backends.registry import BACKENDS
 from vlmeter.checkpoints import checkpoint_digest
@@ -34,6 +35,7 @@ from vlmeter.plan import Cell
 #: `vlmeter.measure` and fails when one of them is neither here nor named below as harmless.
 MEASURING_MODULES = (
     "vlmeter.backends.base",
+    "vlmeter.block",
     "vlmeter.clock",
     "vlmeter.families.base",
     "vlmeter.images",
@@ -64,6 +66,15 @@ HARMLESS_MODULES: Mapping[str, str] = {
 
 #: Distributions whose version can change a number.
 VERSIONED = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
+
+
+#: What of a cell is no part of its fingerprint: the protocol, which is a part of its own, and predictions.
+_PREDICTED: Any = {
+    "sampling": True,
+    "expected": True,
+    "layout": True,
+    "image": {"requests": {"__all__": {"expected"}}},
+}
 
 
 def _digest(data: bytes) -> str:
@@ -120,7 +131,7 @@ def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None
     """
     parts = {
         # The prediction is left out: it follows from the rest, and for photographs it is known only after fetching.
-        "cell": _digest_of(cell.model_dump(mode="json", exclude={"sampling", "expected", "layout"})),
+        "cell": _digest_of(cell.model_dump(mode="json", exclude=_PREDICTED)),
         "protocol": _digest_of(cell.sampling.model_dump(mode="json")),
         # `device` is a wish ("auto"); what came of it stands in the record as the device.
         "subject": _digest_of(subject.model_dump(mode="json", exclude={"device"})),

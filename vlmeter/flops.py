@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,25 +36,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlmeter.config import Subject
 from vlmeter.families.base import LoadedModel, ModelInputs
 from vlmeter.families.registry import get_family
-from vlmeter.physics import PhaseWork, StepWork, SubjectWork, Work
-from vlmeter.plan import Cell, subject_spec
+from vlmeter.physics import PhaseWork, ShapeWork, StepWork, SubjectWork, Work
+from vlmeter.plan import Cell, DatasetImage, Expected, RequestBlock, subject_spec
+from vlmeter.session import Album, Looks, Picture
 
 _EMBEDDINGS = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.default)
 _GROUPED = torch.ops.aten._grouped_mm.default
 
 
-class Sight(Protocol):
-    """What a cell looks at: a picture that can be opened, and its question."""
+@dataclass(frozen=True)
+class _Example:
+    """Something that has a shape: a cell, or a request of one, with what it looks at."""
 
-    @property
-    def open(self) -> Callable[[], Any]:
-        """Open the picture."""
-        ...
-
-    @property
-    def question(self) -> str | None:
-        """The question, or None where the text's length is given."""
-        ...
+    cell: Cell
+    image: object
+    expected: Expected
+    picture: Picture
 
 
 def shapes_of(subject: Subject) -> LoadedModel:
@@ -302,6 +299,7 @@ def _terms(crops: int, tokens: int) -> tuple[int, ...]:
 
 
 Key = tuple[int, int]  # crops, prompt tokens
+Shape = tuple[int, int, int]  # crops, prompt tokens, vision tokens
 
 
 def independent(keys: Sequence[Key]) -> list[Key]:
@@ -385,7 +383,7 @@ def _predict(laws: Mapping[str, tuple[Fraction, ...]], sample: PassWork, key: Ke
 
 
 def count_work(
-    subject_name: str, loaded: LoadedModel, cells: Iterable[Cell], pictures: Mapping[str, Sight]
+    subject_name: str, loaded: LoadedModel, cells: Iterable[Cell], pictures: Mapping[str, Looks]
 ) -> SubjectWork:
     """Count the work of a subject's cells.
 
@@ -395,54 +393,68 @@ def count_work(
         cells: of that subject.
         pictures: by cell id, as a session has them; opened only where the plan does not know the counts.
 
-    # ASSUME: cells with as many crops, vision tokens and prompt tokens do the same work.
+    Of a block every request counts, by its shape. # ASSUME: passes with as many crops, vision tokens and prompt tokens
+    do the same work.
     """
-    cells = list(cells)
-    known: dict[object, tuple[int, int, int]] = {}
+    known: dict[object, Shape] = {}
+    examples: dict[Shape, _Example] = {}
 
-    def prepare(cell: Cell) -> ModelInputs:
-        picture = pictures[cell.cell_id]
+    def prepare(example: _Example) -> ModelInputs:
+        cell, picture = example.cell, example.picture
         question = picture.question if cell.text_tokens is None else None
         return loaded.prepare(picture.open(), question, text_tokens=cell.text_tokens, options=cell.options)
 
-    def sizes(cell: Cell) -> tuple[int, int, int]:
-        crops, vision, tokens = cell.expected.crops, cell.expected.vision_tokens, cell.expected.prompt_tokens
+    def shape_of(example: _Example) -> Shape:
+        cell, expected = example.cell, example.expected
+        crops, vision, tokens = expected.crops, expected.vision_tokens, expected.prompt_tokens
         if crops is not None and vision is not None and tokens is not None:
-            return crops, tokens, vision
-        look = (cell.image, cell.options, cell.text_tokens, pictures[cell.cell_id].question)
-        if look not in known:
-            counts = prepare(cell).counts
-            known[look] = (counts.crops, counts.prompt_tokens, counts.vision_tokens)
-        return known[look]
+            shape = crops, tokens, vision
+        else:
+            look = (example.image, cell.options, cell.text_tokens, example.picture.question)
+            if look not in known:
+                counts = prepare(example).counts
+                known[look] = (counts.crops, counts.prompt_tokens, counts.vision_tokens)
+            shape = known[look]
+        examples.setdefault(shape, example)
+        return shape
 
-    keys = {cell.cell_id: sizes(cell) for cell in cells}
-    examples: dict[tuple[int, int, int], Cell] = {}
+    of_cells: dict[str, Shape] = {}
+    of_requests: set[Shape] = set()
     for cell in cells:
-        examples.setdefault(keys[cell.cell_id], cell)
+        looks = pictures[cell.cell_id]
+        if isinstance(cell.image, RequestBlock) and isinstance(looks, Album):
+            for request, picture in zip(cell.image.requests, looks.pictures, strict=True):
+                of_requests.add(shape_of(_Example(cell, DatasetImage(index=request.index), request.expected, picture)))
+        else:
+            assert not isinstance(looks, Album)
+            of_cells[cell.cell_id] = shape_of(_Example(cell, cell.image, cell.expected, looks))
     step: StepWork | None = None
 
-    def count(key: tuple[int, int, int]) -> PassWork:
+    def count(shape: Shape) -> PassWork:
         nonlocal step
-        found = count_pass(loaded, prepare(examples[key]).tensors, step=step)
+        found = count_pass(loaded, prepare(examples[shape]).tensors, step=step)
         step = found.step
         return found
 
-    full = {key[:2]: key for key in examples}
+    full = {shape[:2]: shape for shape in examples}
     if len(full) == len(examples):
         by_law = extend(list(full), lambda pair: count(full[pair]))
-        counted = {key: by_law[key[:2]] for key in examples}
+        counted = {shape: by_law[shape[:2]] for shape in examples}
     else:  # prompts of one length that differ in their vision tokens: no law of crops and prompt tokens holds
-        counted = {key: count(key) for key in examples}
-    works = []
-    for cell in cells:
-        key = keys[cell.cell_id]
-        works.append(
-            Work(
-                cell_id=cell.cell_id,
-                crops=key[0],
-                prompt_tokens=key[1],
-                prefill=counted[key].prefill,
-                step=counted[key].step,
-            )
-        )
-    return SubjectWork(subject=subject_name, cells=tuple(works))
+        counted = {shape: count(shape) for shape in examples}
+
+    def work_of(shape: Shape) -> dict[str, Any]:
+        crops, prompt_tokens, vision_tokens = shape
+        return {
+            "crops": crops,
+            "vision_tokens": vision_tokens,
+            "prompt_tokens": prompt_tokens,
+            "prefill": counted[shape].prefill,
+            "step": counted[shape].step,
+        }
+
+    return SubjectWork(
+        subject=subject_name,
+        cells=tuple(Work(cell_id=cell_id, **work_of(shape)) for cell_id, shape in of_cells.items()),
+        shapes=tuple(ShapeWork(**work_of(shape)) for shape in sorted(of_requests)),
+    )

@@ -64,21 +64,39 @@ class RoundState:
 
 @dataclass(frozen=True)
 class WarmupRuns:
-    """Warm-up of one arm: wall times, and whether they had settled when measuring began."""
+    """Warm-up of one arm: wall times, and whether they had settled when measuring began (None: not looked at)."""
 
     arm: str
     wall_ms: tuple[float, ...]
-    settled: bool
+    settled: bool | None
 
 
 @dataclass(frozen=True)
 class EnergyUse:
     """Energy of so many repeats of a piece of work."""
 
-    what: Literal["prefill", "generation"]
+    what: Literal["vision", "prefill", "generation", "request"]
     joules: float
     span_s: float
     repeats: int
+
+
+@dataclass(frozen=True)
+class RequestState:
+    """One request of a block that was measured: its place in the block, its picture's size, and what was counted."""
+
+    place: int
+    width_px: int
+    height_px: int
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class FailedRequest:
+    """One request of a block for which the device had not enough memory."""
+
+    place: int
+    reason: str
 
 
 @dataclass
@@ -96,14 +114,17 @@ class Measurement:
     busy_reason: str | None = None
     memory: list[MemoryUse] = field(default_factory=list)
     energy: list[EnergyUse] = field(default_factory=list)
+    requests: list[RequestState] = field(default_factory=list)
+    failed: list[FailedRequest] = field(default_factory=list)
     stop_reason: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def estimate(self) -> Estimate | None:
         """Median wall time of the instrumented runs with its interval, undisturbed rounds only if there are any."""
-        if not self.timings.get("hooks"):
+        arm = "request" if self.requests else "hooks"
+        if not self.timings.get(arm):
             return None
-        return median_estimate([timing.wall_ms for timing in self._trusted("hooks")])
+        return median_estimate([timing.wall_ms for timing in self._trusted(arm)])
 
     def precision(self) -> float:
         """Largest relative half width among the whole-pass arms: what sampling has to bring down."""
@@ -248,7 +269,7 @@ def _warm_up_and_sample(
 ) -> None:
     begin_ms = runner.clock.host_ms()
     result.counts = arms.prompt.counts
-    _check_counts(cell, arms.prompt.counts)
+    check_counts(cell, cell.expected, arms.prompt.counts)
     _warm_up(cell, arms, result)
     warm_ms = runner.clock.host_ms()
     result.seconds["warmup"] = (warm_ms - begin_ms) / 1000
@@ -262,7 +283,7 @@ def _look_further(cell: Cell, prompt: Prompt, runner: Runner, *, monitor: Monito
     if cell.experiment == "vision_tokens":
         _look_at_busy_time(runner.busy, prompt, runner, result)
         result.memory = runner.memory(prompt)
-        _read_energy(cell, prompt, runner, monitor=monitor, result=result)
+        read_energy(cell, prompt, runner, monitor=monitor, result=result)
     elif cell.output_tokens > 1:
         _look_at_busy_time(runner.busy_step, prompt, runner, result)
     result.seconds["extras"] = (runner.clock.host_ms() - begin_ms) / 1000
@@ -279,13 +300,13 @@ def _look_at_busy_time(look: LookBusy, prompt: Prompt, runner: Runner, result: M
     runner.release()
 
 
-def _check_counts(cell: Cell, counts: Counts) -> None:
-    expected: Expected = cell.expected
+def check_counts(cell: Cell, expected: Expected, counts: Counts, *, what: str = "") -> None:
+    """Raise CountMismatch unless the real inputs hold what was predicted; `what` names a part of the cell."""
     for name in type(expected).model_fields:
         planned, real = getattr(expected, name), getattr(counts, name)
         if planned is not None and planned != real:
             raise CountMismatch(
-                f"cell {cell.cell_id} of {cell.subject}: the plan says {name} {planned}, "
+                f"{what}cell {cell.cell_id} of {cell.subject}: the plan says {name} {planned}, "
                 f"the model's real inputs hold {real}"
             )
 
@@ -348,21 +369,26 @@ def _take_rounds(
         result.energy.append(EnergyUse("generation", generation_j, generation_ms / 1000, generations))
 
 
-def _read_energy(cell: Cell, prompt: Prompt, runner: Runner, *, monitor: Monitor, result: Measurement) -> None:
-    """Repeat the prefill for a span over which the energy counter means something."""
-    span_s = cell.sampling.energy_seconds_per_cell
-    before_j = monitor.energy_j()
-    if span_s == 0 or before_j is None:
+def read_energy(
+    cell: Cell, prompt: Prompt, runner: Runner, *, monitor: Monitor, result: Measurement, vision: bool = False
+) -> None:
+    """Repeat the prefill for a span over which the energy counter means something; and vision alone if asked for."""
+    if cell.sampling.energy_seconds_per_cell == 0 or monitor.energy_j() is None:
         return
-    begin_ms, repeats = runner.clock.host_ms(), 0
-    while (runner.clock.host_ms() - begin_ms) / 1000 < span_s:
-        runner.prefill(prompt)
-        runner.clock.synchronize()
-        repeats += 1
-    after_j = monitor.energy_j()
-    elapsed_s = (runner.clock.host_ms() - begin_ms) / 1000
-    if after_j is not None:
-        result.energy.append(EnergyUse("prefill", after_j - before_j, elapsed_s, repeats))
+    work: dict[Literal["prefill", "vision"], Callable[[Prompt], object]] = {"prefill": runner.prefill}
+    if vision:
+        work["vision"] = runner.vision
+    for what, call in work.items():
+        before_j = monitor.energy_j()
+        begin_ms, repeats = runner.clock.host_ms(), 0
+        while (runner.clock.host_ms() - begin_ms) / 1000 < cell.sampling.energy_seconds_per_cell:
+            call(prompt)
+            runner.clock.synchronize()
+            repeats += 1
+        after_j = monitor.energy_j()
+        elapsed_s = (runner.clock.host_ms() - begin_ms) / 1000
+        if before_j is not None and after_j is not None:
+            result.energy.append(EnergyUse(what, after_j - before_j, elapsed_s, repeats))
 
 
 def split_spans(timing: Timing) -> tuple[dict[str, float], list[float]]:

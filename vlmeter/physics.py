@@ -88,11 +88,11 @@ class StepWork(_Part):
         )
 
 
-class Work(_Part):
-    """What one cell has to do: the phases of its prefill in their order, and each of its decode steps."""
+class ShapeWork(_Part):
+    """What a pass of one shape has to do: the phases of its prefill in their order, and each of its decode steps."""
 
-    cell_id: str
     crops: int
+    vision_tokens: int
     prompt_tokens: int
     prefill: tuple[PhaseWork, ...]
     step: StepWork
@@ -102,12 +102,22 @@ class Work(_Part):
         return [self.step.at(self.prompt_tokens + number) for number in range(1, steps + 1)]
 
 
+class Work(ShapeWork):
+    """What one cell has to do."""
+
+    cell_id: str
+
+
 class SubjectWork(_Part):
-    """The work of every cell of a subject: the content of a `work.json`."""
+    """The work of every cell of a subject: the content of a `work.json`.
+
+    The requests of blocks are not listed one by one: `shapes` has the work of every shape among them.
+    """
 
     work_version: int = WORK_VERSION
     subject: str
     cells: tuple[Work, ...]
+    shapes: tuple[ShapeWork, ...] = ()
 
 
 def write_work(path: Path, work: SubjectWork) -> None:
@@ -185,14 +195,14 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("phase", "string", "what was timed; total of arm plain in a vision-token cell is the whole prefill"),
     ("clock", "string", "which time: wall, device or busy"),
     ("source", "string", "measured, or derived from a longer run"),
-    ("experiment", "string", "vision_tokens or output_tokens"),
+    ("experiment", "string", "vision_tokens, output_tokens or latency_distribution"),
     ("crops", "integer", "crops that the vision encoder takes"),
     ("vision_tokens", "integer", "prompt tokens that receive vision features"),
     ("prompt_tokens", "integer", "all tokens of the prompt"),
-    ("median_ms", "float", "the measured time"),
+    ("median_ms", "float", "the measured time (of a block, whose work is that of a mean request, beside its mean)"),
     ("low_ms", "float", "lower end of its 95 % interval"),
     ("high_ms", "float", "upper end of its 95 % interval"),
-    ("flops", "float", "arithmetic of it, two per multiply-accumulate"),
+    ("flops", "float", "arithmetic of it, two per multiply-accumulate; of a block, of a request in the mean"),
     ("weight_bytes", "float", "weights that it reads, each once in every pass"),
     ("cache_bytes", "float", "keys and values that it writes and, decoding, reads"),
     ("floor_ms", "float", "least time in which the device could do it (roofline, on measured ceilings)"),
@@ -213,6 +223,8 @@ def physics_table(
         works: by subject.
         ceilings: by subject, of the device on which it was measured.
 
+    Blocks of requests have the work of a mean request, set beside the mean time of their rows.
+
     Rows: the phases of a prefill, whole prefills, vision alone (device, wall and busy clock, as far as measured),
     decode times, and single decode steps (`inter_token`, beside the mean step). What has no physics is left out:
     preprocessing and copying on the host, the first use of a shape, the time of launching. Raises UserError where
@@ -224,7 +236,11 @@ def physics_table(
     rows: list[dict[str, object]] = []
     for _, cell in measured.groupby(["subject", "cell_id"], sort=False):
         found = cast("list[dict[str, Any]]", cell.to_dict("records"))
-        limits, work = _ceilings_of(found[0], ceilings), _work_of(found[0], works)
+        limits = _ceilings_of(found[0], ceilings)
+        if found[0]["experiment"] == "latency_distribution":
+            rows += _block_rows(found, works, limits)
+            continue
+        work = _work_of(found[0], works)
         decoded: dict[int, list[PhaseWork]] = {}
         for row in found:
             phases, passes = _phases_of(row, work, decoded)
@@ -277,6 +293,34 @@ def _work_of(row: Mapping[str, Any], works: Mapping[str, SubjectWork]) -> Work:
     return found
 
 
+def _block_rows(
+    found: Sequence[Mapping[str, Any]], works: Mapping[str, SubjectWork], ceilings: Ceilings
+) -> list[dict[str, object]]:
+    """Set the requests of a block beside their work: each row of a phase has that of all requests over their number."""
+    subject, cell_id = found[0]["subject"], found[0]["cell_id"]
+    packed = next((row["requests"] for row in found if isinstance(row["requests"], str)), "[]")
+    shapes = {
+        (shape.crops, shape.vision_tokens, shape.prompt_tokens): shape
+        for shape in (works[subject].shapes if subject in works else ())
+    }
+    phases: dict[str, list[PhaseWork]] = {}
+    requests = json.loads(packed)
+    for request in requests:
+        shape = shapes.get((request["crops"], request["vision_tokens"], request["prompt_tokens"]))
+        if shape is None:
+            raise UserError(f"work: none was counted for a request of cell {cell_id} of {subject}; count it again")
+        steps = shape.decode(request["generated_tokens"] - 1)
+        for phase in shape.prefill:
+            phases.setdefault(phase.phase, []).append(phase)
+        phases.setdefault("decode", []).extend(steps)
+        phases.setdefault("total", []).extend([*shape.prefill, *steps])
+    return [
+        _row(row, phases[row["phase"]], len(requests), ceilings, measured_ms=row["mean_ms"])
+        for row in found
+        if row["arm"] == "request" and row["clock"] != "launch" and phases.get(row["phase"]) and row["mean_ms"] > 0
+    ]
+
+
 def _ceilings_of(row: Mapping[str, Any], ceilings: Mapping[str, Ceilings]) -> Ceilings:
     subject = row["subject"]
     if subject not in ceilings:
@@ -319,13 +363,21 @@ def _phases_of(
     return (), 1
 
 
-def _row(row: Mapping[str, Any], phases: Sequence[PhaseWork], passes: int, ceilings: Ceilings) -> dict[str, object]:
+def _row(
+    row: Mapping[str, Any],
+    phases: Sequence[PhaseWork],
+    passes: int,
+    ceilings: Ceilings,
+    *,
+    measured_ms: float | None = None,
+) -> dict[str, object]:
     taken = {name: row[name] for name, _, _ in COLUMNS if name in row}
     flops = sum(phase.flops for phase in phases) / passes
     weight_bytes = sum(phase.weight_bytes for phase in phases) / passes
     cache_bytes = sum(phase.cache_bytes for phase in phases) / passes
     floor = floor_of_all(phases, ceilings)
-    floor_ms, median_ms = floor.floor_ms / passes, row["median_ms"]
+    floor_ms = floor.floor_ms / passes
+    time_ms = row["median_ms"] if measured_ms is None else measured_ms
     return {
         **taken,
         "flops": flops,
@@ -333,7 +385,7 @@ def _row(row: Mapping[str, Any], phases: Sequence[PhaseWork], passes: int, ceili
         "cache_bytes": cache_bytes,
         "floor_ms": floor_ms,
         "bound": floor.bound,
-        "mfu_fraction": mfu_fraction(flops, median_ms, ceilings),
-        "mbu_fraction": mbu_fraction(weight_bytes + cache_bytes, median_ms, ceilings),
-        "floor_fraction": floor_ms / median_ms,
+        "mfu_fraction": mfu_fraction(flops, time_ms, ceilings),
+        "mbu_fraction": mbu_fraction(weight_bytes + cache_bytes, time_ms, ceilings),
+        "floor_fraction": floor_ms / time_ms,
     }

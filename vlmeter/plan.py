@@ -1,19 +1,21 @@
 """The plan: every cell of a study, worked out before anything runs.
 
-A *cell* is the smallest thing that is measured and cached: one subject, one image, one number of output tokens. The
-plan is a pure function of the study (and of the fetched dataset's manifest, where photographs are concerned), so that
-the workflow, the command line and the measuring session all see the same cells.
+A *cell* is the smallest thing that is measured and cached: one subject, one image, one number of output tokens - or a
+*block* of requests, each of them measured once. The plan is a pure function of the study (and of the fetched dataset's
+manifest, where photographs are concerned), so that the workflow, the command line and the measuring session all see the
+same cells.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vlmeter.config import OutputTokens, Sampling, Study, Subject, VisionTokens
+from vlmeter.config import LatencyDistribution, OutputTokens, Sampling, Study, Subject, VisionTokens
 from vlmeter.errors import UserError
 from vlmeter.families.base import Family, ImageGeometry, ImageOptions, ImageTokens, SubjectSpec
 from vlmeter.families.registry import get_family
@@ -63,13 +65,29 @@ class Expected(Frozen):
         return None if None in parts else sum(part for part in parts if part is not None)
 
 
+class Request(Frozen):
+    """One request of a block: the photograph and question at a place of the manifest, and how long the answer gets."""
+
+    index: int
+    output_tokens: int = Field(description="tokens to generate; a limit where the sequence may end by itself")
+    expected: Expected = Expected()
+
+
+class RequestBlock(Frozen):
+    """Requests that are measured once each, one after the other."""
+
+    kind: Literal["block"] = "block"
+    first: int = Field(description="place of the first request among all of the experiment, from 0")
+    requests: tuple[Request, ...]
+
+
 class Cell(Frozen):
     """One thing to measure. `cell_id` names it within its subject; nothing is ever parsed out of it."""
 
     cell_id: str
     subject: str
-    experiment: Literal["vision_tokens", "output_tokens"]
-    image: Annotated[DummyImage | DatasetImage, Field(discriminator="kind")]
+    experiment: Literal["vision_tokens", "output_tokens", "latency_distribution"]
+    image: Annotated[DummyImage | DatasetImage | RequestBlock, Field(discriminator="kind")]
     max_crops: int | None = None
     force_tiling: tuple[int, int] | None = None
     text_tokens: int | None = Field(
@@ -126,6 +144,8 @@ def build_plan(study: Study, *, dataset: Sequence[DatasetItem] | None = None) ->
             cells += _vision_cells(name, geometry, vision, study.sampling_for("vision_tokens"))
         if study.experiments.output_tokens:
             cells += _output_cells(study, name, family, study.experiments.output_tokens, dataset)
+        if study.experiments.latency_distribution:
+            cells += _block_cells(study, name, family, study.experiments.latency_distribution, dataset)
     return tuple(cells)
 
 
@@ -233,17 +253,9 @@ def _output_cells(
     longest = max(experiment.output_tokens)
     direct = experiment.output_tokens if experiment.direct == "all" else sorted({*experiment.direct, longest})
     for index in range(images):
-        expected, layout = Expected(), {}
+        expected, layout = Expected(), dict[str, int]()
         if dataset is not None:
-            item = dataset[index]
-            image = geometry.image_tokens(item.width_px, item.height_px, options=options)
-            layout = dict(image.layout)
-            expected = Expected(
-                crops=image.crops,
-                vision_tokens=image.vision_tokens,
-                special_tokens=image.special_tokens,
-                text_tokens=family.text_tokens(spec, item.question),
-            )
+            expected, layout = _expect(dataset[index], family, geometry, spec, options)
         for output_tokens in direct:
             yield Cell(
                 cell_id=f"output-image{index}-n{output_tokens}",
@@ -260,11 +272,82 @@ def _output_cells(
             )
 
 
+def _expect(
+    item: DatasetItem, family: Family, geometry: ImageGeometry, spec: SubjectSpec, options: ImageOptions
+) -> tuple[Expected, dict[str, int]]:
+    """Predict the counts of a photograph with its question, and the family's layout columns."""
+    image = geometry.image_tokens(item.width_px, item.height_px, options=options)
+    expected = Expected(
+        crops=image.crops,
+        vision_tokens=image.vision_tokens,
+        special_tokens=image.special_tokens,
+        text_tokens=family.text_tokens(spec, item.question),
+    )
+    return expected, dict(image.layout)
+
+
+def _block_cells(
+    study: Study,
+    subject: str,
+    family: Family,
+    experiment: LatencyDistribution,
+    dataset: Sequence[DatasetItem] | None,
+) -> Iterable[Cell]:
+    """Lay the requests out in blocks.
+
+    A request depends on its place alone, not on how many there are: more samples add blocks and leave the others (but
+    for a last one that was not full) as they were.
+    """
+    options = ImageOptions(max_crops=experiment.max_crops)
+    spec = subject_spec(study.subjects[subject])
+    images = study.dataset.images
+    known: dict[int, Expected] = {}
+    if dataset is not None:
+        wanted = range(min(images, experiment.samples))
+        geometry = family.geometry(spec)
+        known = {index: _expect(dataset[index], family, geometry, spec, options)[0] for index in wanted}
+    sampling = study.sampling_for("latency_distribution")
+
+    def request(place: int) -> Request:
+        index = place % images
+        return Request(
+            index=index,
+            output_tokens=_drawn_length(experiment, place),
+            expected=known.get(index, Expected()),
+        )
+
+    size = experiment.block_samples
+    for number, first in enumerate(range(0, experiment.samples, size)):
+        requests = tuple(request(place) for place in range(first, min(first + size, experiment.samples)))
+        yield Cell(
+            cell_id=f"distribution-block{number:03d}",
+            subject=subject,
+            experiment="latency_distribution",
+            image=RequestBlock(first=first, requests=requests),
+            max_crops=experiment.max_crops,
+            output_tokens=max(request.output_tokens for request in requests),
+            stop=experiment.stop,
+            uninstrumented=False,
+            sampling=sampling,
+        )
+
+
+def _drawn_length(experiment: LatencyDistribution, place: int) -> int:
+    """Draw a request's output length by a hash of its place, which gives the same on every platform for ever."""
+    lengths = experiment.lengths
+    drawn = hashlib.sha256(f"{experiment.seed}/{place}".encode()).digest()
+    return lengths[int.from_bytes(drawn[:8], "big") % len(lengths)]
+
+
+#: A request that stands as sentinel generates so many tokens at most: it is a quick look.
+SENTINEL_OUTPUT_TOKENS = 16
+
+
 def sentinel_of(cells: Sequence[Cell]) -> Cell:
     """Choose the cell that is measured again and again through a session to see drift.
 
-    A vision-token cell of middling size if there is one (short, and busy on every component), else the cell with the
-    fewest output tokens.
+    A vision-token cell of middling size if there is one (short, and busy on every component), else the generation with
+    the fewest output tokens. Where there are blocks alone, it is the first request of one, as a cell of its own.
     """
     vision = sorted(
         (cell for cell in cells if cell.experiment == "vision_tokens"),
@@ -272,4 +355,18 @@ def sentinel_of(cells: Sequence[Cell]) -> Cell:
     )
     if vision:
         return vision[len(vision) // 2]
-    return min(cells, key=lambda cell: (cell.output_tokens, cell.cell_id))
+    generations = [cell for cell in cells if not isinstance(cell.image, RequestBlock)]
+    if generations:
+        return min(generations, key=lambda cell: (cell.output_tokens, cell.cell_id))
+    block = min(cells, key=lambda cell: (cell.output_tokens, cell.cell_id))
+    assert isinstance(block.image, RequestBlock)
+    request = block.image.requests[0]
+    return block.model_copy(
+        update={
+            "experiment": "output_tokens",
+            "image": DatasetImage(index=request.index),
+            "output_tokens": min(request.output_tokens, SENTINEL_OUTPUT_TOKENS),
+            "stop": "length",
+            "expected": request.expected,
+        }
+    )

@@ -3,7 +3,9 @@
 A record is complete by itself: it says what was measured (cell, subject), where (device, environment), by what code
 (fingerprint), and keeps every sample unrounded. Nothing in it is derived that could be derived later.
 
-History of RECORD_VERSION: 1, the first.
+History of RECORD_VERSION: 1, the first; 2, blocks of requests (`requests`, `failed_requests`, a cell whose image is a
+block, energy of vision and of requests, warm-up that was not judged). Records of version 1 are not converted: the
+measuring code changed with the version, so that none of them would be fresh.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from vlmeter.errors import UserError
 from vlmeter.files import write_atomically
 from vlmeter.plan import Cell
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 class OtherVersion(UserError):
@@ -46,7 +48,7 @@ class Counted(Part):
 class Series(Part):
     """Samples of one duration: one value per round, so that series of the same record are paired by place.
 
-    arm: how the work was run (plain, hooks, vision, inputs, marks); phase: what span of it; clock: which time.
+    arm: how the work was run (plain, hooks, vision, inputs, request); phase: what span of it; clock: which time.
     """
 
     arm: str
@@ -74,7 +76,7 @@ class Warmup(Part):
 
     arm: str
     wall_ms: list[float]
-    settled: bool
+    settled: bool | None = Field(description="whether successive runs agreed; null: a block, whose shapes all differ")
 
 
 class Drift(Part):
@@ -119,10 +121,29 @@ class Memory(Part):
 class Energy(Part):
     """Energy over a span long enough for the counter to mean something."""
 
-    what: Literal["prefill", "generation"]
+    what: Literal["vision", "prefill", "generation", "request"]
     joules: float
     span_s: float
     repeats: int
+
+
+class MeasuredRequest(Part):
+    """What one round of a block was: a request, and what was counted in its inputs."""
+
+    place: int = Field(description="place among the block's requests, from 0; the cell says what it is")
+    counted: Counted
+    width_px: int = Field(description="width of the picture as it was handed over")
+    height_px: int
+    image_id: str | None = None
+    question_id: str | None = None
+    question: str | None = None
+
+
+class FailedRequest(Part):
+    """A request of a block that has no round, since the device had not enough memory for it."""
+
+    place: int
+    reason: str
 
 
 class Record(Part):
@@ -147,6 +168,10 @@ class Record(Part):
     )
     generated_tokens: list[int] = Field(default_factory=list, description="tokens generated in each round")
     rounds: list[Round] = Field(default_factory=list)
+    requests: list[MeasuredRequest] = Field(
+        default_factory=list, description="of a block: what each round was, in the order in which they ran"
+    )
+    failed_requests: list[FailedRequest] = Field(default_factory=list)
     warmups: list[Warmup] = Field(default_factory=list)
     busy: list[Busy] = Field(default_factory=list)
     busy_reason: str | None = Field(None, description="why there is no busy time, where there is none")

@@ -21,18 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from vlmeter.backends.base import BusyTime, Runner
+from vlmeter.block import measure_block
 from vlmeter.clock import ClockError
 from vlmeter.config import Sampling, Study, Subject
 from vlmeter.errors import Unsupported, UserError
+from vlmeter.families.base import Counts
 from vlmeter.fingerprint import fingerprint, input_digest
 from vlmeter.measure import CountMismatch, Measurement, Sight, measure_cell, split_spans
 from vlmeter.monitor import Monitor
-from vlmeter.plan import Cell, DatasetImage, sentinel_of
+from vlmeter.plan import Cell, DatasetImage, RequestBlock, sentinel_of
 from vlmeter.record import (
     Busy,
     Counted,
     Drift,
     Energy,
+    FailedRequest,
+    MeasuredRequest,
     Memory,
     Record,
     Round,
@@ -67,10 +71,24 @@ class Picture:
     answers: tuple[str, ...] = ()
 
 
-def cell_fingerprint(cell: Cell, subject: Subject, picture: Picture | None) -> dict[str, str]:
+@dataclass(frozen=True)
+class Album:
+    """The pictures of a block of requests, in the order of its requests; each is opened when its turn comes."""
+
+    pictures: tuple[Picture, ...]
+
+
+#: What a cell looks at.
+Looks = Picture | Album
+
+
+def cell_fingerprint(cell: Cell, subject: Subject, looks: Looks | None) -> dict[str, str]:
     """Fingerprint of a cell together with what it looks at; None for a picture that is not at hand yet."""
-    own = None if picture is None else input_digest(picture.digest, picture.question or "")
-    return fingerprint(cell, subject, input_digest=own)
+    if looks is None:
+        return fingerprint(cell, subject)
+    pictures = looks.pictures if isinstance(looks, Album) else (looks,)
+    parts = [part for picture in pictures for part in (picture.digest, picture.question or "")]
+    return fingerprint(cell, subject, input_digest=input_digest(*parts))
 
 
 @dataclass(frozen=True)
@@ -147,12 +165,14 @@ class Machine:
 
 def pictures_for(
     cells: Sequence[Cell], *, dummy: Callable[[Cell], Any], dataset: Sequence[Picture]
-) -> dict[str, Picture]:
+) -> dict[str, Looks]:
     """Say for every cell what it looks at; dummy images need no digest, since the cell says all about them."""
-    found: dict[str, Picture] = {}
+    found: dict[str, Looks] = {}
     for cell in cells:
         if isinstance(cell.image, DatasetImage):
             found[cell.cell_id] = dataset[cell.image.index]
+        elif isinstance(cell.image, RequestBlock):
+            found[cell.cell_id] = Album(tuple(dataset[request.index] for request in cell.image.requests))
         else:
             found[cell.cell_id] = Picture(open=lambda cell=cell: dummy(cell), digest="")  # type: ignore[misc]
     return found
@@ -164,7 +184,7 @@ def run_session(
     cells: Sequence[Cell],
     *,
     results: Path,
-    pictures: Mapping[str, Picture],
+    pictures: Mapping[str, Looks],
     machine: Machine,
     begin: Callable[[Cell], None] = lambda cell: None,
     progress: Callable[[Progress], None] = lambda step: None,
@@ -213,7 +233,7 @@ class _Session:
         cells: list[Cell],
         *,
         results: Path,
-        pictures: Mapping[str, Picture],
+        pictures: Mapping[str, Looks],
         machine: Machine,
     ) -> None:
         self.study, self.subject_name, self.subject, self.cells = study, subject_name, subject, cells
@@ -395,7 +415,11 @@ class _Session:
 
     def _measure_one(self, cell: Cell, runner: Runner, rng: random.Random, *, extras: bool = True) -> Measurement:
         self.begin(cell)
-        picture = self.pictures[cell.cell_id]
+        looks = self.pictures[cell.cell_id]
+        if isinstance(cell.image, RequestBlock) and isinstance(looks, Album):
+            return self._measure_requests(cell, looks, runner, rng)
+        # a sentinel that is a block's first request stands under the block's name
+        picture = looks.pictures[0] if isinstance(looks, Album) else looks
         # With an exact text length the question's words do not matter, so none is passed on.
         question = picture.question if cell.text_tokens is None else None
         sight = Sight(image=picture.open(), question=question)
@@ -409,6 +433,13 @@ class _Session:
             extras=extras,
         )
 
+    def _measure_requests(self, cell: Cell, album: Album, runner: Runner, rng: random.Random) -> Measurement:
+        def open_sight(place: int) -> Sight:
+            picture = album.pictures[place]
+            return Sight(image=picture.open(), question=picture.question)
+
+        return measure_block(cell, open_sight, runner, monitor=self.machine.monitor, rng=rng, started_ms=self._begin_ms)
+
     def _keep(self, record: Record) -> None:
         self.journal.keep(record)
         write_record(self.path(record.cell), record)
@@ -420,8 +451,8 @@ class _Session:
         self.progress(Progress(self._done, total, cell, estimate, note, elapsed_s, left_s))
 
     def _record(self, cell: Cell, measured: Measurement, *, parameters: Mapping[str, int], position: int) -> Record:
-        picture = self.pictures[cell.cell_id]
-        counts = measured.counts
+        looks = self.pictures[cell.cell_id]
+        picture = None if isinstance(looks, Album) else looks
         return Record(
             study=self.study.study,
             subject=self.subject_name,
@@ -430,19 +461,11 @@ class _Session:
             status=measured.status,
             reason=measured.reason,
             fingerprint=self.prints[cell.cell_id],
-            counted=None
-            if counts is None
-            else Counted(
-                crops=counts.crops,
-                vision_tokens=counts.vision_tokens,
-                special_tokens=counts.special_tokens,
-                text_tokens=counts.text_tokens,
-                prompt_tokens=counts.prompt_tokens,
-            ),
-            image_id=picture.image_id,
-            question_id=picture.question_id,
-            question=picture.question,
-            answers=list(picture.answers),
+            counted=None if measured.counts is None else _counted(measured.counts),
+            image_id=picture.image_id if picture else None,
+            question_id=picture.question_id if picture else None,
+            question=picture.question if picture else None,
+            answers=list(picture.answers) if picture else [],
             series=_series(measured),
             steps_ms=[steps for t in measured.timings.get("hooks", []) if (steps := split_spans(t)[1])],
             generated_tokens=measured.generated_tokens,
@@ -460,6 +483,8 @@ class _Session:
                 )
                 for state in measured.rounds
             ],
+            requests=_requests(measured, looks),
+            failed_requests=[FailedRequest(place=failed.place, reason=failed.reason) for failed in measured.failed],
             warmups=[Warmup(arm=w.arm, wall_ms=list(w.wall_ms), settled=w.settled) for w in measured.warmups],
             busy=[_busy(found) for found in measured.busy],
             busy_reason=measured.busy_reason,
@@ -484,6 +509,33 @@ class _Session:
             parameters=dict(parameters),
             environment=self._environment,
         )
+
+
+def _counted(counts: Counts) -> Counted:
+    return Counted(
+        crops=counts.crops,
+        vision_tokens=counts.vision_tokens,
+        special_tokens=counts.special_tokens,
+        text_tokens=counts.text_tokens,
+        prompt_tokens=counts.prompt_tokens,
+    )
+
+
+def _requests(measured: Measurement, looks: Looks) -> list[MeasuredRequest]:
+    if not isinstance(looks, Album):
+        return []
+    return [
+        MeasuredRequest(
+            place=state.place,
+            counted=_counted(state.counts),
+            width_px=state.width_px,
+            height_px=state.height_px,
+            image_id=looks.pictures[state.place].image_id,
+            question_id=looks.pictures[state.place].question_id,
+            question=looks.pictures[state.place].question,
+        )
+        for state in measured.requests
+    ]
 
 
 def _busy(found: BusyTime) -> Busy:

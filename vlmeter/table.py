@@ -33,8 +33,8 @@ from pydantic import ValidationError
 
 from vlmeter.errors import UserError
 from vlmeter.files import write_atomically
-from vlmeter.plan import DummyImage
-from vlmeter.record import RECORD_VERSION, Record, read_record
+from vlmeter.plan import DatasetImage, DummyImage, RequestBlock
+from vlmeter.record import RECORD_VERSION, Energy, Record, read_record
 from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE, median_ranks
 
 Array = npt.NDArray[np.float64]
@@ -96,7 +96,7 @@ CELL_COLUMNS = _columns(
     ("device", "string", "the device's name on its machine, such as cuda:0"),
     ("commit", "string", "commit of vlmeter that measured; +changes if files differed from it"),
     ("cell_id", "string", "name of the cell within its subject; of a derived row, of the run it is made of"),
-    ("experiment", "string", "vision_tokens or output_tokens"),
+    ("experiment", "string", "vision_tokens, output_tokens or latency_distribution"),
     ("status", "string", "ok, oom (out of device memory) or unsupported; unless ok: one row, no arm"),
     ("reason", "string", "why there are no samples, where there are none"),
     ("stop", "string", "length: forced to output_tokens; eos: natural end, output_tokens is a limit"),
@@ -115,7 +115,7 @@ CELL_COLUMNS = _columns(
         "integer",
         "all tokens of the prompt; counted in the model's real inputs, as the others",
     ),
-    ("output_tokens", "integer", "tokens to generate; the first one comes out of the prefill"),
+    ("output_tokens", "integer", "tokens to generate (of a block the most); the first one comes out of the prefill"),
     ("generated_tokens", "integer", "tokens that were generated (median over rounds)"),
     ("image_index", "integer", "place of the photograph in the dataset's manifest, from 0"),
     ("image_id", "string", "the dataset's id of the photograph"),
@@ -126,20 +126,30 @@ CELL_COLUMNS = _columns(
 
 #: What belongs to one measured quantity.
 QUANTITY_COLUMNS = _columns(
-    ("arm", "string", "how it was run: inputs, plain (no marks), hooks (marks between phases), vision, busy"),
+    (
+        "arm",
+        "string",
+        "how it was run: inputs, plain (no marks), hooks (marks between phases), vision, busy; request (inputs and"
+        " generation in one call, marks between phases), repeated (again and again, for the energy counter)",
+    ),
     (
         "phase",
         "string",
         "what was timed: total; a phase of the inputs or the prefill; decode (all steps); decode_step (each"
         " step, by context); inter_token (all steps of all rounds); first_call (first use of the shape, in"
         " output-token cells with 8 output tokens); of arm busy: prefill, vision,"
-        " decode_step (one, right behind the prompt)",
+        " decode_step (one, right behind the prompt); of arm request: longest_step as well, the longest decode step of"
+        " each request; of arm repeated: prefill, vision, of the block's middling request",
     ),
     ("clock", "string", "wall (as a user waits), device (between marks), launch (host hands over), busy"),
     ("source", "string", "measured, or derived from the first steps of a longer run"),
     ("rounds", "integer", "samples taken, disturbed ones included"),
     ("samples", "integer", "samples that the statistics rest on"),
-    ("disturbed_samples", "integer", "samples of disturbed rounds; left out, unless they are the majority"),
+    (
+        "disturbed_samples",
+        "integer",
+        "samples of disturbed rounds; left out, unless they are the majority (of arm request none is left out)",
+    ),
     ("median_ms", "float", "median"),
     ("low_ms", "float", "lower end of the median's 95 % bootstrap interval; absent below 5 samples"),
     ("high_ms", "float", "upper end of the median's 95 % bootstrap interval; absent below 5 samples"),
@@ -149,18 +159,30 @@ QUANTITY_COLUMNS = _columns(
     ("p95_ms", "float", "95th percentile; absent below 59 samples, which cannot bound it"),
     ("p99_ms", "float", "99th percentile; absent below 299 samples, which cannot bound it"),
     ("samples_ms", "list", "samples behind the statistics, in the order of rounds (or steps); parquet only"),
+    (
+        "requests",
+        "string",
+        "what each sample of arm request was, as a JSON list in the order of samples_ms: its number among all requests,"
+        " photograph and question, counts, tokens generated, disturbances; phase total on the wall clock only",
+    ),
+    ("failed_requests", "integer", "requests of a block that ran out of device memory, and have no sample"),
     ("busy_source", "string", "how busy time was found: cuda_graph (replay) or profiler (kernel times)"),
     ("peak_allocated_bytes", "integer", "most device memory in use during the phase (arm hooks)"),
     ("reserved_bytes", "integer", "device memory that the allocator held at the end of the phase"),
-    ("joules_per_repeat", "float", "energy of a prefill (arm plain) or a generation (arm hooks); total rows"),
+    (
+        "joules_per_repeat",
+        "float",
+        "energy of a prefill (arm plain), a generation (arm hooks) or a request (arm request) in total rows; of what"
+        " arm repeated ran",
+    ),
     ("energy_span_s", "float", "time over which the energy counter was read"),
     ("parameters", "integer", "parameters that the phase uses; in total rows those of the model"),
 )
 
 #: How the cell was measured; the same in all of its rows.
 CONDITION_COLUMNS = _columns(
-    ("stop_reason", "string", "why sampling ended: precise, max_samples or time_cap"),
-    ("warmup_settled", "boolean", "whether warm-up had settled in every arm before sampling began"),
+    ("stop_reason", "string", "why sampling ended: precise, max_samples, time_cap; of a block all_requests"),
+    ("warmup_settled", "boolean", "whether warm-up had settled in every arm before sampling began; absent: a block"),
     ("disturbances", "string", "what disturbed rounds of the cell, each reason once"),
     ("busy_reason", "string", "why there is no busy time, where there is none"),
     ("drifted", "boolean", "whether the sentinel was away from its first value when the cell was measured"),
@@ -230,6 +252,8 @@ _QUANTITY_INPUTS = (
     "source",
     "rounds",
     "disturbed_samples",
+    "requests",
+    "failed_requests",
     "busy_source",
     "peak_allocated_bytes",
     "reserved_bytes",
@@ -259,7 +283,7 @@ def build_table(records: Iterable[Path]) -> pd.DataFrame:
         paths[key] = path
         cells.append(_cell_values(record))
         _add_record(rows, place, record, path)
-        if record.steps_ms and record.cell.stop == "length" and not isinstance(record.cell.image, DummyImage):
+        if record.steps_ms and record.cell.stop == "length" and isinstance(record.cell.image, DatasetImage):
             image, tokens = (*key[:2], record.cell.image.index), record.cell.output_tokens
             if image not in longest or longest[image].output_tokens < tokens:
                 longest[image] = _LongRun.of(record, place)
@@ -305,11 +329,20 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
     if record.status != "ok" or not record.series:
         rows.add(place, tokens, None)
         return
-    trusted = _trusted(record)
+    block = isinstance(record.cell.image, RequestBlock)
+    if block and not len(record.requests) == len(record.generated_tokens) == rounds:
+        raise UserError(
+            f"record {path} is damaged: {rounds} rounds, but {len(record.requests)} requests; delete it and it is "
+            "measured again"
+        )
+    # The disturbed ones among requests may be what a tail is made of; whoever judges a distribution leaves them out.
+    trusted = None if block else _trusted(record)
     disturbed = sum(bool(state.disturbances) for state in record.rounds)
     measured: dict[str, Any] = {"source": "measured", "rounds": rounds, "disturbed_samples": disturbed}
     memory = {use.phase: use for use in record.memory}
-    energy = {"plain" if use.what == "prefill" else "hooks": use for use in record.energy}
+    uses = {use.what: use for use in record.energy}
+    whole = {"request": "request"} if block else {"plain": "prefill", "hooks": "generation"}
+    energy = {arm: uses[what] for arm, what in whole.items() if what in uses}
     for series in record.series:
         if len(series.samples_ms) != rounds:
             raise UserError(
@@ -318,15 +351,17 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
             )
         samples = np.array(series.samples_ms)
         extra: dict[str, Any] = {}
-        if series.arm == "hooks" and (use := memory.get(series.phase)):
+        if series.arm in ("hooks", "request") and (use := memory.get(series.phase)):
             extra |= {"peak_allocated_bytes": use.peak_allocated_bytes, "reserved_bytes": use.reserved_bytes}
-        if series.arm in ("hooks", "plain") and record.parameters:
+        if series.arm in ("hooks", "plain", "request") and record.parameters:
             if series.phase == "total":
                 extra["parameters"] = sum(record.parameters.values())
             elif series.phase in _COMPONENT:
                 extra["parameters"] = record.parameters.get(_COMPONENT[series.phase])
-        if series.phase == "total" and series.clock == "wall" and (spent := energy.get(series.arm)):
-            extra |= {"joules_per_repeat": spent.joules / spent.repeats, "energy_span_s": spent.span_s}
+        if series.phase == "total" and series.clock == "wall" and (of_arm := energy.get(series.arm)):
+            extra |= _per_repeat(of_arm)
+        if block and (series.phase, series.clock) == ("total", "wall"):
+            extra |= {"requests": _requests(record), "failed_requests": len(record.failed_requests)}
         rows.add(
             place,
             tokens,
@@ -351,10 +386,42 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
             "busy_source": busy.source,
         }
         rows.add(place, tokens, samples, phase=busy.phase, **kind)
+    for spent in record.energy if block else []:
+        if spent.what in ("prefill", "vision"):
+            mean_ms = np.array([1000 * spent.span_s / spent.repeats])
+            kind = {"arm": "repeated", "clock": "wall", "source": "measured", **_per_repeat(spent)}
+            rows.add(place, tokens, mean_ms, phase=spent.what, **kind)
     for warmup in record.warmups:
-        if warmup.wall_ms:
+        if warmup.wall_ms and not block:
             first = np.array(warmup.wall_ms[:1])
             rows.add(place, tokens, first, arm=warmup.arm, phase="first_call", clock="wall", source="measured")
+
+
+def _per_repeat(use: Energy) -> dict[str, float]:
+    return {"joules_per_repeat": use.joules / use.repeats, "energy_span_s": use.span_s}
+
+
+def _requests(record: Record) -> str:
+    """What each round of a block was, as JSON, in the order of the rounds."""
+    block = record.cell.image
+    assert isinstance(block, RequestBlock)
+    found = [
+        {
+            "number": block.first + request.place,
+            "image_index": block.requests[request.place].index,
+            "image_id": request.image_id,
+            "question_id": request.question_id,
+            "question": request.question,
+            "width_px": request.width_px,
+            "height_px": request.height_px,
+            **request.counted.model_dump(),
+            "output_tokens": block.requests[request.place].output_tokens,
+            "generated_tokens": generated,
+            "disturbances": state.disturbances,
+        }
+        for request, generated, state in zip(record.requests, record.generated_tokens, record.rounds, strict=True)
+    ]
+    return json.dumps(found, ensure_ascii=False)
 
 
 def _steps(record: Record) -> Array:
@@ -391,6 +458,7 @@ def _cell_values(record: Record) -> dict[str, Any]:
         values = [value for state in record.rounds if (value := getattr(state, name)) is not None]
         return how(values) if values else None
 
+    judged = [warmup.settled for warmup in record.warmups if warmup.settled is not None]
     reasons = dict.fromkeys(reason for state in record.rounds for reason in state.disturbances)
     return {
         "study": record.study,
@@ -422,13 +490,13 @@ def _cell_values(record: Record) -> dict[str, Any]:
         "text_tokens": counted.text_tokens if counted else None,
         "prompt_tokens": counted.prompt_tokens if counted else None,
         "generated_tokens": median_low(record.generated_tokens) if record.generated_tokens else None,
-        "image_index": None if isinstance(cell.image, DummyImage) else cell.image.index,
+        "image_index": cell.image.index if isinstance(cell.image, DatasetImage) else None,
         "image_id": record.image_id,
         "question_id": record.question_id,
         "question": record.question,
         "answers": json.dumps(record.answers, ensure_ascii=False) if record.question is not None else None,
         "stop_reason": record.stop_reason,
-        "warmup_settled": all(warmup.settled for warmup in record.warmups) if record.warmups else None,
+        "warmup_settled": all(judged) if judged else None,
         "disturbances": "; ".join(reasons) or None,
         "busy_reason": record.busy_reason,
         "drifted": drift.drifted if drift else None,

@@ -13,8 +13,18 @@ from vlmeter.families.registry import get_family
 from vlmeter.files import write_atomically
 from vlmeter.fingerprint import fingerprint
 from vlmeter.layout import Layout
-from vlmeter.plan import Cell, DatasetItem, DummyImage, build_plan, subject_spec
-from vlmeter.session import Machine, Picture, Progress, Summary, cell_fingerprint, pictures_for, run_session
+from vlmeter.plan import Cell, DatasetItem, DummyImage, RequestBlock, build_plan, subject_spec
+from vlmeter.session import (
+    Album,
+    Looks,
+    Machine,
+    Picture,
+    Progress,
+    Summary,
+    cell_fingerprint,
+    pictures_for,
+    run_session,
+)
 from vlmeter.store import State, state_of
 
 if TYPE_CHECKING:
@@ -30,10 +40,9 @@ def fetch_dataset(study: Study, folder: Path, *, progress: Callable[[int, int], 
     geometries = [get_family(subject.family).geometry(subject_spec(subject)) for subject in study.subjects.values()]
 
     def check_size(width_px: int, height_px: int) -> None:
-        experiment = study.experiments.output_tokens
-        options = ImageOptions(max_crops=experiment.max_crops if experiment else None)
-        for geometry in geometries:
-            geometry.image_tokens(width_px, height_px, options=options)
+        for experiment in study.experiments.on_photographs:
+            for geometry in geometries:
+                geometry.image_tokens(width_px, height_px, options=ImageOptions(max_crops=experiment.max_crops))
 
     return fetch(study.dataset, folder, check_size=check_size, progress=progress)
 
@@ -79,13 +88,12 @@ def _photographs(manifest: Manifest, folder: Path) -> list[Picture]:
     return [picture(index) for index in range(len(manifest.images))]
 
 
-def _look(study: Study, subject_name: str, layout: Layout) -> tuple[tuple[Cell, ...], dict[str, Picture]]:
+def _look(study: Study, subject_name: str, layout: Layout) -> tuple[tuple[Cell, ...], dict[str, Looks]]:
     """A subject's cells, with all that fetched photographs tell of them, and what each of them looks at."""
     from vlmeter.dataset import read_manifest
     from vlmeter.images import read_image
 
-    needs_photographs = study.experiments.output_tokens is not None
-    manifest = read_manifest(layout.manifest, check_files=True) if needs_photographs else None
+    manifest = read_manifest(layout.manifest, check_files=True) if study.experiments.on_photographs else None
     items = dataset_items(manifest) if manifest else None
     cells = tuple(cell for cell in build_plan(study, dataset=items) if cell.subject == subject_name)
     photographs = _photographs(manifest, layout.dataset) if manifest else []
@@ -173,7 +181,7 @@ def expected_plan(study: Study, layout: Layout) -> tuple[Cell, ...]:
 
     from vlmeter.dataset import read_manifest
 
-    if study.experiments.output_tokens is None:
+    if not study.experiments.on_photographs:
         return build_plan(study)
     if study.dataset.source == "embedded":
         with tempfile.TemporaryDirectory() as folder:
@@ -196,18 +204,21 @@ def cell_states(study: Study, layout: Layout, cells: Sequence[Cell] | None = Non
 
     cells = build_plan(study) if cells is None else cells
     try:
-        manifest = read_manifest(layout.manifest) if study.experiments.output_tokens else None
+        manifest = read_manifest(layout.manifest) if study.experiments.on_photographs else None
     except UserError:
         manifest = None
     photographs = _photographs(manifest, layout.dataset) if manifest else []
     found = []
     for cell in cells:
-        picture = None
+        looks: Looks | None = None
         if isinstance(cell.image, DummyImage):
-            picture = Picture(open=lambda: None, digest="")
+            looks = Picture(open=lambda: None, digest="")
+        elif isinstance(cell.image, RequestBlock):
+            if all(request.index < len(photographs) for request in cell.image.requests):
+                looks = Album(tuple(photographs[request.index] for request in cell.image.requests))
         elif cell.image.index < len(photographs):
-            picture = photographs[cell.image.index]
-        current = cell_fingerprint(cell, study.subjects[cell.subject], picture)
+            looks = photographs[cell.image.index]
+        current = cell_fingerprint(cell, study.subjects[cell.subject], looks)
         found.append((cell, state_of(layout.record(cell), current)))
     return found
 

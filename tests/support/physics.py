@@ -50,6 +50,7 @@ def with_floors(table: pd.DataFrame) -> pd.DataFrame:
                 Work(
                     cell_id=cell["cell_id"],
                     crops=cell["crops"],
+                    vision_tokens=cell["vision_tokens"],
                     prompt_tokens=cell["prompt_tokens"],
                     prefill=tuple(
                         PhaseWork(phase=phase, flops=int(1e8) * cell["crops"], weight_bytes=1000)

@@ -1,0 +1,350 @@
+"""A block of requests: each measured once behind a warm-up of its shape, streamed, and resumed block by block."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.support.fakes import FakeRunner, out_of_memory
+from tests.support.studies import machine_of, photographs, run_fake, study_of
+from vlmeter.backends.base import OutOfDeviceMemory
+from vlmeter.block import measure_block
+from vlmeter.budget import WARMUP_TOKENS, cell_seconds
+from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.measure import WARMUP_OUTPUT_TOKENS, CountMismatch, Measurement, Sight
+from vlmeter.monitor import QuietMonitor, Reading
+from vlmeter.plan import Cell, RequestBlock, build_plan
+from vlmeter.record import Record, read_record
+from vlmeter.session import SessionFailed, Summary
+from vlmeter.store import cell_path
+
+PHASES = {"preprocess", "copy", *PREFILL_PHASES, "decode", "longest_step"}
+
+
+def block_study(**latency: Any) -> Any:
+    """A study of requests alone: twelve in three blocks, on two photographs."""
+    experiment = {"samples": 12, "block_samples": 4, "output_tokens": [2, 4, 8], **latency}
+    return study_of(experiments={"latency_distribution": experiment})
+
+
+def block_cell(**latency: Any) -> Cell:
+    return build_plan(block_study(**latency))[0]
+
+
+def sight(place: int, *, sizes: int = 2) -> Sight:
+    return Sight(image=Image.new("RGB", (336 + 224 * (place % sizes), 336)), question="What is it?")
+
+
+def measured(
+    cell: Cell,
+    runner: FakeRunner | None = None,
+    *,
+    open_sight: Callable[[int], Sight] = sight,
+    monitor: Any = None,
+    seed: int = 0,
+) -> Measurement:
+    return measure_block(
+        cell, open_sight, runner or FakeRunner(), monitor=monitor or QuietMonitor(), rng=random.Random(seed)
+    )
+
+
+# --- one block ----------------------------------------------------------------------------------------
+
+
+def test_every_request_is_measured_exactly_once() -> None:
+    result = measured(block_cell(samples=20, block_samples=20))
+    assert sorted(state.place for state in result.requests) == list(range(20))
+    assert len(result.timings["request"]) == len(result.rounds) == len(result.generated_tokens) == 20
+    assert result.stop_reason == "all_requests"
+
+
+def test_requests_run_in_an_order_that_the_seed_decides() -> None:
+    def order(seed: int) -> list[int]:
+        return [state.place for state in measured(block_cell(samples=20, block_samples=20), seed=seed).requests]
+
+    assert order(1) == order(1) != order(2)
+    assert order(1) != sorted(order(1))
+
+
+def test_a_request_lasts_from_the_picture_to_the_last_token_and_its_phases_fill_it() -> None:
+    result = measured(block_cell())
+    for timing in result.timings["request"]:
+        spans = dict(timing.spans)
+        assert set(spans) == PHASES
+        parts = [spans[phase] for phase in PHASES - {"longest_step"}]
+        merge = [duration_ms for phase, duration_ms in timing.spans if phase == "merge"]
+        assert sum(parts) - spans["merge"] + sum(merge) == pytest.approx(timing.wall_ms)
+
+
+def test_decode_is_kept_as_a_sum_and_a_longest_step_so_that_long_answers_take_no_more_room() -> None:
+    result = measured(block_cell(output_tokens=400, samples=1, block_samples=1))
+    (timing,) = result.timings["request"]
+    spans = dict(timing.spans)
+    assert len(timing.spans) < 12
+    assert spans["decode"] == pytest.approx(sum(3.0 + 0.001 * (399 + step) for step in range(1, 400)), rel=0.1)
+    assert spans["longest_step"] < 1.2 * spans["decode"] / 399
+
+
+def test_a_request_of_one_token_has_no_decode() -> None:
+    result = measured(block_cell(output_tokens=1))
+    assert {dict(timing.spans)["decode"] for timing in result.timings["request"]} == {0.0}
+
+
+def test_natural_stopping_is_counted() -> None:
+    result = measured(block_cell(output_tokens=50, stop="eos"), FakeRunner(ends_after=7))
+    assert set(result.generated_tokens) == {7}
+
+
+# --- warm-up --------------------------------------------------------------------------------------------
+
+
+def test_every_distinct_shape_is_warmed_up_and_no_shape_twice() -> None:
+    runner = FakeRunner()
+    result = measured(block_cell(samples=20, block_samples=20), runner)
+    (warmup,) = result.warmups
+    assert len(warmup.wall_ms) == 2, "two sizes of picture"
+    assert warmup.settled is None, "a block does not judge it"
+    assert runner.calls.count("generate") == 2 + 20
+
+
+def test_the_first_use_of_a_shape_is_in_no_sample() -> None:
+    seen: set[int] = set()
+    runner = FakeRunner()
+
+    def slow_at_first() -> None:
+        if len(seen) < 2:
+            seen.add(len(seen))
+            runner.clock.work(device_ms=5000.0)
+
+    runner.fail["generate"] = slow_at_first
+    result = measured(block_cell(), runner)
+    assert min(result.warmups[0].wall_ms) > 5000
+    assert max(timing.wall_ms for timing in result.timings["request"]) < 1000
+
+
+def test_a_warm_up_may_be_repeated_and_is_short() -> None:
+    runner = FakeRunner()
+    result = measured(block_cell(warmup_runs=3, output_tokens=200), runner)
+    assert len(result.warmups[0].wall_ms) == 6
+    assert max(result.warmups[0].wall_ms) < min(timing.wall_ms for timing in result.timings["request"]) / 2
+
+
+def test_the_budget_counts_the_same_warm_up() -> None:
+    assert WARMUP_TOKENS == WARMUP_OUTPUT_TOKENS
+    assert cell_seconds(block_cell(block_samples=8)) > cell_seconds(block_cell(block_samples=4))
+
+
+# --- streaming ------------------------------------------------------------------------------------------
+
+
+def test_at_most_one_picture_is_alive_however_many_requests_there_are() -> None:
+    alive: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    def open_sight(place: int) -> Sight:
+        nonlocal most
+        made = sight(place)
+        alive.append(weakref.ref(made.image))
+        most = max(most, sum(one() is not None for one in alive))
+        return made
+
+    result = measured(block_cell(samples=200, block_samples=200), open_sight=open_sight)
+    assert len(result.requests) == 200
+    assert len(alive) > 200
+    assert most <= 2, "the one that is opened, and at most the one before it"
+    assert not any(one() for one in alive)
+
+
+def test_what_is_kept_of_a_request_does_not_grow_with_its_answer() -> None:
+    def kept(output_tokens: int) -> int:
+        return sum(len(timing.spans) for timing in measured(block_cell(output_tokens=output_tokens)).timings["request"])
+
+    assert kept(4) == kept(300)
+
+
+# --- counts and memory ----------------------------------------------------------------------------------
+
+
+def test_a_request_whose_inputs_are_not_those_of_the_plan_condemns_the_block() -> None:
+    cell = block_cell()
+    assert isinstance(cell.image, RequestBlock)
+    wrong = cell.image.requests[2].model_copy(
+        update={"expected": cell.image.requests[2].expected.model_copy(update={"crops": 77})}
+    )
+    requests = (*cell.image.requests[:2], wrong, *cell.image.requests[3:])
+    cell = cell.model_copy(update={"image": cell.image.model_copy(update={"requests": requests})})
+    with pytest.raises(CountMismatch, match=r"request 2 of cell distribution-block000 of fake: the plan says crops 77"):
+        measured(cell)
+
+
+def test_out_of_memory_in_one_request_is_a_result_of_the_block() -> None:
+    """The third request that is run; its warm-up had memory enough."""
+    runner, calls = FakeRunner(), 0
+
+    def fail() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2 + 3:
+            out_of_memory()
+
+    runner.fail["generate"] = fail
+    result = measured(block_cell(samples=6, block_samples=6), runner)
+    assert result.status == "ok"
+    assert len(result.requests) == 5
+    (failed,) = result.failed
+    assert failed.reason == "tried to allocate 2.00 GiB"
+    assert failed.place not in {state.place for state in result.requests}
+    assert "release" in runner.calls
+
+
+def test_a_block_for_which_there_is_no_memory_at_all_says_so() -> None:
+    runner = FakeRunner(fail={"generate": out_of_memory})
+    result = measured(block_cell(), runner)
+    assert (result.status, result.reason) == ("oom", "tried to allocate 2.00 GiB")
+    assert result.timings == {}
+    assert len(result.failed) == 4
+
+
+def test_a_look_at_memory_that_lacks_memory_costs_no_sample() -> None:
+    runner = FakeRunner(fail={"memory": out_of_memory})
+    result = measured(block_cell(), runner)
+    assert (result.status, len(result.requests), result.memory) == ("ok", 4, [])
+
+
+def test_a_picture_too_large_to_be_copied_in_the_warm_up_is_told_by_its_request() -> None:
+    runner = FakeRunner()
+
+    def fail() -> None:
+        raise OutOfDeviceMemory("no room for the picture")
+
+    runner.fail["prepare"] = fail
+    assert measured(block_cell(), runner).reason == "no room for the picture"
+
+
+# --- energy and disturbance -----------------------------------------------------------------------------
+
+
+class Counter(QuietMonitor):
+    """A monitor whose device takes 100 W, and that calls every third request disturbed."""
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self._runner, self._reads = runner, 0
+
+    def energy_j(self) -> float | None:
+        self._runner.clock.synchronize()
+        return 0.1 * self._runner.clock.host_ms()
+
+    def read(self) -> Reading:
+        self._reads += 1
+        return Reading(disturbances=("other processes on the host",) if self._reads % 3 == 0 else ())
+
+
+def test_energy_is_read_over_all_requests_and_over_repeated_prefill_and_vision() -> None:
+    runner = FakeRunner()
+    cell = block_cell(output_tokens=300)
+    cell = cell.model_copy(update={"sampling": cell.sampling.model_copy(update={"energy_seconds_per_cell": 1.0})})
+    result = measured(cell, runner, monitor=Counter(runner))
+    spent = {use.what: use for use in result.energy}
+    assert set(spent) == {"request", "prefill", "vision"}
+    for use in spent.values():
+        assert use.joules / use.span_s == pytest.approx(100, rel=1e-6)
+    assert spent["request"].repeats == 4
+    assert spent["vision"].joules / spent["vision"].repeats < spent["prefill"].joules / spent["prefill"].repeats
+
+
+def test_disturbed_requests_are_marked_and_kept() -> None:
+    runner = FakeRunner()
+    result = measured(block_cell(samples=9, block_samples=9), runner, monitor=Counter(runner))
+    assert sum(bool(state.reading.disturbances) for state in result.rounds) == 3
+    assert len(result.timings["request"]) == 9
+
+
+# --- sessions -------------------------------------------------------------------------------------------
+
+
+def records_of(results: Path, study: Any) -> dict[str, Record]:
+    found = {cell.cell_id: cell_path(results, study.study, cell) for cell in build_plan(study)}
+    return {name: read_record(path) for name, path in found.items() if path.exists()}
+
+
+def test_a_record_says_of_every_round_which_request_it_was(tmp_path: Path) -> None:
+    study = block_study()
+    run_fake(study, tmp_path)
+    record = records_of(tmp_path, study)["distribution-block001"]
+    assert len(record.requests) == len(record.rounds) == 4
+    block, pictures = record.cell.image, photographs(2)
+    assert isinstance(block, RequestBlock)
+    for request, tokens in zip(record.requests, record.generated_tokens, strict=True):
+        planned = block.requests[request.place]
+        assert tokens == planned.output_tokens
+        assert (request.image_id, request.question) == (
+            pictures[planned.index].image_id,
+            pictures[planned.index].question,
+        )
+        assert request.counted.crops == planned.expected.crops
+        assert (request.width_px, request.height_px) == (336 + 224 * planned.index, 336)
+    assert {len(series.samples_ms) for series in record.series} == {4}
+    assert {series.phase for series in record.series if series.clock == "device"} == {*PHASES, "total"}
+
+
+def test_a_study_of_requests_alone_watches_for_drift_with_its_first_request(tmp_path: Path) -> None:
+    runner = FakeRunner()
+    run_fake(block_study(), tmp_path, runner=runner)
+    drift = records_of(tmp_path, block_study())["distribution-block000"].drift
+    assert drift is not None
+    assert drift.before_ms == pytest.approx(drift.reference_ms) == drift.after_ms
+
+
+class Ended(Exception):
+    """The session's process was ended."""
+
+
+def test_an_ended_session_goes_on_with_the_block_in_which_it_was_ended(tmp_path: Path) -> None:
+    study, runner = block_study(), FakeRunner()
+
+    def end() -> None:
+        if len(list(tmp_path.rglob("cells/fake/*.json"))) == 2:
+            raise Ended
+
+    runner.fail["generate"] = end
+    with pytest.raises(Ended):
+        run_fake(study, tmp_path, runner=runner)
+    first = {name: record.session.session_id for name, record in records_of(tmp_path, study).items()}
+    assert len(first) == 2
+    summary: Summary = run_fake(study, tmp_path)
+    assert (summary.fresh, summary.measured) == (2, 1)
+    after = {name: record.session.session_id for name, record in records_of(tmp_path, study).items()}
+    assert first.items() < after.items()
+
+
+def test_more_samples_measure_the_new_blocks_and_no_other(tmp_path: Path) -> None:
+    run_fake(block_study(), tmp_path)
+    assert run_fake(block_study(samples=20), tmp_path).measured == 2
+    assert run_fake(block_study(samples=18), tmp_path).measured == 1, "the last block has become shorter"
+
+
+def test_a_changed_question_makes_its_blocks_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = block_study(samples=4, block_samples=1)
+    run_fake(study, tmp_path)
+    monkeypatch.setattr("tests.support.studies.QUESTION", "What else is there?")
+    assert run_fake(study, tmp_path).measured == 4
+    assert run_fake(study, tmp_path).measured == 0
+
+
+def test_the_rounds_of_other_cells_do_not_make_a_block_stale(tmp_path: Path) -> None:
+    run_fake(block_study(), tmp_path)
+    experiments = {"latency_distribution": {"samples": 12, "block_samples": 4, "output_tokens": [2, 4, 8]}}
+    careful = study_of(experiments=experiments, sampling={"min_samples": 30, "max_samples": 90})
+    assert run_fake(careful, tmp_path).measured == 0
+
+
+def test_a_failed_block_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    study, runner = block_study(), FakeRunner(extra_vision_tokens=1)
+    with pytest.raises(SessionFailed, match=r"3 of 3 cells of fake failed; the first: request \d of cell distribution"):
+        run_fake(study, tmp_path, machine=machine_of(runner))
