@@ -7,6 +7,8 @@ SUMMARISING = [
     for name in (
         "analysis",
         "analysis_flops",
+        "components",
+        "distribution",
         "physics",
         "prediction",
         "stats",

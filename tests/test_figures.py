@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.physics import with_floors
-from tests.support.tables import CpuLikeRunner, table_of
+from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter import analysis, analysis_flops, prediction
 from vlmeter.errors import UserError
 from vlmeter.figures import flops_latency, notes_series, style
@@ -30,7 +30,7 @@ from vlmeter.units import significant
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     runner = FakeRunner(noise_fraction=0.01, launch_ms={"vision_encoder": 4.0})
-    return with_floors(table_of(tmp_path_factory.mktemp("figures"), runner=runner))
+    return with_floors(table_of(tmp_path_factory.mktemp("figures"), runner=runner, latency=LATENCY))
 
 
 def axes_of(table: pd.DataFrame, name: str) -> list[Axes]:
@@ -52,7 +52,8 @@ def test_a_figures_module_says_what_it_is(name: str) -> None:
     figure = get_figure(name)
     assert name == figure.NAME
     assert figure.TITLE
-    assert figure.SECTION in ("vision", "output", "flops", "prediction", "limits", "session")
+    sections = ("vision", "output", "distribution", "components", "flops", "prediction", "limits", "session")
+    assert figure.SECTION in sections
 
 
 @pytest.mark.parametrize("name", FIGURES)

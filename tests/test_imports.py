@@ -71,6 +71,7 @@ ORDER = (
     "vlmeter.budget",
     "vlmeter.monitor",
     "vlmeter.measure",
+    "vlmeter.block",
     "vlmeter.record",
     "vlmeter.environment",
     "vlmeter.store",
@@ -83,6 +84,9 @@ ORDER = (
     # records -> table -> figures, claims -> report
     "vlmeter.table",
     "vlmeter.analysis",
+    "vlmeter.distribution",
+    "vlmeter.components",
+    "vlmeter.thumbnails",
     "vlmeter.analysis_flops",
     "vlmeter.prediction",
     "vlmeter.baseline",

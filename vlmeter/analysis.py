@@ -893,7 +893,7 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
         return Trust("unusable", ("no cell was measured",))
     count = len(totals)
     drifted = totals["drifted"].fillna(False).astype(bool)
-    kept = (totals["disturbed_samples"] > 0) & (totals["samples"] == totals["rounds"])
+    kept = totals["disturbed_samples"] * 2 > totals["rounds"]
     some = (totals["disturbed_samples"] > 0) & ~kept
     unsettled = ~totals["warmup_settled"].fillna(True).astype(bool)
     reasons = []

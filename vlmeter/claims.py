@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from vlmeter import analysis, analysis_flops, prediction
+from vlmeter import analysis, analysis_flops, components, distribution, prediction
 from vlmeter.analysis import Unknown
 from vlmeter.files import write_atomically
 from vlmeter.physics import beside
@@ -61,6 +61,18 @@ PREDICTION_FRACTION = 0.1
 
 #: Intervals hold if nine of ten do at least: nominally 95 % do, and the share itself is known from few cells.
 COVERED_FRACTION = 0.9
+
+#: A tail is called short up to twice the median: a user who waits for twice as long notices.
+TAIL_RATIO = 2.0
+
+#: Most of something is more than half of it.
+MOST_OF_IT = 0.5
+
+#: Latency is called explained if nine tenths of its variance are.
+EXPLAINED_FRACTION = 0.9
+
+#: Two shares are called the same up to ten points of a hundred.
+SHARE_TOLERANCE = 0.1
 
 #: What the lab notes' table says of tilings 1 x k: k -> vision tokens, as far as we have it. They capped k >= 8 at
 #: 1344.
@@ -133,6 +145,24 @@ class Data:
     def law(self) -> analysis.DecodeLaw | Unknown:
         """How decode grows."""
         return analysis.decode_law(self.runs)
+
+    @cached_property
+    def requests(self) -> distribution.Sample:
+        """Requests of the distribution."""
+        return distribution.sample_of(self.table)
+
+    @cached_property
+    def explanation(self) -> distribution.Explanation | Unknown:
+        """What makes requests slow."""
+        return distribution.explain(self.requests)
+
+    @cached_property
+    def profile(self) -> components.Profile | Unknown:
+        """Parts of a mean request, with their work where it is known."""
+        table = self.table
+        if self.physics is not None and "flops" in self.physics and "flops" not in table:
+            table = beside(table, self.physics)
+        return components.profile(table)
 
     @cached_property
     def spread(self) -> float:
@@ -659,6 +689,115 @@ def decode_near_floor(data: Data) -> Finding:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Many requests, and the components
+
+
+def tail_within_twice_the_middle(data: Data) -> Finding:
+    """One request in a hundred may take longer than the median, but not much."""
+    ratio = distribution.tail_over_middle(data.requests.requests["total_ms"].to_numpy(dtype=np.float64))
+    if isinstance(ratio, Unknown):
+        return _unknown(ratio.reason)
+    verdict = within(ratio, 0.0, TAIL_RATIO)
+    start = {
+        "holds": f"P99 is within {TAIL_RATIO:g} times the median",
+        "does not hold": f"P99 is more than {TAIL_RATIO:g} times the median",
+        "cannot tell": f"Whether P99 is within {TAIL_RATIO:g} times the median cannot be told",
+    }
+    said = f"{with_interval(ratio, '')} times over {plural(data.requests.size, 'request')}"
+    return Finding(verdict, f"{start[verdict]}: {said}.", (Evidence.of("P99 over P50", ratio, "times"),))
+
+
+def tail_is_output_length(data: Data) -> Finding:
+    """Slow requests are slow because they write more."""
+    found = data.explanation
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    if "generated_tokens" in found.fixed:
+        reason = found.fixed["generated_tokens"]
+        return Finding("does not hold", f"The tail is not made by output length, since {reason}.")
+    share = found.gap["generated_tokens"]
+    evidence = (
+        Evidence.of("gap between the slowest requests and the middle", found.gap_ms, "ms"),
+        *(
+            Evidence.of(f"share of {distribution.FACTORS.get(name, 'nothing known')}", one, "fraction")
+            for name, one in found.gap.items()
+        ),
+    )
+    verdict = within(share, MOST_OF_IT, math.inf)
+    start = {
+        "holds": "Most of the tail is made by output length",
+        "does not hold": "Most of the tail is not made by output length",
+        "cannot tell": "Whether most of the tail is made by output length cannot be told",
+    }
+    said = (
+        f"it accounts for {with_interval(share, 'fraction')} of the {with_interval(found.gap_ms, 'ms')} by which the "
+        f"slowest {percent(found.tail_fraction, 1)} of the requests take longer than those in the middle"
+    )
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+def requests_explain_their_latency(data: Data) -> Finding:
+    """Output tokens, prompt tokens, crops and pixels tell how long a request takes."""
+    found = data.explanation
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    rest = found.variance["rest"]
+    evidence = tuple(
+        Evidence.of(f"share of {distribution.FACTORS.get(name, 'nothing known')}", one, "fraction")
+        for name, one in found.variance.items()
+    )
+    verdict = within(rest, -math.inf, 1 - EXPLAINED_FRACTION)
+    limit = percent(EXPLAINED_FRACTION, 2)
+    start = {
+        "holds": f"What a request is explains {limit} of the variance of its latency or more",
+        "does not hold": f"What a request is explains less than {limit} of the variance of its latency",
+        "cannot tell": f"Whether what a request is explains {limit} of the variance of its latency cannot be told",
+    }
+    said = f"{with_interval(rest, 'fraction')} is accounted for by none of {_listed(found.factors)}"
+    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+
+
+def _listed(factors: Sequence[str]) -> str:
+    words = [distribution.FACTORS[name] for name in factors]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def parameters_are_not_time(data: Data) -> Finding:
+    """A component's share of the parameters is not its share of the time."""
+    return _shares_differ(data, "parameters", "of the prefill's time")
+
+
+def flops_are_not_time(data: Data) -> Finding:
+    """A component's share of the arithmetic is not its share of the time."""
+    return _shares_differ(data, "flops", "of the time")
+
+
+def _shares_differ(data: Data, quantity: str, whole: str) -> Finding:
+    found = data.profile
+    if isinstance(found, Unknown):
+        return _unknown(found.reason)
+    apart = components.disagreement(found, quantity)
+    if isinstance(apart, Unknown):
+        return _unknown(apart.reason)
+    name = components.QUANTITIES[quantity]
+    distance = apart.distance
+    evidence = (
+        Evidence("share of the " + name, apart.share, None, None, "fraction"),
+        Evidence.of(f"share {whole}", apart.time_share, "fraction"),
+    )
+    near = within(distance, -SHARE_TOLERANCE, SHARE_TOLERANCE)
+    said = (
+        f"{components.NAMES[apart.part]} has {percent(apart.share)} of the {name} and "
+        f"{with_interval(apart.time_share, 'fraction')} {whole}"
+    )
+    if near == "does not hold":
+        return Finding("holds", f"Share of {name} is not share of time: {said}.", evidence)
+    if near == "holds":
+        return Finding("does not hold", f"Share of {name} is share of time, nearly: at most, {said}.", evidence)
+    return Finding("cannot tell", f"Whether share of {name} is share of time cannot be told: {said}.", evidence)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # FLOPs against latency
 
 
@@ -879,6 +1018,17 @@ CLAIMS: Mapping[str, Entry] = {
     "decode_launch_bound": Entry("The host sets the pace of decoding", decode_launch_bound, ("decode_steps",)),
     "decode_near_floor": Entry("Decode runs near the memory's limit", decode_near_floor, ("decode_steps",)),
     "hook_overhead_within_bound": Entry("Marks cost less than 1 %", hook_overhead_within_bound, ("two_methods",)),
+    "tail_within_twice_the_middle": Entry(
+        "One request in a hundred takes twice the median at most", tail_within_twice_the_middle, ("latency_cdf",)
+    ),
+    "tail_is_output_length": Entry("Slow requests are those that write more", tail_is_output_length, ("latency_tail",)),
+    "requests_explain_their_latency": Entry(
+        "What a request is tells how long it takes", requests_explain_their_latency, ("latency_tail",)
+    ),
+    "parameters_are_not_time": Entry(
+        "Share of parameters is not share of time", parameters_are_not_time, ("component_profile",)
+    ),
+    "flops_are_not_time": Entry("Share of FLOPs is not share of time", flops_are_not_time, ("component_profile",)),
     "flops_predict_latency": Entry(
         "FLOPs predict latency", flops_predict_latency, ("flops_latency", "flops_or_roofline")
     ),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from vlmeter.ceilings import Ceiling, Ceilings
+from vlmeter.distribution import requests
 from vlmeter.families.base import PREFILL_PHASES
-from vlmeter.physics import PhaseWork, StepWork, SubjectWork, Work, beside, physics_table
+from vlmeter.physics import PhaseWork, ShapeWork, StepWork, SubjectWork, Work, beside, physics_table
 
 
 def ceilings_of(
@@ -38,29 +42,27 @@ H200 = ceilings_of(copy_bytes_per_s=4.8e12, matrix_flops_per_s=989e12, device_mo
 A100 = ceilings_of(copy_bytes_per_s=2.039e12, matrix_flops_per_s=312e12, device_model="A100", dtype="bfloat16")
 
 
+def _work_of(cell: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        "crops": cell["crops"],
+        "prompt_tokens": cell["prompt_tokens"],
+        "prefill": tuple(
+            PhaseWork(phase=phase, flops=int(1e8) * cell["crops"], weight_bytes=1000) for phase in PREFILL_PHASES
+        ),
+        "step": StepWork(flops=1000, flops_per_context_token=1, weight_bytes=int(1e9), cache_bytes_per_token=100),
+    }
+
+
 def with_floors(table: pd.DataFrame) -> pd.DataFrame:
     """Set work of declared size beside a table of fake cells: 0.1 ms of arithmetic per phase and crop."""
     limits = ceilings_of(copy_bytes_per_s=1e12, matrix_flops_per_s=1e12)
     works = {}
     for subject, rows in table.groupby("subject"):
-        cells = rows.drop_duplicates("cell_id")
+        cells = rows[rows["experiment"] != "latency_distribution"].drop_duplicates("cell_id")
+        shapes = requests(rows).drop_duplicates(["crops", "prompt_tokens"])
         works[subject] = SubjectWork(
             subject=subject,
-            cells=tuple(
-                Work(
-                    cell_id=cell["cell_id"],
-                    crops=cell["crops"],
-                    vision_tokens=cell["vision_tokens"],
-                    prompt_tokens=cell["prompt_tokens"],
-                    prefill=tuple(
-                        PhaseWork(phase=phase, flops=int(1e8) * cell["crops"], weight_bytes=1000)
-                        for phase in PREFILL_PHASES
-                    ),
-                    step=StepWork(
-                        flops=1000, flops_per_context_token=1, weight_bytes=int(1e9), cache_bytes_per_token=100
-                    ),
-                )
-                for cell in cells.to_dict("records")
-            ),
+            cells=tuple(Work(cell_id=cell["cell_id"], **_work_of(cell)) for cell in cells.to_dict("records")),
+            shapes=tuple(ShapeWork(**_work_of(shape)) for shape in shapes.to_dict("records")),
         )
     return beside(table, physics_table(table, works, dict.fromkeys(works, limits)))

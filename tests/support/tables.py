@@ -20,6 +20,9 @@ TILINGS = ["1x1", "1x2", "2x2", "1x5", "1x7", "2x4", "3x3", "1x10", "2x6", "3x4"
 VISION = {"tilings": TILINGS}
 OUTPUT: dict[str, Any] = {"output_tokens": [8, 16, 32, 64], "sampling": {"min_samples": 5, "max_samples": 5}}
 
+#: Requests enough for every percentile, with answers of four lengths.
+LATENCY: dict[str, Any] = {"samples": 320, "block_samples": 80, "output_tokens": [4, 8, 16, 64]}
+
 
 def records_of(
     results: Path,
@@ -28,10 +31,11 @@ def records_of(
     monitor: Monitor | None = None,
     vision: dict[str, Any] | None = VISION,
     output: dict[str, Any] | None = OUTPUT,
+    latency: dict[str, Any] | None = None,
     **changes: Any,
 ) -> list[Path]:
     """Run a fake study into `results`; returns its records' paths."""
-    experiments = {"vision_tokens": vision, "output_tokens": output}
+    experiments = {"vision_tokens": vision, "output_tokens": output, "latency_distribution": latency}
     study = study_of(
         experiments={name: given for name, given in experiments.items() if given is not None},
         dataset={"source": "embedded", "images": 6},

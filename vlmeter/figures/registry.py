@@ -2,7 +2,7 @@
 
 A figure is a module with
 
-- `NAME`, `TITLE` and `SECTION` (vision, output, flops, prediction, limits, session or across);
+- `NAME`, `TITLE` and `SECTION` (vision, output, distribution, components, flops, prediction, limits, session or across);
 - `needs(table)`: why it cannot be drawn from this table, or None;
 - `caption(table)`: what to see in it, in sentences made of the data;
 - `draw(table)`: the figure.
@@ -38,6 +38,10 @@ FIGURES = {
     "total_by_length": "vlmeter.figures.total_by_length",
     "decode_steps": "vlmeter.figures.decode_steps",
     "inter_token": "vlmeter.figures.inter_token",
+    "latency_histogram": "vlmeter.figures.latency_histogram",
+    "latency_cdf": "vlmeter.figures.latency_cdf",
+    "latency_tail": "vlmeter.figures.latency_tail",
+    "component_profile": "vlmeter.figures.component_profile",
     "flops_latency": "vlmeter.figures.flops_latency",
     "flops_or_roofline": "vlmeter.figures.flops_or_roofline",
     "token_costs": "vlmeter.figures.token_costs",
@@ -55,7 +59,7 @@ ACROSS = {
 }
 
 #: Figures whose table has work and floors beside the measured times (`physics.beside`).
-WITH_PHYSICS = frozenset({"flops_latency", "flops_or_roofline", "limits"})
+WITH_PHYSICS = frozenset({"component_profile", "flops_latency", "flops_or_roofline", "limits"})
 
 
 class FigureModule(Protocol):

@@ -1,0 +1,123 @@
+"""Shares side by side: of a component's parameters, arithmetic, memory traffic and time; prefill and decode apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vlmeter import components
+from vlmeter.analysis import Unknown
+from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.figures import style
+from vlmeter.stats import Estimate
+from vlmeter.units import percent
+from vlmeter.wording import with_interval
+
+NAME = "component_profile"
+TITLE = "Shares of the components"
+SECTION = "components"
+
+#: Colour of a quantity.
+COLOURS: Mapping[str, str] = {
+    "parameters": style.COLOURS["inputs"],
+    "flops": style.COLOURS["vision_encoder"],
+    "traffic_bytes": style.COLOURS["projector"],
+    "time_ms": style.COLOURS["prefill"],
+    "joules": style.COLOURS["decode"],
+}
+
+WORDS: Mapping[str, str] = {**components.QUANTITIES, "joules": "energy"}
+
+#: Parts of a whole request, the prefill in two.
+SIDES: Mapping[str, tuple[str, ...]] = {
+    "vision": ("vision_encoder", "projector"),
+    "language": ("merge", "llm_blocks", "head"),
+    "decode": ("decode",),
+}
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Phases of a pass."""
+    found = components.profile(table)
+    return found.reason if isinstance(found, Unknown) else None
+
+
+def _sides(found: components.Profile) -> dict[str, dict[str, float]]:
+    """Shares of vision, LLM prefill and decode in a whole request, by quantity; only what is known."""
+    shares: dict[str, dict[str, float]] = {}
+    for quantity in ("flops", "traffic_bytes", "time_ms"):
+        own = found.share(quantity)
+        if own:
+            shares[quantity] = {side: sum(own[part] for part in parts) for side, parts in SIDES.items()}
+    joules = components.energy_parts(found)
+    if joules:
+        shares["joules"] = {side: spent / sum(joules.values()) for side, spent in joules.items()}
+    return shares
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw bars: components within the prefill, and below them the sides of a whole request where decode is known."""
+    found = components.profile(table)
+    assert not isinstance(found, Unknown)
+    within = {name: found.share(name, PREFILL_PHASES) for name in components.QUANTITIES}
+    with style.styled():
+        panels = 2 if found.has_decode else 1
+        figure, axes = style.new_figure(panels, height_in=3.4 * panels, share_x=False)
+        _bars(axes[0], {name: shares for name, shares in within.items() if shares}, PREFILL_PHASES, found.prefill_share)
+        axes[0].set_ylabel("share of the prefill (%)")
+        if found.has_decode:
+            _bars(axes[1], _sides(found), tuple(SIDES), {})
+            axes[1].set_ylabel("share of a whole request (%)")
+        axes[-1].set_xlabel("component")
+        style.title(axes[0], TITLE, table)
+    return figure
+
+
+def _bars(
+    axes: Axes, shares: Mapping[str, Mapping[str, float]], parts: Sequence[str], intervals: Mapping[str, Estimate]
+) -> None:
+    places, width = np.arange(len(parts), dtype=np.float64), 0.8 / max(1, len(shares))
+    for place, (name, own) in enumerate(shares.items()):
+        x = places + width * (place - (len(shares) - 1) / 2)
+        values = 100 * np.array([own[part] for part in parts])
+        axes.bar(x, values, 0.92 * width, color=COLOURS[name], linewidth=0, label=WORDS[name])
+        for at, value in zip(x, values, strict=True):
+            text = f"{value:.0f}" if value >= 0.95 else f"{value:.1f}" if value >= 0.05 else "<0.1"
+            axes.annotate(
+                text, (at, value), textcoords="offset points", xytext=(0, 2), ha="center", fontsize=7, color=style.MUTED
+            )
+        if name == "time_ms" and intervals:
+            low, high = (100 * np.array([getattr(intervals[part], end) for part in parts]) for end in ("low", "high"))
+            axes.errorbar(x, values, yerr=style.bars(values, low, high), fmt="none", ecolor=style.INK, elinewidth=1)
+    axes.set_xticks(places, [style.LABELS.get(part, part) for part in parts])
+    axes.set_ylim(0, max(axes.get_ylim()[1] * 1.05, 10))
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(shares))
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say where shares differ most, of what they are, and what is not known."""
+    found = components.profile(table)
+    assert not isinstance(found, Unknown)
+    text = f"A mean over {found.count:,} {found.source}."
+    for quantity, whole in (("parameters", "the prefill's time"), ("flops", "the time")):
+        apart = components.disagreement(found, quantity)
+        if not isinstance(apart, Unknown):
+            text += (
+                f" {style.LABELS.get(apart.part, apart.part).capitalize()}: {percent(apart.share)} of the "
+                f"{components.QUANTITIES[quantity]}, {with_interval(apart.time_share, 'fraction')} of {whole}."
+            )
+    if found.has_decode:
+        text += " Decode reads the parameters of LLM blocks and head again for every token, and adds none."
+    else:
+        text += " Decode was not measured."
+    missing = [WORDS[name] for name in ("flops", "traffic_bytes") if not found.share(name)]
+    if missing:
+        text += f" Not drawn, since the work of this subject was not counted: {', '.join(missing)}."
+    if not components.energy_parts(found):
+        text += " Energy is not drawn: no energy counter of the device was read."
+    return text

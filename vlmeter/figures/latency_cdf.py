@@ -1,0 +1,97 @@
+"""Share of requests that are done within a time; and, on a logarithmic scale, of those that are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vlmeter import distribution
+from vlmeter.analysis import Unknown
+from vlmeter.figures import style
+from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE, Estimate
+from vlmeter.uncertainty import Array
+from vlmeter.wording import plural, with_interval
+
+NAME = "latency_cdf"
+TITLE = "Requests done within a time"
+SECTION = "distribution"
+
+#: What is drawn: column of the requests, its name, its colour.
+CURVES = (
+    ("total_ms", "whole request", style.INK),
+    ("first_token_ms", "time to first token", style.COLOURS["prefill"]),
+    ("decode_ms", "decode", style.COLOURS["decode"]),
+)
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """As a histogram."""
+    return distribution.sample_of(table).too_few
+
+
+def _curves(requests: pd.DataFrame) -> list[tuple[str, str, Array]]:
+    found = []
+    for column, name, colour in CURVES:
+        values = np.sort(requests[column].dropna().to_numpy(dtype=np.float64))
+        if len(values) >= MIN_SAMPLES_FOR_PERCENTILE[0.5] and values[-1] > 0:
+            found.append((name, colour, values))
+    return found
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw the distribution function with its percentiles, and below it the share that takes longer."""
+    requests = distribution.sample_of(table).requests
+    curves = _curves(requests)
+    unit, unit_name = style.time_unit(max(float(values[-1]) for _, _, values in curves))
+    with style.styled():
+        figure, (upper, lower) = style.new_figure(2, height_in=6.2, ratios=(3, 2))
+        for name, colour, values in curves:
+            done = np.arange(1, len(values) + 1) / len(values)
+            upper.step(values / unit, 100 * done, where="post", color=colour, label=name)
+            lower.step(values / unit, 100 * (1 - done + 1 / len(values)), where="pre", color=colour)
+        totals = curves[0][2]
+        for fraction, estimate in distribution.percentiles(totals).items():
+            if estimate is not None:
+                _mark(upper, 100 * fraction, estimate, unit)
+        upper.set_ylim(0, 101)
+        upper.set_ylabel("requests done (%)")
+        upper.legend(loc="lower right")
+        lower.set_yscale("log")
+        lower.set_ylim(100 / len(totals) * 0.8, 120)
+        style.log_axis(lower.yaxis)
+        lower.set_ylabel("requests that take longer (%)")
+        lower.set_xlim(left=0)
+        lower.set_xlabel(f"latency ({unit_name})")
+        style.title(upper, TITLE, table)
+    return figure
+
+
+def _mark(axes: Axes, percent_done: float, estimate: Estimate, unit: float) -> None:
+    reach = style.bars([estimate.value / unit], [estimate.low / unit], [estimate.high / unit])
+    axes.errorbar(
+        [estimate.value / unit], [percent_done], xerr=reach, fmt="o", markersize=4, color=style.INK, elinewidth=1.6
+    )
+    below = percent_done > 97 or percent_done < 60
+    axes.annotate(
+        f"P{percent_done:.0f}",
+        (estimate.value / unit, percent_done),
+        textcoords="offset points",
+        xytext=(5, -9 if below else -4),
+        ha="left",
+        va="top" if below else "center",
+        fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+    )
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say how far apart middle and tail are."""
+    sample = distribution.sample_of(table)
+    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    ratio = distribution.tail_over_middle(values)
+    text = f"{plural(sample.size, 'request')}; points are percentiles of the whole request with their 95 % intervals."
+    if isinstance(ratio, Unknown):
+        return f"{text} {ratio.reason}."
+    return f"{text} One in a hundred takes {with_interval(ratio, '')} times as long as the middle one, or longer."

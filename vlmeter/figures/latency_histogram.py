@@ -1,0 +1,101 @@
+"""Histogram of the latency of many requests, with the percentiles that there are enough requests for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import distribution
+from vlmeter.figures import style
+from vlmeter.uncertainty import Array
+from vlmeter.units import duration
+from vlmeter.wording import plural, with_interval
+
+NAME = "latency_histogram"
+TITLE = "Latency of many requests"
+SECTION = "distribution"
+
+#: Requests that take longer than so many times the last percentile drawn are counted rather than drawn.
+DRAWN_UP_TO = 1.6
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """A handful of requests."""
+    return distribution.sample_of(table).too_few
+
+
+def _limit(values: Array) -> float:
+    """End of the axis."""
+    last = [found.high for found in distribution.percentiles(values).values() if found is not None][-1]
+    return min(1.03 * float(values.max()), DRAWN_UP_TO * last)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw a histogram with percentiles as lines, and below it the time to first token on the same axis."""
+    sample = distribution.sample_of(table)
+    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    unit, unit_name = style.time_unit(float(values.max()))
+    limit = _limit(values)
+    first = sample.requests["first_token_ms"].dropna().to_numpy(dtype=np.float64)
+    with style.styled():
+        figure, (axes,) = style.new_figure(height_in=4.2)
+        bins = np.linspace(0, limit / unit, int(np.clip(np.sqrt(len(values)) * 3, 16, 90)))
+        drawn = values[values <= limit] / unit
+        look: dict[str, Any] = {"color": style.COLOURS["decode"], "alpha": 0.8, "linewidth": 0}
+        axes.hist(drawn, bins=bins.tolist(), label="whole request", **look)
+        if len(first):
+            axes.hist(
+                first[first <= limit] / unit,
+                bins=bins.tolist(),
+                histtype="step",
+                color=style.COLOURS["prefill"],
+                linewidth=1.4,
+                label="time to first token",
+            )
+        top = axes.get_ylim()[1]
+        axes.set_ylim(0, top * 1.42)
+        axes.set_xlim(0, limit / unit)
+        height = 1.4
+        for fraction, estimate in distribution.percentiles(values).items():
+            if estimate is None:
+                continue
+            axes.plot([estimate.value / unit] * 2, [0, top * height], color=style.INK, linewidth=1, linestyle="--")
+            span = (estimate.low / unit, min(limit, estimate.high) / unit)
+            axes.axvspan(*span, color=style.INK, alpha=0.08, linewidth=0)
+            right = estimate.value > 0.55 * limit
+            axes.annotate(
+                f"P{100 * fraction:.0f} {with_interval(estimate, 'ms')}",
+                (estimate.value / unit, top * height),
+                textcoords="offset points",
+                xytext=(-4 if right else 4, -2),
+                ha="right" if right else "left",
+                va="top",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            )
+            height -= 0.09
+        axes.set_xlabel(f"latency ({unit_name})")
+        axes.set_ylabel("requests")
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+        style.title(axes, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Give the percentiles, why one is missing, and what was left out."""
+    sample = distribution.sample_of(table)
+    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    found = distribution.percentiles(values)
+    said = ", ".join(f"P{100 * part:.0f} {with_interval(one, 'ms')}" for part, one in found.items() if one is not None)
+    text = f"{plural(sample.size, 'request')}, each measured once from the picture to the last token: {said}."
+    for fraction, estimate in found.items():
+        if estimate is None:
+            text += f" {distribution.too_few(fraction, sample.size)}."
+    beyond = int((values > _limit(values)).sum())
+    if beyond:
+        text += f" {plural(beyond, 'request')}, up to {duration(float(values.max()))}, lie beyond the right edge."
+    return text + distribution.conditions(sample)

@@ -1,0 +1,123 @@
+"""What makes slow requests slow: shares of what they were, and the requests against what these let one expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import distribution
+from vlmeter.analysis import Unknown
+from vlmeter.figures import style
+from vlmeter.stats import Estimate
+from vlmeter.units import duration, percent
+from vlmeter.wording import plural, with_interval
+
+NAME = "latency_tail"
+TITLE = "What makes slow requests slow"
+SECTION = "distribution"
+
+#: What a bar says, in words that fit beside it.
+WORDS: Mapping[str, str] = {**distribution.FACTORS, "rest": "none of these"}
+
+
+def _explained(table: pd.DataFrame) -> distribution.Explanation | Unknown:
+    return distribution.explain(distribution.sample_of(table))
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Requests that differ, and enough of them."""
+    found = _explained(table)
+    return found.reason if isinstance(found, Unknown) else None
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw shares of variance and of the gap as bars; below, measured over expected latency."""
+    sample = distribution.sample_of(table)
+    found = distribution.explain(sample)
+    assert not isinstance(found, Unknown)
+    names = [*found.factors, "rest"]
+    with style.styled():
+        figure, (upper, lower) = style.new_figure(2, height_in=7.0, ratios=(2, 3), share_x=False)
+        places = np.arange(len(names), dtype=np.float64)
+        bars = (
+            (
+                "gap",
+                style.COLOURS["prefill"],
+                f"of the gap from the middle to the slowest {percent(found.tail_fraction, 1)}",
+            ),
+            ("variance", style.COLOURS["vision"], "of the variance of latency"),
+        )
+        for place, (what, colour, label) in enumerate(bars):
+            shares: Mapping[str, Estimate] = found.gap if what == "gap" else found.variance
+            values, low, high = (
+                100 * np.array([getattr(shares[name], end) for name in names]) for end in ("value", "low", "high")
+            )
+            y = places + 0.38 * (place - 0.5)
+            upper.barh(y, values, 0.36, color=colour, label=label, linewidth=0)
+            upper.errorbar(values, y, xerr=style.bars(values, low, high), fmt="none", ecolor=style.INK, elinewidth=1)
+        upper.set_yticks(places, [WORDS[name] for name in names])
+        upper.invert_yaxis()
+        upper.axvline(0, color=style.MUTED, linewidth=0.8)
+        upper.set_xlabel("share accounted for (%)")
+        upper.set_ylabel("accounted for by")
+        upper.grid(axis="y", visible=False)
+        upper.legend(loc="upper center", bbox_to_anchor=(0.42, 1.16), ncols=2)
+        requests = sample.requests.dropna(subset=["total_ms"])
+        measured, fitted = requests["total_ms"].to_numpy(dtype=np.float64), found.fit.fitted
+        unit, unit_name = style.time_unit(float(measured.max()))
+        ends = [float(min(fitted.min(), measured.min())) / unit, float(max(fitted.max(), measured.max())) / unit]
+        lower.plot(ends, ends, color=style.MUTED, linewidth=1)
+        dots = lower.scatter(
+            fitted / unit,
+            measured / unit,
+            c=requests["generated_tokens"].to_numpy(dtype=np.float64),
+            cmap="viridis",
+            s=12,
+            linewidths=0,
+            zorder=3,
+        )
+        worst = np.argsort(-measured, kind="stable")[: distribution.SLOWEST]
+        lower.scatter(
+            fitted[worst] / unit, measured[worst] / unit, s=46, facecolors="none", edgecolors=style.INK, linewidths=0.9
+        )
+        style.note(lower, f"circled: the {plural(len(worst), 'slowest request').removeprefix('1 ')}")
+        lower.set_xlabel(f"expected latency by what the request was ({unit_name})")
+        lower.set_ylabel(f"measured latency ({unit_name})")
+        bar = figure.colorbar(dots, ax=lower, shrink=0.8, pad=0.02)
+        bar.set_label("output tokens")
+        bar.ax.yaxis.set_major_locator(style.whole_numbers())
+        upper.set_title(TITLE, pad=44)
+        upper.text(
+            0,
+            1.22,
+            style.subject_line(table),
+            transform=upper.transAxes,
+            fontsize=8,
+            color=style.MUTED,
+            va="bottom",
+            ha="left",
+        )
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Name the largest share, and what is left over."""
+    found = _explained(table)
+    assert not isinstance(found, Unknown)
+    main = max(found.factors, key=lambda name: found.gap[name].value)
+    text = (
+        f"The slowest {percent(found.tail_fraction, 1)} of the requests ({found.tail_requests:,}) take "
+        f"{with_interval(found.gap_ms, 'ms')} longer than those in the middle. {WORDS[main].capitalize()} account for "
+        f"{with_interval(found.gap[main], 'fraction')} of that, and "
+        f"{with_interval(found.gap['rest'], 'fraction')} is accounted for by nothing that is known of the requests. "
+        f"Together the factors explain {percent(found.fit.r_squared)} of the variance."
+    )
+    if "generated_tokens" in found.fit.coefficients:
+        text += f" One more output token goes with {with_interval(found.fit['generated_tokens'], 'ms')}."
+    for reason in found.fixed.values():
+        text += f" {reason[0].upper()}{reason[1:]}."
+    worst = distribution.slowest(distribution.sample_of(table), 1).iloc[0]
+    return f"{text} The slowest request took {duration(float(worst['total_ms']))}."
