@@ -80,6 +80,7 @@ localrules:
     join_physics,
     judge_claims,
     draw_figure,
+    make_thumbnails,
     draw_across,
     render_report,
 

@@ -1,4 +1,4 @@
-# In: the table and the claims. Out: figures, and the report.
+# In: the table and the claims. Out: figures, small pictures of the slowest requests, and the report.
 
 
 rule draw_figure:
@@ -39,6 +39,24 @@ rule draw_figure:
         "Drawing {wildcards.figure} of {wildcards.subject}"
     script:
         "../scripts/draw_figure.py"
+
+
+rule make_thumbnails:
+    input:
+        table=rules.tabulate.output.table,
+        dataset=LAYOUT.dataset,
+    output:
+        thumbnails=LAYOUT.thumbnails,
+    log:
+        LAYOUT.log("make_thumbnails"),
+    conda:
+        "../envs/present.yaml"
+    params:
+        code=[module_digest(name) for name in ("vlmeter.distribution", "vlmeter.thumbnails")],
+    message:
+        "Making small pictures of the photographs behind the slowest requests"
+    script:
+        "../scripts/make_thumbnails.py"
 
 
 rule draw_across:
@@ -92,6 +110,7 @@ rule render_report:
             extension=["svg", "txt"],
         ),
         physics=[rules.join_physics.output.physics] if ON_DEVICES else [],
+        thumbnails=[rules.make_thumbnails.output.thumbnails] if STUDY.experiments.latency_distribution else [],
         environments=rules.tabulate.output.environments,
         page=[str(path) for path in sorted((BASE / "vlmeter" / "page").iterdir())],
         lock=str(BASE / "requirements.lock"),

@@ -39,5 +39,6 @@ with job(snakemake.log[0]):
         ),
         environments=optional("environments"),
         physics=optional("physics"),
+        thumbnails=optional("thumbnails"),
     )
     write(inputs, Path(snakemake.output.report))

@@ -100,8 +100,10 @@ def test_plan_lists_every_cell_of_the_quickstart_with_its_counts(run) -> None:
     code, out, _ = run("plan", str(ROOT / "config.yaml"), "--format", "json")
     rows = json.loads(out)
     assert code == 0
-    assert len(rows) == 85
-    assert all(isinstance(row["prompt_tokens"], int) for row in rows)
+    assert len(rows) == 88
+    blocks = [row for row in rows if row["experiment"] == "latency_distribution"]
+    assert [row["image"] for row in blocks] == ["requests 0 to 99", "requests 100 to 199", "requests 200 to 299"]
+    assert all(isinstance(row["prompt_tokens"], int) for row in rows if row not in blocks)
     assert {row["output_tokens"] for row in rows if row["experiment"] == "output_tokens"} == {8, 16, 32, 64, 128}
 
 

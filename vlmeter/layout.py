@@ -107,6 +107,11 @@ class Layout:
         return self.root / "claims.json"
 
     @property
+    def thumbnails(self) -> Path:
+        """Small pictures of the photographs that the report shows."""
+        return self.root / "thumbnails.json"
+
+    @property
     def report(self) -> Path:
         """The report, one file."""
         return self.root / "report.html"

@@ -25,9 +25,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from vlmeter import __version__, across, analysis, analysis_flops, prediction
+from vlmeter import __version__, across, analysis, analysis_flops, components, distribution, prediction
 from vlmeter.analysis import Unknown
 from vlmeter.claims import Claim, read_claims
 from vlmeter.errors import UserError
@@ -40,6 +40,7 @@ from vlmeter.layout import ACROSS
 from vlmeter.physics import beside, read_physics
 from vlmeter.stats import Estimate, median_estimate
 from vlmeter.table import data_dictionary, read_table
+from vlmeter.thumbnails import read_thumbnails
 from vlmeter.units import duration, duration_range, metric, percent, size
 from vlmeter.wording import plural, with_interval
 
@@ -71,7 +72,8 @@ class ReportInputs:
     study: the study's configuration. figures: subject -> figure's name -> its files, and with ACROSS in the place of a
     subject those that show all. environments: a JSON file, subject
     -> list of {cells: number of cells, environment: where and with what they were measured}. physics: the table of
-    `vlmeter.physics`. The last two may be absent; the page then says so.
+    `vlmeter.physics`. thumbnails: of `vlmeter.thumbnails`. The last three may be absent; the page then says so, or does
+    without.
     """
 
     study: Mapping[str, Any]
@@ -81,6 +83,7 @@ class ReportInputs:
     reproduction: Reproduction
     environments: Path | None = None
     physics: Path | None = None
+    thumbnails: Path | None = None
 
 
 def write(inputs: ReportInputs, path: Path) -> None:
@@ -98,6 +101,7 @@ def render(inputs: ReportInputs) -> str:
     claims = _read_claims(inputs.claims)
     environments = {} if inputs.environments is None else _read_json(inputs.environments)
     physics = None if inputs.physics is None else read_physics(inputs.physics)
+    thumbnails = {} if inputs.thumbnails is None else read_thumbnails(inputs.thumbnails)
     subjects = [
         _subject(
             config,
@@ -107,6 +111,7 @@ def render(inputs: ReportInputs) -> str:
             claims=claims.get(name, []),
             environments=environments.get(name, []),
             physics=None if physics is None else physics[physics["subject"] == name],
+            thumbnails=thumbnails.get(name, {}),
         )
         for name, config in inputs.study["subjects"].items()
     ]
@@ -278,6 +283,7 @@ class Value:
 
     text: str
     key: float | str = ""
+    image: Markup | None = None
 
     @property
     def is_number(self) -> bool:
@@ -433,6 +439,122 @@ def _answers(packed: Any) -> str:
     counts = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(answer if count == 1 else f"{answer} ({count} times)" for answer, count in ordered)
+
+
+def _percentile_grid(sample: distribution.Sample, name: str) -> Grid:
+    columns = [
+        ("time", "what was timed"),
+        ("requests", "requests behind the row"),
+        *((f"P{100 * part:.0f}", "with its 95 % interval between order statistics") for part in distribution.FRACTIONS),
+        ("longest", "the slowest request"),
+        ("absent", "why a percentile is not told"),
+    ]
+    rows = []
+    for column, label in distribution.DURATIONS.items():
+        values = sample.requests[column].dropna().to_numpy(dtype=float)
+        if not len(values) or values.max() <= 0:
+            continue
+        found = distribution.percentiles(values)
+        missing = [distribution.too_few(part, len(values)) for part, one in found.items() if one is None]
+        rows.append(
+            [
+                _word(label),
+                _count(len(values)),
+                *(Value("", math.nan) if one is None else _estimate(one, "ms") for one in found.values()),
+                Value(duration(float(values.max())), float(values.max())),
+                _word("; ".join(missing)),
+            ]
+        )
+    return Grid(f"percentiles-{name}", "Percentiles over requests, each measured once", columns, rows)
+
+
+def _slowest_grid(sample: distribution.Sample, thumbnails: Mapping[int, str], name: str) -> Grid:
+    columns = [
+        ("photograph", "in small, and the dataset's id of the image"),
+        ("question", "what the model was asked"),
+        ("latency", "from the opened picture to the last token"),
+        ("expected", "what output tokens, prompt tokens, crops and pixels let one expect (the fit above)"),
+        ("to the first token", "preprocessing, copy and prefill"),
+        ("decode", "all decode steps"),
+        ("longest step", "the longest of the decode steps"),
+        ("size", "of the photograph, width x height"),
+        ("crops", "pieces of the image that the vision encoder sees"),
+        ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
+        ("output tokens", "tokens generated"),
+        ("disturbed by", "what else went on; empty: nothing that was seen"),
+    ]
+    rows = [
+        [
+            Value(str(row["image_id"] or row["image_index"]), str(row["image_id"]), _picture(row, thumbnails)),
+            _word(row["question"]),
+            *(
+                Value("" if pd.isna(row[time]) else duration(row[time]), float(row[time]))
+                for time in ("total_ms", "fitted_ms", "first_token_ms", "decode_ms", "longest_step_ms")
+            ),
+            Value(f"{row['width_px']} x {row['height_px']} px", float(row["image_px"])),
+            *(_count(row[count]) for count in ("crops", "prompt_tokens", "generated_tokens")),
+            _word(row["disturbances"]),
+        ]
+        for row in distribution.slowest(sample).to_dict("records")
+    ]
+    return Grid(f"slowest-{name}", "The slowest requests, the slowest first", columns, rows)
+
+
+def _picture(row: Any, thumbnails: Mapping[int, str]) -> Markup | None:
+    uri = thumbnails.get(int(row["image_index"]), "")
+    return Markup(escape(uri)) if uri.startswith("data:image/jpeg;base64,") else None
+
+
+def _component_grid(found: components.Profile, name: str) -> Grid:
+    columns = [
+        ("component", "its phase of the prefill; decode: all steps together"),
+        ("parameters", "that it holds; decode uses those of LLM blocks and head again"),
+        ("of parameters", "share of all parameters"),
+        ("FLOPs", "arithmetic of a mean request"),
+        ("of FLOPs", "share of a request's"),
+        ("memory traffic", "weights, keys and values that cross the memory bus"),
+        ("of traffic", "share of a request's"),
+        ("time", "device time of a mean request"),
+        ("of time", "share of the time of prefill and decode, with its 95 % interval"),
+        ("peak memory", "most device memory in use during the phase; empty: nothing counts it"),
+    ]
+    shares = {quantity: found.share(quantity) for quantity in components.QUANTITIES}
+    rows = [
+        [
+            _word(LABELS.get(row["part"], row["part"])),
+            _count(row["parameters"]),
+            _share(shares["parameters"], row["part"]),
+            Value("" if pd.isna(row["flops"]) else f"{row['flops'] / 1e9:,.3g} GFLOP", float(row["flops"])),
+            _share(shares["flops"], row["part"]),
+            Value("" if pd.isna(row["traffic_bytes"]) else size(row["traffic_bytes"]), float(row["traffic_bytes"])),
+            _share(shares["traffic_bytes"], row["part"]),
+            Value(duration(row["time_ms"]), float(row["time_ms"])),
+            _estimate(found.time_share[row["part"]], "fraction"),
+            Value("" if pd.isna(row["peak_bytes"]) else size(row["peak_bytes"]), float(row["peak_bytes"])),
+        ]
+        for row in found.parts.to_dict("records")
+    ]
+    return Grid(f"components-{name}", f"Components, a mean over {found.count:,} {found.source}", columns, rows)
+
+
+def _share(shares: Mapping[str, float], part: str) -> Value:
+    return Value(percent(shares[part]), shares[part]) if part in shares else Value("", math.nan)
+
+
+#: What was given to the energy counter, in words.
+_ENERGY = {
+    "request": "a whole request, in the mean",
+    "prefill": "one prefill, repeated without a pause",
+    "vision": "vision encoder and projector alone, repeated without a pause",
+}
+
+
+def _energy_sentence(found: components.Profile) -> str:
+    """Say what each piece of work takes of energy, or that this is not known."""
+    if not found.joules:
+        return "Energy is not known: no energy counter of the device was read."
+    said = [f"{_ENERGY[what]}: {spent:.3g} J" for what, spent in found.joules.items()]
+    return "Energy of the device: " + "; ".join(said) + "."
 
 
 def _left_out_grid(table: pd.DataFrame, name: str) -> Grid:
@@ -798,6 +920,11 @@ class SubjectView:
     verdicts: Mapping[str, int]
     vision: Grid
     output: Grid
+    percentiles: Grid | None
+    slowest: Grid | None
+    conditions: str
+    components: Grid | None
+    energy: str
     photographs: Grid
     left_out: Grid
     missing: Sequence[str]
@@ -813,12 +940,15 @@ def _subject(
     claims: Sequence[Claim],
     environments: Sequence[Mapping[str, Any]],
     physics: pd.DataFrame | None,
+    thumbnails: Mapping[int, str],
 ) -> SubjectView:
     cells, runs = analysis.vision_cells(table), analysis.decode(table)
     trust, flags = analysis.trust(table), _flags(table)
     limits = [] if physics is None else _limits(physics)
     drawn = _figures(figures)
     left_out = _left_out_grid(table, name)
+    sample = distribution.sample_of(table)
+    profile = components.profile(table if physics is None else beside(table, physics))
     missing = []
     if cells.empty:
         missing.append("No cell of the vision-token experiment was measured.")
@@ -840,6 +970,7 @@ def _subject(
         trust_reasons=trust.reasons,
         answers=[
             *(_answer(headline) for headline in analysis.headlines(table)),
+            *(_answer(headline) for headline in distribution.headlines(sample)),
             *(limit.answer for limit in limits if limit.name in ON_FIRST_SCREEN),
         ],
         bars=_share_bars(cells, runs),
@@ -851,6 +982,11 @@ def _subject(
         verdicts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
         vision=_vision_grid(cells, flags, name),
         output=_output_grid(runs, flags, name),
+        percentiles=_percentile_grid(sample, name) if sample.size else None,
+        slowest=_slowest_grid(sample, thumbnails, name) if sample.size else None,
+        conditions=distribution.conditions(sample).strip(),
+        components=None if isinstance(profile, Unknown) else _component_grid(profile, name),
+        energy="" if isinstance(profile, Unknown) else _energy_sentence(profile),
         photographs=_photograph_grid(table, name),
         left_out=left_out,
         missing=missing,

@@ -2,7 +2,8 @@
 
 A figure is a module with
 
-- `NAME`, `TITLE` and `SECTION` (vision, output, distribution, components, flops, prediction, limits, session or across);
+- `NAME`, `TITLE` and `SECTION` (vision, output, distribution, components, flops, prediction, limits, session or
+  across);
 - `needs(table)`: why it cannot be drawn from this table, or None;
 - `caption(table)`: what to see in it, in sentences made of the data;
 - `draw(table)`: the figure.

@@ -1,0 +1,11 @@
+"""Make small pictures of the photographs behind the slowest requests."""
+
+from pathlib import Path
+
+from vlmeter.console import job
+from vlmeter.table import read_table
+from vlmeter.thumbnails import make_thumbnails, write_thumbnails
+
+with job(snakemake.log[0]):
+    found = make_thumbnails(read_table(Path(snakemake.input.table)), Path(snakemake.input.dataset) / "manifest.json")
+    write_thumbnails(Path(snakemake.output.thumbnails), found)
