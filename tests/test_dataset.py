@@ -5,12 +5,13 @@ import json
 import shutil
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tests.support import vqa
-from vlmeter.dataset import Manifest, fetch, read_manifest
+from vlmeter.dataset import Manifest, Record, choose, fetch, read_manifest
 from vlmeter.dataset_source import DatasetSource, EmbeddedSource, HubSource, LocalSource
 from vlmeter.errors import UnsupportedSize, UserError
 from vlmeter.images import read_image
@@ -89,6 +90,20 @@ def test_more_photographs_than_there_are_records_is_one_sentence(tmp_path: Path)
     with pytest.raises(UserError, match=r"embedded sample: has 27 records, dataset.images asks for 28; legal: 1 to 27"):
         fetch(embedded(images=28), tmp_path)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_record_that_waits_for_its_turn_holds_no_image(tmp_path: Path) -> None:
+    """A hub dataset of 5,000 photographs has some 20,000 further questions, each with the bytes of its image."""
+    waiting: list[Record] = []
+
+    def record(row: dict[str, Any]) -> Record:
+        made = Record(row["image_id"], row["question_id"], lambda: row, holds_image=True)
+        waiting.append(made.without_image())
+        return made
+
+    chosen = choose([[record(row) for row in vqa.rows(3)]], images=5, seed=0)
+    assert [("image" in one.read_row()) for one in chosen] == [True] * 3 + [False] * 2
+    assert all("image" not in one.read_row() and one.read_row()["question"] for one in waiting)
 
 
 # --- the choice ---

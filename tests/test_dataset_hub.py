@@ -117,6 +117,18 @@ def test_a_larger_choice_begins_with_the_smaller_and_a_seed_changes_it(big: Path
     assert other != few
 
 
+def test_further_questions_of_a_photograph_come_with_the_photograph_that_was_kept(tmp_path: Path) -> None:
+    """They let go of their own copy of it while they wait."""
+    vqa.write_parquet(tmp_path / "few/data/validation-00000-of-00001.parquet", vqa.rows(3), row_group_size=4)
+    with HubStandIn({"datasets/acme/few": tmp_path / "few"}) as hub:
+        (manifest,) = fetch_all({"name": "acme/few", "images": 9}, endpoint=hub.endpoint, out=tmp_path)
+    images = manifest["images"]
+    assert len({image["question_id"] for image in images}) == 9
+    assert len({image["image_id"] for image in images[:3]}) == 3
+    for image in images:
+        assert (tmp_path / "0" / image["file"]).read_bytes() == vqa.jpeg(image["image_id"])
+
+
 def test_what_cannot_be_fetched_is_one_sentence_each(tmp_path: Path) -> None:
     good = vqa.rows(3)
     folders = {}

@@ -24,7 +24,7 @@ from vlmeter.plan import build_plan
 from vlmeter.session import Picture, pictures_for
 
 from .support.molmo import TINY, TINY_EXPERTS
-from .support.studies import dataset_items, photographs, study_of
+from .support.studies import QUESTION, dataset_items, photographs, study_of
 
 BF16 = 2
 
@@ -249,6 +249,18 @@ def test_the_work_of_a_study_is_counted_for_every_cell() -> None:
     cell = next(cell for cell in work.cells if cell.cell_id == "vision-tiling-1x2")
     assert (cell.crops, cell.prompt_tokens) == (inputs.counts.crops, inputs.counts.prompt_tokens)
     assert (cell.prefill, cell.step) == (direct.prefill, direct.step)
+
+
+def test_the_work_of_requests_is_counted_by_their_shapes() -> None:
+    study = study_of(experiments={"latency_distribution": {"samples": 9, "block_samples": 4}})
+    loaded = shapes(PRESETS["nano"], dtype=torch.float32)
+    for items in (dataset_items(2), None):  # with and without a prediction
+        cells = build_plan(study, dataset=items)
+        work = count_work("fake", loaded, cells, pictures_for(cells, dummy=lambda cell: None, dataset=photographs(2)))
+        assert work.cells == ()
+        assert [shape.crops for shape in work.shapes] == [2, 3]
+        inputs = loaded.prepare(photographs(2)[1].open(), QUESTION, text_tokens=None, options=ImageOptions())
+        assert work.shapes[1].prefill == count_pass(loaded, inputs.tensors).prefill
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 
 from vlmeter.ceilings import Ceilings
+from vlmeter.distribution import requests
 from vlmeter.errors import UserError
 from vlmeter.physics import (
     COLUMNS,
     PhaseWork,
+    ShapeWork,
     StepWork,
     SubjectWork,
     Work,
@@ -32,6 +34,7 @@ from vlmeter.table import build_table
 from .support.fakes import FakeRunner
 from .support.physics import A100, H200, ceilings_of
 from .support.studies import run_fake, study_of
+from .support.tables import table_of
 
 #: Molmo-7B-D: what `vlmeter.flops` counts (tests/test_flops.py says so).
 SEVEN_STEP = StepWork(
@@ -306,3 +309,68 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 def test_physics_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; import vlmeter.physics, vlmeter.ceilings, vlmeter.doctor"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+# --- blocks of requests -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def requests_table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    latency = {"samples": 12, "block_samples": 6, "output_tokens": [1, 5]}
+    return table_of(tmp_path_factory.mktemp("requests"), vision=None, output=None, latency=latency)
+
+
+def shapes_of(table: pd.DataFrame) -> SubjectWork:
+    """Work of every shape: as many FLOPs as crops in the vision encoder, as many as tokens in the LLM blocks."""
+    shapes = requests(table).drop_duplicates(["crops", "prompt_tokens"])
+    step = StepWork(flops=10, flops_per_context_token=1, weight_bytes=100, cache_bytes_per_token=2)
+    return SubjectWork(
+        subject="fake",
+        cells=(),
+        shapes=tuple(
+            ShapeWork(
+                crops=row["crops"],
+                prompt_tokens=row["prompt_tokens"],
+                prefill=(
+                    PhaseWork(phase="vision_encoder", flops=row["crops"], weight_bytes=7),
+                    PhaseWork(phase="llm_blocks", flops=row["prompt_tokens"], weight_bytes=70),
+                ),
+                step=step,
+            )
+            for row in shapes.to_dict("records")
+        ),
+    )
+
+
+def test_a_block_has_the_work_of_a_mean_request(requests_table: pd.DataFrame) -> None:
+    limits = ceilings_of(copy_bytes_per_s=1e6, matrix_flops_per_s=1e6)
+    works = {"fake": shapes_of(requests_table)}
+    found = physics_table(requests_table, works, {"fake": limits})
+    one = found[(found["cell_id"] == "distribution-block000") & (found["clock"] == "device")].set_index("phase")
+    own = requests(requests_table).head(6)
+    assert one.loc["vision_encoder", "flops"] == pytest.approx(own["crops"].mean())
+    assert one.loc["llm_blocks", "flops"] == pytest.approx(own["prompt_tokens"].mean())
+    steps = own["generated_tokens"] - 1
+    decode = sum(
+        10 + context
+        for prompt, count in zip(own["prompt_tokens"], steps, strict=True)
+        for context in range(prompt + 1, prompt + count + 1)
+    )
+    assert one.loc["decode", "flops"] == pytest.approx(decode / 6)
+    assert one.loc["decode", "weight_bytes"] == pytest.approx(100 * steps.mean())
+    whole = one.loc[["vision_encoder", "llm_blocks", "decode"], "flops"].sum()
+    assert one.loc["total", "flops"] == pytest.approx(whole)
+    mean_ms = own["llm_blocks_ms"].mean()
+    assert one.loc["llm_blocks", "mfu_fraction"] == pytest.approx(own["prompt_tokens"].mean() / (mean_ms / 1000) / 1e6)
+    assert set(found["phase"]) == {"total", "vision_encoder", "llm_blocks", "decode"}, "nothing of host and marks"
+
+
+def test_a_request_whose_work_was_not_counted_is_refused(requests_table: pd.DataFrame) -> None:
+    limits = ceilings_of(copy_bytes_per_s=1e6, matrix_flops_per_s=1e6)
+    with pytest.raises(UserError, match="none was counted for a request of cell distribution-block000 of fake"):
+        physics_table(requests_table, {"fake": SubjectWork(subject="fake", cells=())}, {"fake": limits})
+
+
+def test_work_of_shapes_survives_its_file(requests_table: pd.DataFrame, tmp_path: Path) -> None:
+    write_work(tmp_path / "work.json", shapes_of(requests_table))
+    assert read_work(tmp_path / "work.json") == shapes_of(requests_table)

@@ -15,7 +15,9 @@ import pytest
 from tests.support.studies import QUESTION, dataset_items, study_of
 from vlmeter.config import load_study
 from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.plan import Cell, DatasetImage, DummyImage, build_plan, sentinel_of
+from vlmeter.fingerprint import fingerprint
+from vlmeter.plan import Cell, DatasetImage, DummyImage, RequestBlock, build_plan, sentinel_of
+from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "data" / "quickstart_plan.json"
@@ -55,6 +57,11 @@ def test_the_quickstart_covers_all_tilings_and_ten_photographs_at_five_lengths()
     assert len(output) == 50
     assert {row["image"]["index"] for row in output} == set(range(10))
     assert {row["output_tokens"] for row in output} == {8, 16, 32, 64, 128}
+
+
+def test_the_quickstart_has_requests_enough_for_a_99th_percentile() -> None:
+    blocks = [row for row in quickstart_rows() if row["experiment"] == "latency_distribution"]
+    assert sum(len(row["image"]["requests"]) for row in blocks) >= MIN_SAMPLES_FOR_PERCENTILE[0.99]
 
 
 def test_cell_ids_are_unique_within_a_subject_and_safe_as_file_names() -> None:
@@ -216,3 +223,74 @@ def test_reachable_spreads_counts_over_what_the_model_can_see() -> None:
 def test_the_nearest_count_is_measured_where_the_study_says_so() -> None:
     cells = plan_of({"vision_tokens": [500, 481], "nearest": True})
     assert {cell.expected.vision_tokens for cell in cells} == {480}
+
+
+# --- blocks of requests -----------------------------------------------------------------------------
+
+
+def blocks_of(**latency: Any) -> tuple[Cell, ...]:
+    return build_plan(study_of(experiments={"latency_distribution": latency}))
+
+
+def requests_of(cells: tuple[Cell, ...]) -> list[tuple[int, int]]:
+    found = []
+    for cell in cells:
+        assert isinstance(cell.image, RequestBlock)
+        found += [(request.index, request.output_tokens) for request in cell.image.requests]
+    return found
+
+
+def test_requests_stand_in_blocks_and_the_last_block_holds_the_rest() -> None:
+    cells = blocks_of(samples=25, block_samples=10, output_tokens=4)
+    assert ids(cells) == ["distribution-block000", "distribution-block001", "distribution-block002"]
+    assert [(cell.image.first, len(cell.image.requests)) for cell in cells] == [(0, 10), (10, 10), (20, 5)]
+
+
+def test_the_photographs_come_round_again_beyond_their_number() -> None:
+    assert [index for index, _ in requests_of(blocks_of(samples=5, block_samples=2))] == [0, 1, 0, 1, 0]
+
+
+def test_five_thousand_requests_are_a_hundred_cells() -> None:
+    """The workflow's dry run looks at every cell."""
+    assert len(blocks_of()) == 100
+
+
+def test_a_request_depends_on_its_place_alone() -> None:
+    lengths = [4, 8, 16]
+    few = requests_of(blocks_of(samples=30, block_samples=7, output_tokens=lengths))
+    many = requests_of(blocks_of(samples=90, block_samples=30, output_tokens=lengths))
+    assert many[:30] == few
+    assert {tokens for _, tokens in many} == set(lengths)
+    assert requests_of(blocks_of(samples=30, output_tokens=lengths, seed=1)) != few
+
+
+def test_lengths_are_drawn_about_as_often_as_they_stand_there() -> None:
+    drawn = [tokens for _, tokens in requests_of(blocks_of(samples=3000, output_tokens=[4, 4, 8]))]
+    assert drawn.count(4) / 3000 == pytest.approx(2 / 3, abs=0.04)
+
+
+def test_a_block_generates_as_much_as_its_longest_request() -> None:
+    (cell,) = blocks_of(samples=20, output_tokens=[2, 64], stop="eos")
+    assert (cell.output_tokens, cell.stop) == (64, "eos")
+
+
+def test_counts_of_requests_are_predicted_once_photographs_are_at_hand() -> None:
+    study = study_of(experiments={"latency_distribution": {"samples": 3}})
+    (cell,) = build_plan(study, dataset=dataset_items(2))
+    assert isinstance(cell.image, RequestBlock)
+    assert [request.expected.crops for request in cell.image.requests] == [2, 3, 2]
+    assert all(request.expected.prompt_tokens for request in cell.image.requests)
+
+
+def test_a_prediction_is_no_part_of_what_makes_a_block_stale() -> None:
+    study = study_of(experiments={"latency_distribution": {"samples": 3}})
+    subject = study.subjects["fake"]
+    (before,), (after,) = build_plan(study), build_plan(study, dataset=dataset_items(2))
+    assert before != after
+    assert fingerprint(before, subject) == fingerprint(after, subject)
+
+
+def test_a_request_stands_as_sentinel_where_there_is_nothing_else() -> None:
+    sentinel = sentinel_of(blocks_of(samples=100, output_tokens=400))
+    assert (sentinel.image, sentinel.output_tokens) == (DatasetImage(index=0), 16)
+    assert (sentinel.experiment, sentinel.stop) == ("output_tokens", "length")
