@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
-from tests.support.tables import CpuLikeRunner, table_of
+from tests.support.physics import with_floors
+from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter import analysis
 from vlmeter.claims import CLAIMS, Claim, judge_all, read_claims, within, write_claims
 from vlmeter.figures.registry import FIGURES
@@ -339,3 +340,62 @@ def test_claims_are_written_as_json_without_nan_and_read_back(table: pd.DataFram
     assert "NaN" not in text
     assert list(json.loads(text)) == ["fake"]
     assert read_claims(tmp_path / "claims.json") == judged_claims
+
+
+# --- many requests, and the components ----------------------------------------------------------------
+
+
+def requests_table(folder: Path, **latency: Any) -> pd.DataFrame:
+    return table_of(folder, vision=None, output=None, latency={**LATENCY, **latency})
+
+
+def test_a_tail_of_long_answers_is_put_down_to_them_and_one_of_equal_answers_is_not(tmp_path: Path) -> None:
+    long = judged(requests_table(tmp_path / "long"), "tail_is_output_length")
+    assert long.verdict == "holds"
+    assert {evidence.name for evidence in long.evidence} >= {"share of output tokens", "share of nothing known"}
+    equal = judged(requests_table(tmp_path / "equal", output_tokens=8), "tail_is_output_length")
+    assert equal.verdict == "does not hold"
+    assert "all requests have 8 output tokens" in equal.statement
+
+
+def test_a_long_tail_is_told_from_a_short_one(tmp_path: Path) -> None:
+    long = judged(requests_table(tmp_path / "long", output_tokens=[2, 2, 2, 2, 64]), "tail_within_twice_the_middle")
+    assert long.verdict == "does not hold"
+    short = judged(requests_table(tmp_path / "short", output_tokens=64), "tail_within_twice_the_middle")
+    assert short.verdict == "holds"
+    few = judged(requests_table(tmp_path / "few", samples=100), "tail_within_twice_the_middle")
+    assert (few.verdict, few.statement) == ("cannot tell", "Cannot be told: P99 wants 299 requests, and there are 100.")
+
+
+def test_latency_is_explained_by_what_requests_are_unless_the_machine_is_uneven(tmp_path: Path) -> None:
+    even = judged(requests_table(tmp_path / "even"), "requests_explain_their_latency")
+    assert even.verdict == "holds"
+    uneven = requests_table(tmp_path / "uneven", output_tokens=8)
+    rng = np.random.default_rng(0)
+    uneven = with_samples(
+        uneven, lambda samples, row: samples * np.exp(rng.standard_normal(len(samples))), arm="request", phase="total"
+    )
+    assert judged(uneven, "requests_explain_their_latency").verdict == "does not hold"
+
+
+def test_shares_of_parameters_are_compared_with_shares_of_time(tmp_path: Path) -> None:
+    table = requests_table(tmp_path / "apart")
+    apart = judged(table, "parameters_are_not_time")
+    assert apart.verdict == "holds"
+    alike = FakeRunner(
+        fixed_ms={"vision_encoder": 10, "projector": 1, "merge": 5, "llm_blocks": 40, "head": 5, "decode_step": 1},
+        per_crop_ms={},
+        per_token_ms={},
+    )
+    same = table_of(tmp_path / "alike", runner=alike, vision=None, output=None, latency=LATENCY)
+    assert judged(same, "parameters_are_not_time").verdict == "does not hold"
+
+
+def test_shares_of_flops_are_judged_with_the_physics_and_not_without(tmp_path: Path) -> None:
+    table = requests_table(tmp_path)
+    assert judged(table, "flops_are_not_time").verdict == "cannot tell"
+    beside = with_floors(table)
+    physics = beside.loc[beside["flops"].notna(), [name for name, _, _ in COLUMNS]]
+    found = judged(table, "flops_are_not_time", physics=physics)
+    assert found.verdict == "holds"
+    assert "decode has" in found.statement

@@ -19,8 +19,9 @@ from PIL import Image
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.physics import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
-from vlmeter import analysis, analysis_flops, prediction
+from vlmeter import analysis, analysis_flops, components, distribution, prediction
 from vlmeter.errors import UserError
+from vlmeter.families.base import PREFILL_PHASES
 from vlmeter.figures import flops_latency, notes_series, style
 from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
 from vlmeter.table import build_table
@@ -391,3 +392,70 @@ def test_axis_ticks_read_as_numbers() -> None:
     assert [style._plain(value) for value in (0.05, 0.5, 1.0, 4096.0, 0.0)] == ["0.05", "0.5", "1", "4,096", "0"]
     assert style.time_unit(9_999) == (1.0, "ms")
     assert style.time_unit(10_000) == (1000.0, "s")
+
+
+# --- many requests, and the components ------------------------------------------------------------------
+
+
+def test_the_histogram_counts_every_request_and_marks_the_percentiles(table: pd.DataFrame) -> None:
+    (axes,) = axes_of(table, "latency_histogram")
+    assert sum(patch.get_height() for patch in axes.containers[0]) == 320
+    found = distribution.percentiles(distribution.sample_of(table).requests["total_ms"].to_numpy())
+    drawn = {float(np.asarray(line.get_xdata())[0]) for line in axes.lines}
+    assert {estimate.value for estimate in found.values() if estimate} <= drawn
+    for name in ("P50", "P90", "P95", "P99"):
+        assert any(text.get_text().startswith(f"{name} ") for text in axes.texts)
+
+
+def test_a_percentile_with_too_few_requests_is_not_drawn_and_the_caption_says_why(
+    tmp_path: Path,
+) -> None:
+    few = table_of(tmp_path, vision=None, output=None, latency={"samples": 40, "block_samples": 40})
+    axes = axes_of(few, "latency_histogram")[0]
+    assert not any(text.get_text().startswith(("P95", "P99")) for text in axes.texts)
+    caption = get_figure("latency_histogram").caption(few)
+    assert "P95 wants 59 requests, and there are 40." in caption
+    assert "P99 wants 299 requests, and there are 40." in caption
+
+
+def test_the_distribution_function_ends_at_all_and_its_tail_at_one_request(table: pd.DataFrame) -> None:
+    upper, lower = axes_of(table, "latency_cdf")
+    values = np.sort(distribution.sample_of(table).requests["total_ms"].to_numpy())
+    done = np.asarray(upper.lines[0].get_ydata())
+    assert np.allclose(np.asarray(upper.lines[0].get_xdata()), values)
+    assert (done[-1], len(done)) == (100, 320)
+    assert np.asarray(lower.lines[0].get_ydata())[-1] == pytest.approx(100 / 320)
+    assert lower.get_yscale() == "log"
+
+
+def test_the_tail_shows_the_shares_and_the_slowest_requests(table: pd.DataFrame) -> None:
+    sample = distribution.sample_of(table)
+    found = distribution.explain(sample)
+    assert not isinstance(found, analysis.Unknown)
+    upper, lower, *_ = axes_of(table, "latency_tail")
+    gap = [patch.get_width() for patch in upper.containers[0]]
+    assert gap == pytest.approx([100 * found.gap[name].value for name in (*found.factors, "rest")])
+    circled = np.asarray(lower.collections[1].get_offsets())
+    assert sorted(circled[:, 1], reverse=True) == pytest.approx(list(distribution.slowest(sample)["total_ms"]))
+
+
+def test_components_are_bars_side_by_side_and_no_pie(table: pd.DataFrame) -> None:
+    found = components.profile(table)
+    assert not isinstance(found, analysis.Unknown)
+    upper, lower = axes_of(table, "component_profile")
+    labels = [text.get_text() for text in upper.get_legend().get_texts()]
+    assert labels == ["parameters", "FLOPs", "memory traffic", "time"]
+    bars = [container for container in upper.containers if hasattr(container, "patches")]
+    for name, container in zip(components.QUANTITIES, bars, strict=True):
+        shares = found.share(name, PREFILL_PHASES)
+        assert [patch.get_height() for patch in container] == pytest.approx([100 * share for share in shares.values()])
+    assert [text.get_text() for text in lower.get_legend().get_texts()] == ["FLOPs", "memory traffic", "time"]
+
+
+def test_what_was_not_counted_or_read_is_said_and_not_drawn_as_nothing(table: pd.DataFrame) -> None:
+    plain = table.drop(columns=["flops", "weight_bytes", "cache_bytes"])
+    upper = axes_of(plain, "component_profile")[0]
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["parameters", "time"]
+    caption = get_figure("component_profile").caption(plain)
+    assert "Not drawn, since the work of this subject was not counted: FLOPs, memory traffic." in caption
+    assert "Energy is not drawn: no energy counter of the device was read." in caption

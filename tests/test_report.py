@@ -19,8 +19,8 @@ import pytest
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.html import Element, parse
 from tests.support.reports import DECODE_TIMES, PLAIN_SVG, PREFILL_TIMES, STUDY, inputs_of, physics_of
-from tests.support.tables import CpuLikeRunner, table_of
-from vlmeter import analysis
+from tests.support.tables import LATENCY, CpuLikeRunner, table_of
+from vlmeter import analysis, distribution
 from vlmeter.analysis import Unknown
 from vlmeter.claims import judge_all
 from vlmeter.errors import UserError
@@ -420,3 +420,82 @@ def test_a_file_that_cannot_be_read_is_named(table: pd.DataFrame, tmp_path: Path
     path.write_text("no such thing", encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(path.name)):
         render(inputs)
+
+
+# Many requests, and the components
+
+
+@pytest.fixture(scope="module")
+def requests_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Element, pd.DataFrame]:
+    folder = tmp_path_factory.mktemp("requests")
+    table = table_of(
+        folder / "records", runner=FakeRunner(noise_fraction=0.01), vision=None, output=None, latency=LATENCY
+    )
+    thumbnails = folder / "thumbnails.json"
+    thumbnails.write_text(json.dumps({"fake": {str(index): THUMBNAIL for index in range(6)}}))
+    inputs = inputs_of(folder, table, physics=physics_of(table))
+    return parse(render(replace(inputs, thumbnails=thumbnails))), table
+
+
+THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
+ODD = THUMBNAIL + '"><b>'
+
+
+def grid_rows(page: Element, name: str) -> list[list[str]]:
+    body = page.find("div", data_grid=name).find("tbody")
+    return [[cell.text for cell in row.find_all("td")] for row in body.find_all("tr")]
+
+
+def test_percentiles_stand_there_with_their_intervals(requests_page: tuple[Element, pd.DataFrame]) -> None:
+    page, table = requests_page
+    values = distribution.sample_of(table).requests["total_ms"].to_numpy()
+    found = [with_interval(one, "ms") for one in distribution.percentiles(values).values() if one]
+    first = grid_rows(page, "percentiles-fake")[0]
+    assert first[1:6] == ["320", *found]
+
+
+def test_the_slowest_requests_are_shown_with_their_photographs(requests_page: tuple[Element, pd.DataFrame]) -> None:
+    page, table = requests_page
+    rows = grid_rows(page, "slowest-fake")
+    assert len(rows) == 10
+    worst = distribution.slowest(distribution.sample_of(table)).iloc[0]
+    assert rows[0][0] == worst["image_id"]
+    assert rows[0][1] == worst["question"]
+    assert rows[0][10] == "64"
+    pictures = page.find_all("img", class_="thumbnail")
+    assert [image.attributes["src"] for image in pictures] == [THUMBNAIL] * 10
+
+
+def test_only_a_picture_is_taken_for_a_thumbnail(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "records", vision=None, output=None, latency={"samples": 12})
+    (tmp_path / "t.json").write_text(json.dumps({"fake": {"0": "https://example.org/x.jpg", "1": ODD}}))
+    page = parse(render(replace(inputs_of(tmp_path, table), thumbnails=tmp_path / "t.json")))
+    sources = {image.attributes["src"] for image in page.find_all("img", class_="thumbnail")}
+    assert sources == {ODD}, "one attribute, whatever is in it"
+
+
+def test_a_question_of_a_slow_request_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.support.studies.QUESTION", "<script>alert(1)</script>")
+    table = table_of(tmp_path / "records", vision=None, output=None, latency={"samples": 12})
+    page = parse(render(inputs_of(tmp_path, table)))
+    assert grid_rows(page, "slowest-fake")[0][1] == "<script>alert(1)</script>"
+
+
+def test_components_are_listed_with_their_shares(requests_page: tuple[Element, pd.DataFrame]) -> None:
+    page, _ = requests_page
+    rows = grid_rows(page, "components-fake")
+    assert [row[0] for row in rows] == [
+        "vision encoder",
+        "projector",
+        "embedding, merge",
+        "LLM blocks",
+        "head",
+        "decode",
+    ]
+    assert rows[0][1:3] == ["1,000", "16 %"]
+    assert rows[5][1:3] == ["", ""], "decode has no parameters of its own"
+    assert "no energy counter of the device was read" in page.text
+
+
+def test_a_study_without_requests_says_so(page: Element) -> None:
+    assert "No request was measured" in page.find("section", id="distribution").text

@@ -116,6 +116,18 @@ def test_an_edit_of_the_table_makes_the_table_again_and_measures_nothing(workflo
     assert workflow.sessions() == before
 
 
+def test_more_requests_measure_the_new_blocks_and_no_other(workflow: Workflow) -> None:
+    before = workflow.sessions()
+    experiments = dict(workflow.content["experiments"])
+    for samples, new in ((6, 2), (9, 1)):
+        experiments["latency_distribution"] = {"samples": samples, "block_samples": 3, "output_tokens": 2}
+        workflow.write({**workflow.content, "experiments": experiments})
+        assert workflow.measure().code == 0
+        assert len(measured_again(workflow, before)) == new
+        before = workflow.sessions()
+    assert set(workflow.states().values()) == {"fresh"}
+
+
 def test_forgotten_cells_are_measured_again_on_purpose(workflow: Workflow) -> None:
     before = workflow.sessions()
     assert "4 cells chosen, 4 records deleted" in workflow.vlmeter("forget", "study.yaml", "output-*").said
@@ -341,17 +353,20 @@ def test_a_real_model_is_measured_from_the_study_to_the_report(tmp_path: Path) -
         "experiments": {
             "vision_tokens": {"tilings": ["1x1", "1x2", "2x2"]},
             "output_tokens": {"output_tokens": [2, 4]},
+            "latency_distribution": {"samples": 8, "block_samples": 4, "output_tokens": [1, 3]},
         },
         "sampling": {"min_samples": 2, "max_samples": 2, "min_warmup": 1, "max_warmup": 1},
     }
     workflow = Workflow(tmp_path / "copy", study)
     ran = workflow.run()
     assert ran.code == 0, ran.said
-    (closing,) = ran.lines("vlmeter: 5 cells: 5 measured")
+    (closing,) = ran.lines("vlmeter: 7 cells: 7 measured")
     assert closing.endswith("the report is results/tiny/report.html")
     layout = workflow.layout
     assert "<html" in layout.report.read_text()[:500]
     assert all(layout.figure("nano", name, "svg").exists() for name in FIGURES)
+    assert layout.figure("nano", "component_profile", "txt").read_text().startswith("A mean over 8 requests.")
+    assert layout.report.read_text().count('<img class="thumbnail"') == 8
     assert "Nothing to be done" in workflow.run().said
     assert workflow.run("--report", "report.zip").code == 0
     with zipfile.ZipFile(workflow.folder / "report.zip") as report:
