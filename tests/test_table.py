@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -310,3 +311,32 @@ def test_a_file_that_is_no_table_of_this_version_is_refused(tmp_path: Path) -> N
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(UserError, match="other columns"):
         read_table(tmp_path / "other.parquet")
+
+
+def test_a_block_says_what_each_of_its_samples_was(tmp_path: Path) -> None:
+    latency = {"samples": 5, "block_samples": 5, "output_tokens": [1, 4]}
+    (path,) = records_of(tmp_path, vision=None, output=None, latency=latency)
+    table, record = build_table([path]), read_record(path)
+    whole = table[table["requests"].notna()]
+    assert list(zip(whole["arm"], whole["phase"], whole["clock"], strict=True)) == [("request", "total", "wall")]
+    told = json.loads(whole["requests"].iloc[0])
+    assert [one["number"] for one in told] == [request.place for request in record.requests]
+    assert [one["generated_tokens"] for one in told] == record.generated_tokens
+    assert [one["prompt_tokens"] for one in told] == [request.counted.prompt_tokens for request in record.requests]
+    assert list(whole["samples_ms"].iloc[0]) == record.find("request", "total", "wall")
+
+
+def test_a_block_whose_requests_are_not_as_many_as_its_rounds_is_damaged(tmp_path: Path) -> None:
+    (path,) = records_of(tmp_path, vision=None, output=None, latency={"samples": 5})
+    rewrite(path, lambda data: data["requests"].pop())
+    with pytest.raises(UserError, match="is damaged: 5 rounds, but 4 requests; delete it and it is measured again"):
+        build_table([path])
+
+
+def test_energy_of_repeated_work_is_a_row_of_its_own(tmp_path: Path) -> None:
+    (path,) = records_of(tmp_path, vision=None, output=None, latency={"samples": 5})
+    use = {"what": "vision", "joules": 30.0, "span_s": 1.5, "repeats": 10}
+    rewrite(path, lambda data: data.update(energy=[use]))
+    table = build_table([path])
+    (row,) = table[table["arm"] == "repeated"].to_dict("records")
+    assert (row["phase"], row["median_ms"], row["joules_per_repeat"]) == ("vision", 150.0, 3.0)

@@ -33,8 +33,11 @@ UNKNOWN_PARAMETERS = 20_000_000_000
 #: Warm-up, busy time and memory, beside the rounds that the time cap bounds.
 SECONDS_BESIDE_ROUNDS = 10.0
 
-#: Opening a picture, preprocessing and prefill of a request, and of its warm-up. # ASSUME: large pictures, slow hosts.
-SECONDS_BESIDE_REQUEST = 2.0
+#: Opening a picture, preprocessing and prefill. # ASSUME: large pictures and slow hosts take some tenths of a second.
+SECONDS_BESIDE_REQUEST = 0.5
+
+#: Shapes among the requests of a block. # ASSUME: photographs have one of a few sizes, questions ten lengths or so.
+SHAPES_PER_BLOCK = 25
 
 #: Output tokens of a warm-up run (`vlmeter.measure`, which is not to be imported before it measures).
 WARMUP_TOKENS = 8
@@ -54,12 +57,13 @@ def weight_bytes(study: Study, subject: str) -> int:
 def cell_seconds(cell: Cell) -> float:
     """Estimate how long a cell takes at most: its last round may begin just before the time cap.
 
-    A block has no cap: every request runs once, and each shape (all may differ) is warmed up with a few tokens.
+    A block has no cap: every request runs once, and every shape is warmed up with a few tokens.
     """
     if isinstance(cell.image, RequestBlock):
-        warmup_tokens = cell.sampling.min_warmup * min(cell.output_tokens, WARMUP_TOKENS)
-        tokens = sum(request.output_tokens + warmup_tokens for request in cell.image.requests)
-        requests_s = tokens * SECONDS_PER_OUTPUT_TOKEN + len(cell.image.requests) * SECONDS_BESIDE_REQUEST
+        warmups = cell.sampling.min_warmup * min(len(cell.image.requests), SHAPES_PER_BLOCK)
+        tokens = sum(request.output_tokens for request in cell.image.requests)
+        tokens += warmups * min(cell.output_tokens, WARMUP_TOKENS)
+        requests_s = tokens * SECONDS_PER_OUTPUT_TOKEN + (len(cell.image.requests) + warmups) * SECONDS_BESIDE_REQUEST
         return requests_s + 2 * cell.sampling.energy_seconds_per_cell + SECONDS_BESIDE_ROUNDS
     arms = 2 if cell.uninstrumented else 1
     round_s = arms * cell.output_tokens * SECONDS_PER_OUTPUT_TOKEN
