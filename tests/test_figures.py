@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.physics import with_floors
-from tests.support.tables import LATENCY, CpuLikeRunner, table_of
+from tests.support.tables import LATENCY, CpuLikeRunner, records_of, rewrite, table_of
 from vlmeter import analysis, analysis_flops, components, distribution, prediction
 from vlmeter.errors import UserError
 from vlmeter.families.base import PREFILL_PHASES
@@ -459,3 +459,13 @@ def test_what_was_not_counted_or_read_is_said_and_not_drawn_as_nothing(table: pd
     caption = get_figure("component_profile").caption(plain)
     assert "Not drawn, since the work of this subject was not counted: FLOPs, memory traffic." in caption
     assert "Energy is not drawn: no energy counter of the device was read." in caption
+
+
+def test_energy_is_drawn_where_a_counter_was_read(tmp_path: Path) -> None:
+    (path,) = records_of(tmp_path, vision=None, output=None, latency={"samples": 8})
+    spent = [("request", 80.0, 8), ("prefill", 30.0, 10), ("vision", 10.0, 10)]
+    uses = [{"what": what, "joules": joules, "span_s": 2.0, "repeats": repeats} for what, joules, repeats in spent]
+    rewrite(path, lambda data: data.update(energy=uses))
+    lower = axes_of(build_table([path]), "component_profile")[1]
+    assert [text.get_text() for text in lower.get_legend().get_texts()] == ["time", "energy"]
+    assert [patch.get_height() for patch in lower.containers[-1]] == pytest.approx([10, 20, 70])

@@ -96,7 +96,7 @@ def _bars(
     axes.set_xticks(places, [style.LABELS.get(part, part) for part in parts])
     axes.set_ylim(0, max(axes.get_ylim()[1] * 1.05, 10))
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(shares))
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.05), ncols=len(shares), borderaxespad=0)
 
 
 def caption(table: pd.DataFrame) -> str:

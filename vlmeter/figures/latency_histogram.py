@@ -80,7 +80,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_xlabel(f"latency ({unit_name})")
         axes.set_ylabel("requests")
         axes.grid(axis="x", visible=False)
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.045), ncols=2, borderaxespad=0)
         style.title(axes, TITLE, table)
     return figure
 
