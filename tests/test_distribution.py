@@ -276,9 +276,11 @@ def test_the_slowest_of_a_few_are_told_without_an_expectation() -> None:
 
 
 def test_the_first_screen_tells_the_last_percentile_that_can_be_told(table: pd.DataFrame) -> None:
-    names = [headline.name for headline in distribution.headlines(sample_of(table))]
-    assert names == ["request_p50", "request_p99"]
-    assert [headline.name for headline in distribution.headlines(planted(60, noise_ms=1.0))] == [
-        "request_p50",
-        "request_p95",
-    ]
+    (many,) = distribution.headlines(sample_of(table))
+    assert many.question == "a slow request, P99"
+    assert many.answer == distribution.percentiles(sample_of(table).requests["total_ms"].to_numpy())[0.99]
+    assert many.note.startswith("of 320 requests with 8 output tokens in the median; half of them stay below ")
+    (some,) = distribution.headlines(planted(60, noise_ms=1.0))
+    assert some.question == "a slow request, P95"
+    (few,) = distribution.headlines(planted(4))
+    assert few.answer == Unknown("P50 wants 5 requests, and there are 4")

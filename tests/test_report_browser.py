@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.browser import WIDTHS_PX, chromium, opened, outside
 from tests.support.fakes import FakeRunner
 from tests.support.reports import inputs_of, physics_of
-from tests.support.tables import table_of
+from tests.support.tables import LATENCY, table_of
 from vlmeter import analysis
 from vlmeter.figures.registry import FIGURES
 from vlmeter.report import DARK_COLOURS, write
@@ -38,7 +38,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     runner = FakeRunner(noise_fraction=0.01, launch_ms={"vision_encoder": 4.0})
-    return table_of(tmp_path_factory.mktemp("records"), runner=runner)
+    return table_of(tmp_path_factory.mktemp("records"), runner=runner, latency=LATENCY)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def test_every_figure_shows(page: Page) -> None:
 
 def test_the_answers_are_on_the_first_screen(page: Page) -> None:
     cards = page.locator(".card")
-    assert cards.count() == 6
-    for place in range(6):
+    assert cards.count() == 7
+    for place in range(7):
         box = cards.nth(place).bounding_box()
         assert box is not None
         assert box["y"] + box["height"] <= 900

@@ -28,6 +28,7 @@ from vlmeter.analysis import Headline, Unknown, of_subject
 from vlmeter.families.base import PREFILL_PHASES
 from vlmeter.stats import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.uncertainty import Array, Fit, fit_linear, percentile_estimate
+from vlmeter.units import duration
 from vlmeter.wording import plural
 
 EXPERIMENT = "latency_distribution"
@@ -385,20 +386,14 @@ def slowest(sample: Sample, count: int = SLOWEST) -> pd.DataFrame:
 
 
 def headlines(sample: Sample) -> list[Headline]:
-    """Answers of the first screen: the median request, and the one that 99 (or as many as can be told) of 100 beat."""
+    """The answer of the first screen: the time that 99 of 100 requests stay below, or as many as can be told."""
     if not sample.size:
         return []
-    found = {
-        fraction: one
-        for fraction, one in percentiles(sample.requests["total_ms"].to_numpy(np.float64)).items()
-        if one is not None
-    }
-    note = f"{sample.size:,} requests from the picture to the last token, each measured once"
+    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    found = {fraction: one for fraction, one in percentiles(values).items() if one is not None}
     if not found:
-        return [Headline("request_p50", "a request, median", Unknown(too_few(0.5, sample.size)), "ms")]
+        return [Headline("slow_request", "a slow request", Unknown(too_few(0.5, sample.size)), "ms")]
     last = max(found)
-    names = {0.5: "a request, median", last: f"a slow request, P{100 * last:.0f}"}
-    return [
-        Headline(f"request_p{100 * fraction:.0f}", names[fraction], found[fraction], "ms", note)
-        for fraction in sorted({0.5, last})
-    ]
+    note = f"of {plural(sample.size, 'request')} with {int(sample.requests['generated_tokens'].median())} output tokens"
+    note += f" in the median; half of them stay below {duration(found[0.5].value)}"
+    return [Headline("slow_request", f"a slow request, P{100 * last:.0f}", found[last], "ms", note)]
