@@ -322,7 +322,7 @@ def requests_table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 def shapes_of(table: pd.DataFrame) -> SubjectWork:
     """Work of every shape: as many FLOPs as crops in the vision encoder, as many as tokens in the LLM blocks."""
-    shapes = requests(table).drop_duplicates(["crops", "prompt_tokens"])
+    shapes = requests(table).drop_duplicates(["crops", "vision_tokens", "prompt_tokens"])
     step = StepWork(flops=10, flops_per_context_token=1, weight_bytes=100, cache_bytes_per_token=2)
     return SubjectWork(
         subject="fake",
@@ -330,6 +330,7 @@ def shapes_of(table: pd.DataFrame) -> SubjectWork:
         shapes=tuple(
             ShapeWork(
                 crops=row["crops"],
+                vision_tokens=row["vision_tokens"],
                 prompt_tokens=row["prompt_tokens"],
                 prefill=(
                     PhaseWork(phase="vision_encoder", flops=row["crops"], weight_bytes=7),

@@ -39,8 +39,8 @@ from vlmeter.plan import Cell, Request, RequestBlock
 #: How a request is run: with a mark at every boundary. There is no unmarked twin, since nothing is run twice.
 ARM = "request"
 
-#: Crops and prompt tokens, on which the choice of kernels depends.
-Shape = tuple[int, int]
+#: Crops, vision tokens and prompt tokens, on which the choice of kernels depends.
+Shape = tuple[int, int, int]
 
 
 def measure_block(
@@ -123,10 +123,11 @@ class _Block:
     def _shape(self, place: int) -> Shape:
         """Shape of a request: from the plan where it knows, else counted in its inputs."""
         expected = self._requests[place].expected
-        if expected.crops is not None and expected.prompt_tokens is not None:
-            return expected.crops, expected.prompt_tokens
+        crops, vision_tokens, prompt_tokens = expected.crops, expected.vision_tokens, expected.prompt_tokens
+        if crops is not None and vision_tokens is not None and prompt_tokens is not None:
+            return crops, vision_tokens, prompt_tokens
         counts = self._prepare(self._open_sight(place)).counts
-        return counts.crops, counts.prompt_tokens
+        return counts.crops, counts.vision_tokens, counts.prompt_tokens
 
     def warm_up(self) -> None:
         """Run every distinct shape of the block with few output tokens."""

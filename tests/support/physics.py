@@ -45,6 +45,7 @@ A100 = ceilings_of(copy_bytes_per_s=2.039e12, matrix_flops_per_s=312e12, device_
 def _work_of(cell: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "crops": cell["crops"],
+        "vision_tokens": cell["vision_tokens"],
         "prompt_tokens": cell["prompt_tokens"],
         "prefill": tuple(
             PhaseWork(phase=phase, flops=int(1e8) * cell["crops"], weight_bytes=1000) for phase in PREFILL_PHASES
@@ -59,7 +60,7 @@ def with_floors(table: pd.DataFrame) -> pd.DataFrame:
     works = {}
     for subject, rows in table.groupby("subject"):
         cells = rows[rows["experiment"] != "latency_distribution"].drop_duplicates("cell_id")
-        shapes = requests(rows).drop_duplicates(["crops", "prompt_tokens"])
+        shapes = requests(rows).drop_duplicates(["crops", "vision_tokens", "prompt_tokens"])
         works[subject] = SubjectWork(
             subject=subject,
             cells=tuple(Work(cell_id=cell["cell_id"], **_work_of(cell)) for cell in cells.to_dict("records")),
