@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.chaos import make_dummies
-from tests.support.studies import study_of
+from tests.support.studies import dataset_items, photographs, study_of
 from vlmeter.counts import SubjectCounts, check_counts, write_counts
 from vlmeter.errors import Unsupported, UserError
 from vlmeter.families.base import Counts, ImageOptions, ModelInputs
@@ -20,7 +20,7 @@ from vlmeter.flops import shapes_of
 from vlmeter.layout import Layout
 from vlmeter.plan import Cell, DummyImage, build_plan
 from vlmeter.session import Picture, pictures_for
-from vlmeter.work import check_subject_counts
+from vlmeter.work import check_subject_counts, single_sights
 
 
 @dataclass
@@ -127,3 +127,13 @@ def test_a_processor_is_asked_with_the_cells_own_options() -> None:
     changed = tuple(cell.model_copy(update={"force_tiling": None}) for cell in cells)
     with pytest.raises(UserError, match="crops 21"):
         check_counts("fake", Processor, changed, looked_at(cells))
+
+
+def test_of_the_requests_of_blocks_one_of_each_kind_is_looked_at() -> None:
+    study = study_of(experiments={"latency_distribution": {"samples": 40, "block_samples": 10}})
+    blocks = build_plan(study, dataset=dataset_items(2))
+    looks = pictures_for(blocks, dummy=lambda cell: None, dataset=photographs(2))
+    cells, pictures = single_sights(blocks, looks)
+    assert sorted(pictures) == ["distribution-block000, request 0", "distribution-block000, request 1"]
+    with pytest.raises(UserError, match=r"distribution-block000, request 0 of fake: the plan says vision_tokens"):
+        check_counts("fake", lambda: Processor(error=1), cells, pictures)

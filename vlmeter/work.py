@@ -13,7 +13,7 @@ from vlmeter.families.registry import get_family
 from vlmeter.files import write_atomically
 from vlmeter.fingerprint import fingerprint
 from vlmeter.layout import Layout
-from vlmeter.plan import Cell, DatasetItem, DummyImage, RequestBlock, build_plan, subject_spec
+from vlmeter.plan import Cell, DatasetImage, DatasetItem, DummyImage, RequestBlock, build_plan, subject_spec
 from vlmeter.session import (
     Album,
     Looks,
@@ -111,11 +111,35 @@ def check_subject_counts(study: Study, subject_name: str, layout: Layout) -> Sub
     from vlmeter.counts import check_counts
     from vlmeter.flops import shapes_of
 
-    cells, looks = _look(study, subject_name, layout)
-    # Requests of a block are compared when their turn comes: thousands of photographs take minutes to prepare.
-    pictures = {cell_id: look for cell_id, look in looks.items() if isinstance(look, Picture)}
-    cells = tuple(cell for cell in cells if cell.cell_id in pictures)
+    cells, pictures = single_sights(*_look(study, subject_name, layout))
     return check_counts(subject_name, lambda: shapes_of(study.subjects[subject_name]), cells, pictures)
+
+
+def single_sights(cells: Sequence[Cell], looks: Mapping[str, Looks]) -> tuple[tuple[Cell, ...], dict[str, Picture]]:
+    """Take blocks apart into cells that look at one picture each: one request for every count that the plan predicts.
+
+    Thousands of photographs would take minutes to prepare, and every request is counted again when it is measured.
+    """
+    single: list[Cell] = []
+    pictures: dict[str, Picture] = {}
+    kinds: set[tuple[int | None, ...]] = set()
+    for cell in cells:
+        look = looks[cell.cell_id]
+        if not (isinstance(cell.image, RequestBlock) and isinstance(look, Album)):
+            assert isinstance(look, Picture)
+            single.append(cell)
+            pictures[cell.cell_id] = look
+            continue
+        for place, (request, picture) in enumerate(zip(cell.image.requests, look.pictures, strict=True)):
+            expected = request.expected
+            kind = (expected.crops, expected.vision_tokens, expected.prompt_tokens)
+            if kind in kinds:
+                continue
+            kinds.add(kind)
+            one = {"cell_id": f"{cell.cell_id}, request {place}", "image": DatasetImage(index=request.index)}
+            single.append(cell.model_copy(update={**one, "expected": expected}))
+            pictures[single[-1].cell_id] = picture
+    return tuple(single), pictures
 
 
 def count_subject_work(study: Study, subject_name: str, layout: Layout) -> SubjectWork:
