@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from benchmarks.chaos import run_chaos
-from tests.support.sessions import CELL, IMAGE, Bench, fake_study, wait_until, wait_until_gone, workers_of
+from tests.support.sessions import CELL, IMAGE, PATIENCE_S, Bench, fake_study, wait_until, wait_until_gone, workers_of
 from vlmeter.errors import UserError
 from vlmeter.plan import DummyImage, sentinel_of
 from vlmeter.session import SessionFailed
@@ -205,7 +205,7 @@ def test_ctrl_c_ends_all_of_a_session_in_good_order(bench: Bench, start: Callabl
     process = start()
     family = in_the_middle(bench, process)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() == 130
+    assert process.wait(timeout=PATIENCE_S) == 130
     wait_until_gone(family)
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()

@@ -21,7 +21,7 @@ from vlmeter.stats import Estimate
 from vlmeter.uncertainty import Array
 
 #: Images that a figure shows, and rows that all of them have together: more, and it is longer than a page.
-MOST_IMAGES, MOST_ROWS = 4, 36
+MOST_IMAGES, MOST_ROWS = 6, 36
 
 _COLUMNS = (
     "subject",

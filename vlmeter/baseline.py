@@ -76,6 +76,7 @@ _COLUMNS = (
     *("arm", "phase", "clock", "source", "rounds", "samples", "disturbed_samples", "samples_ms"),
     *("warmup_settled", "disturbances", "drifted", "drift_before_ms", "drift_after_ms", "drift_reference_ms"),
     *("drift_noise_fraction", "session_id", "session_position"),
+    *("image_index", "busy_reason"),  # for the verdict on conditions
 )
 
 

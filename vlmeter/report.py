@@ -1100,7 +1100,7 @@ def _model(config: Mapping[str, Any]) -> str:
     """Say what was run, in words that name what each of them is."""
     random = config.get("weights", "random") == "random"
     parts = [
-        f"{str(config['family']).capitalize()}" + (f" ({config['preset']})" if config.get("preset") else ""),
+        f"{config['family']}" + (f" ({config['preset']})" if config.get("preset") else ""),
         "random weights" if random else f"weights {config['weights']}",
         str(config.get("dtype", "")),
         f"{config['attention']} attention" if config.get("attention") else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -43,6 +44,11 @@ def fake_study(**changes: Any) -> dict[str, Any]:
 
 #: The picture of a cell in the middle, whose cell is `CELL`.
 IMAGE, CELL = "560x560", "vision-tiling-2x2"
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to processes in its background, as the tests may be: they, and theirs, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass
@@ -99,6 +105,7 @@ class Bench:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
 
     def environment(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from benchmarks.chaos import make_workflow
+from tests.support.sessions import heed_interrupts
 from vlmeter.config import parse_study
 from vlmeter.layout import Layout
 from vlmeter.plan import build_plan
@@ -93,6 +94,7 @@ class Workflow:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
 
     def run(self, *arguments: str, **environment: str) -> Ran:

@@ -108,7 +108,7 @@ def caption(table: pd.DataFrame) -> str:
         apart = components.disagreement(found, quantity)
         if not isinstance(apart, Unknown):
             text += (
-                f" {style.LABELS.get(apart.part, apart.part).capitalize()}: {percent(apart.share)} of the "
+                f" {_begun(style.LABELS.get(apart.part, apart.part))}: {percent(apart.share)} of the "
                 f"{components.QUANTITIES[quantity]}, {with_interval(apart.time_share, 'fraction')} of {whole}."
             )
     if found.has_decode:
@@ -121,3 +121,8 @@ def caption(table: pd.DataFrame) -> str:
     if not components.energy_parts(found):
         text += " Energy is not drawn: no energy counter of the device was read."
     return text
+
+
+def _begun(name: str) -> str:
+    """A name as a sentence begins with it; abbreviations stay."""
+    return name[0].upper() + name[1:]
