@@ -44,6 +44,9 @@ MOST_SAMPLES = 400
 #: Rows whose samples are no repeats of one duration: steps at growing context, all steps of all rounds, first calls.
 _NOT_REPEATS = ("first_call", "inter_token")
 
+#: Each sample of a block is another request, so that nothing in it is repeated.
+_BLOCKS = "latency_distribution"
+
 #: What is read of a table: few columns, so that tables of other versions of vlmeter can be compared.
 FACTS = (
     "family",
@@ -76,7 +79,7 @@ _COLUMNS = (
     *("arm", "phase", "clock", "source", "rounds", "samples", "disturbed_samples", "samples_ms"),
     *("warmup_settled", "disturbances", "drifted", "drift_before_ms", "drift_after_ms", "drift_reference_ms"),
     *("drift_noise_fraction", "session_id", "session_position"),
-    *("image_index", "busy_reason"),  # for the verdict on conditions
+    *("image_index", "busy_reason", "median_ms", "low_ms", "high_ms", "mean_ms"),  # for the verdict on conditions
 )
 
 
@@ -234,7 +237,7 @@ def _subject_run(rows: pd.DataFrame, environment: Mapping[str, Any]) -> SubjectR
         conditions=judged.verdict,
         condition_reasons=list(judged.reasons),
         looks=_looks(rows),
-        cells=[_cell(cell) for _, cell in rows.groupby("cell_id", sort=True)],
+        cells=[_cell(cell) for _, cell in rows[rows["experiment"] != _BLOCKS].groupby("cell_id", sort=True)],
     )
 
 
