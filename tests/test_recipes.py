@@ -1,0 +1,238 @@
+"""CONTRIBUTING's other recipes, each walked in a copy of the library: a file or function, a line, and it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tables import table_of
+from vlmeter.table import write_table
+
+ROOT = Path(__file__).parents[1]
+
+BACKEND = '''
+"""Plain PyTorch without anything that may come out differently twice."""
+
+from __future__ import annotations
+
+import torch
+
+from vlmeter.backends import eager
+from vlmeter.config import Subject
+
+
+def load_runner(subject: Subject, *, device: str) -> eager.EagerRunner:
+    """Load the subject as eager does, after ruling out what is not deterministic."""
+    torch.use_deterministic_algorithms(True)
+    return eager.load_runner(subject, device=device)
+'''
+
+FIGURE = '''
+"""What prompts are made of: vision, special and text tokens of each image."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vlmeter import analysis
+from vlmeter.figures import style
+
+NAME = "prompt_parts"
+TITLE = "What a prompt is made of"
+SECTION = "vision"
+
+
+def needs(table: pd.DataFrame) -> str | None:
+    """Vision-token cells."""
+    return "no vision-token cell was measured" if analysis.vision_cells(table).empty else None
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw all prompt tokens over vision tokens."""
+    cells = analysis.vision_cells(table)
+    with style.styled():
+        figure, (axes,) = style.new_figure()
+        axes.plot(cells["vision_tokens"], cells["prompt_tokens"], "o")
+        style.token_axis(axes, "vision tokens")
+        axes.set_ylabel("prompt tokens")
+        style.title(axes, TITLE, table)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Say how much of the longest prompt is vision."""
+    longest = analysis.vision_cells(table).iloc[-1]
+    return f"Of {longest['prompt_tokens']} prompt tokens {longest['vision_tokens']} carry the image."
+'''
+
+CLAIM = '''
+def vision_is_most_of_a_prompt(data: Data) -> Finding:
+    """Most tokens of a prompt carry the image."""
+    if data.cells.empty:
+        return _unknown("no vision-token cell was measured")
+    share = (data.cells["vision_tokens"] / data.cells["prompt_tokens"]).astype(float)
+    evidence = (Evidence("smallest share", float(share.min()), None, None, "fraction"),)
+    if share.min() > 0.5:
+        return Finding("holds", "Most tokens of every prompt carry the image.", evidence)
+    return Finding("does not hold", "There are prompts of which most is something else.", evidence)
+
+
+#: The claims, in the order'''
+
+PRESET = """        "micro": Architecture(
+            vocab_size=512,
+            embedding_size=512,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            rope_theta=1e6,
+            layer_norm_eps=1e-6,
+            qkv_bias=True,
+            eos_token_id=511,
+        ),
+        "7b-d": Architecture("""
+
+
+def insert(path: Path, before: str, new: str) -> None:
+    """Put text in the place of a text that stands there once."""
+    content = path.read_text()
+    assert content.count(before) == 1, f"{before!r} stands {content.count(before)} times in {path.name}"
+    path.write_text(content.replace(before, new))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "vlmeter", tmp_path / "vlmeter", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def run(copy: Path, code: str) -> str:
+    """Run code against the copy; returns the last line that it prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(copy), *(path for path in sys.path if path != str(ROOT))])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=copy, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def table_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("table")
+    table = table_of(folder / "records", vision={"tilings": ["1x1", "2x2", "3x4"]}, output=None)
+    write_table(table, folder / "table.parquet", folder / "table.csv")
+    return folder / "table.parquet"
+
+
+def test_a_backend_is_one_file_and_one_line(copy: Path) -> None:
+    (copy / "vlmeter/backends/deterministic.py").write_text(BACKEND)
+    registry = copy / "vlmeter/backends/registry.py"
+    insert(registry, "BACKENDS = {\n", 'BACKENDS = {\n    "deterministic": "vlmeter.backends.deterministic",\n')
+    said = run(
+        copy,
+        """
+import json, torch
+from vlmeter.backends.registry import load_runner
+from vlmeter.config import Subject
+from vlmeter.fingerprint import measuring_modules
+from vlmeter.images import dummy_image
+from vlmeter.families.base import ImageOptions
+subject = Subject(family="molmo", preset="nano", dtype="float32", backend="deterministic")
+runner = load_runner(subject, device="cpu")
+prompt = runner.prepare(dummy_image(336, 336, seed=0), None, text_tokens=20, options=ImageOptions())
+runner.prefill(prompt)
+print(json.dumps([torch.are_deterministic_algorithms_enabled(), prompt.counts.vision_tokens,
+                  "vlmeter.backends.deterministic" in measuring_modules(subject)]))
+""",
+    )
+    assert json.loads(said) == [True, 288, True]
+
+
+def test_a_figure_is_one_file_and_one_line(copy: Path, table_file: Path) -> None:
+    (copy / "vlmeter/figures/prompt_parts.py").write_text(FIGURE)
+    registry = copy / "vlmeter/figures/registry.py"
+    insert(registry, "\nFIGURES = {\n", '\nFIGURES = {\n    "prompt_parts": "vlmeter.figures.prompt_parts",\n')
+    said = run(
+        copy,
+        f"""
+from pathlib import Path
+from vlmeter.figures.registry import FIGURES, draw_or_explain
+from vlmeter.figures.style import save
+from vlmeter.table import read_table
+assert "prompt_parts" in FIGURES
+figure, caption = draw_or_explain(read_table(Path({str(table_file)!r})), "prompt_parts")
+save(figure, Path("prompt_parts"))
+print(caption)
+""",
+    )
+    assert said == "Of 1228 prompt tokens 1152 carry the image."
+    assert all((copy / f"prompt_parts.{suffix}").stat().st_size > 1000 for suffix in ("svg", "png", "pdf"))
+
+
+def test_a_claim_is_one_function_and_one_line(copy: Path, table_file: Path) -> None:
+    claims = copy / "vlmeter/claims.py"
+    insert(claims, "#: The claims, in the order", CLAIM.lstrip())
+    line = '    "vision_is_most_of_a_prompt": Entry("Most of a prompt is vision", vision_is_most_of_a_prompt, ()),\n'
+    insert(claims, "CLAIMS: Mapping[str, Entry] = {\n", "CLAIMS: Mapping[str, Entry] = {\n" + line)
+    said = run(
+        copy,
+        f"""
+from pathlib import Path
+from vlmeter.claims import judge_all
+from vlmeter.table import read_table
+found = {{claim.name: claim for claim in judge_all(read_table(Path({str(table_file)!r})), "fake")}}
+print(found["vision_is_most_of_a_prompt"].verdict, "-", found["vision_is_most_of_a_prompt"].statement)
+""",
+    )
+    assert said == "holds - Most tokens of every prompt carry the image."
+
+
+def test_a_preset_is_one_entry(copy: Path) -> None:
+    insert(copy / "vlmeter/molmo1/presets.py", '        "7b-d": Architecture(', PRESET)
+    insert(
+        copy / "vlmeter/families/molmo.py", '    "nano": "a toy', '    "micro": "a smaller toy",\n    "nano": "a toy'
+    )
+    said = run(
+        copy,
+        """
+from vlmeter.config import parse_study
+from vlmeter.plan import build_plan
+study = parse_study({"study": "own", "subjects": {"mine": {"family": "molmo", "preset": "micro"}},
+                     "experiments": {"vision_tokens": {"reachable": 4}}}, source="own")
+print(len(build_plan(study)))
+""",
+    )
+    assert said == "4"
+
+
+def test_a_measured_quantity_is_a_column_and_its_value(copy: Path) -> None:
+    table = copy / "vlmeter/table.py"
+    described = '    ("question", "string", "the question"),\n'
+    insert(table, described, described + '    ("question_characters", "integer", "length of the question"),\n')
+    value = '        "question": record.question,\n'
+    own = '        "question_characters": None if record.question is None else len(record.question),\n'
+    insert(table, value, value + own)
+    (copy / "tests").symlink_to(ROOT / "tests")
+    (copy / "benchmarks").symlink_to(ROOT / "benchmarks")
+    said = run(
+        copy,
+        """
+from pathlib import Path
+from tests.support.tables import table_of
+from vlmeter.table import data_dictionary
+table = table_of(Path("records"), vision=None, output={"output_tokens": [4]})
+described = data_dictionary().set_index("name").loc["question_characters", "description"]
+print(described, int(table["question_characters"].min()) == len(table["question"].iloc[0]))
+""",
+    )
+    assert said == "length of the question True"
