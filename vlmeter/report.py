@@ -505,6 +505,14 @@ def _picture(row: Any, thumbnails: Mapping[int, str]) -> Markup | None:
     return Markup(escape(uri)) if uri.startswith("data:image/jpeg;base64,") else None
 
 
+def _flops(count: Any) -> str:
+    """Arithmetic in words: 2.12 TFLOP; empty where it is not known."""
+    if pd.isna(count):
+        return ""
+    said = metric(float(count))
+    return f"{said}FLOP" if said[-1].isalpha() else f"{said} FLOP"
+
+
 def _component_grid(found: components.Profile, name: str) -> Grid:
     columns = [
         ("component", "its phase of the prefill; decode: all steps together"),
@@ -524,7 +532,7 @@ def _component_grid(found: components.Profile, name: str) -> Grid:
             _word(LABELS.get(row["part"], row["part"])),
             _count(row["parameters"]),
             _share(shares["parameters"], row["part"]),
-            Value("" if pd.isna(row["flops"]) else f"{row['flops'] / 1e9:,.3g} GFLOP", float(row["flops"])),
+            Value(_flops(row["flops"]), float(row["flops"])),
             _share(shares["flops"], row["part"]),
             Value("" if pd.isna(row["traffic_bytes"]) else size(row["traffic_bytes"]), float(row["traffic_bytes"])),
             _share(shares["traffic_bytes"], row["part"]),
