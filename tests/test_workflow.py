@@ -10,23 +10,17 @@ import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 
-from tests.support.imports import ROOT
 from tests.support.sessions import wait_until, wait_until_gone, workers_of
 from tests.support.workflow import Workflow, fake_study
-from vlmeter.across import shared_images
-from vlmeter.families.registry import FAMILIES
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES
 from vlmeter.layout import ACROSS
-from vlmeter.table import read_table
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -244,25 +238,6 @@ def test_figures_and_claims_across_subjects_are_made_where_there_are_several(
         assert not workflow.layout.figure(ACROSS, name, "txt").read_text().startswith("Not drawn")
     assert set(json.loads(workflow.layout.claims.read_text())) == {"one", "two", ACROSS}
     assert "draw_across" not in finished.run("-n", "--forceall").said, "one subject has nobody beside it"
-
-
-@pytest.mark.slow
-def test_every_family_is_measured_on_a_cpu_or_says_why_it_cannot_be(tmp_path: Path) -> None:
-    study = yaml.safe_load((ROOT / "studies" / "families-nano.yaml").read_text(encoding="utf-8"))
-    assert {subject["family"] for subject in study["subjects"].values()} == set(FAMILIES)
-    workflow = Workflow(tmp_path / "copy", study)
-    ran = workflow.run("--until", "draw_across")
-    assert ran.code == 0, ran.said
-    table = read_table(workflow.layout.table)
-    unsupported = table[table["status"] == "unsupported"]
-    assert set(unsupported["family"]) == (set() if find_spec("torchvision") else {"molmo2"})
-    assert unsupported["reason"].str.contains("torchvision").all()
-    measured = set(study["subjects"]) - set(unsupported["subject"])
-    assert set(table.loc[table["status"] == "ok", "subject"]) == measured
-    shared = shared_images(table)
-    assert set(shared.loc[shared["image"] == "640 x 480 px", "subject"]) == measured
-    for name in FIGURES_ACROSS:
-        assert not workflow.layout.figure(ACROSS, name, "txt").read_text().startswith("Not drawn")
 
 
 # --- killed -----------------------------------------------------------------------------------------

@@ -1,0 +1,39 @@
+"""Every family, from its own processor to the comparison: one study, run as a user runs it.
+
+It takes minutes, so it is a file of its own: the other tests go on beside it.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.imports import ROOT
+from tests.support.workflow import Workflow
+from vlmeter.across import shared_images
+from vlmeter.families.registry import FAMILIES
+from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
+from vlmeter.layout import ACROSS
+from vlmeter.table import read_table
+
+
+@pytest.mark.slow
+def test_every_family_is_measured_on_a_cpu_or_says_why_it_cannot_be(tmp_path: Path) -> None:
+    study = yaml.safe_load((ROOT / "studies" / "families-nano.yaml").read_text(encoding="utf-8"))
+    assert {subject["family"] for subject in study["subjects"].values()} == set(FAMILIES)
+    workflow = Workflow(tmp_path / "copy", study)
+    ran = workflow.run("--until", "draw_across")
+    assert ran.code == 0, ran.said
+    table = read_table(workflow.layout.table)
+    unsupported = table[table["status"] == "unsupported"]
+    assert set(unsupported["family"]) == (set() if find_spec("torchvision") else {"molmo2"})
+    assert unsupported["reason"].str.contains("torchvision").all()
+    measured = set(study["subjects"]) - set(unsupported["subject"])
+    assert set(table.loc[table["status"] == "ok", "subject"]) == measured
+    shared = shared_images(table)
+    assert set(shared.loc[shared["image"] == "640 x 480 px", "subject"]) == measured
+    for name in FIGURES_ACROSS:
+        assert not workflow.layout.figure(ACROSS, name, "txt").read_text().startswith("Not drawn")
