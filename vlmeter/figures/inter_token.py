@@ -43,16 +43,8 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.plot([estimate.value] * 2, [0, top * height], color=style.INK, linewidth=1, linestyle="--")
             axes.axvspan(estimate.low, estimate.high, color=style.INK, alpha=0.1, linewidth=0)
             right = estimate.value > (drawn.min() + max(limit, estimate.value)) / 2
-            axes.annotate(
-                f"P{fraction * 100:.0f} {with_interval(estimate, 'ms')}",
-                (estimate.value, top * height),
-                textcoords="offset points",
-                xytext=(-4 if right else 4, -2),
-                ha="right" if right else "left",
-                va="top",
-                fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-            )
+            text = f"P{fraction * 100:.0f} {with_interval(estimate, 'ms')}"
+            style.label_line(axes, text, estimate.value, top * height, on_the_left=right)
             height -= 0.09
         axes.set_xlabel("time from one token to the next (ms)")
         axes.set_ylabel("decode steps")

@@ -66,16 +66,8 @@ def draw(table: pd.DataFrame) -> Figure:
             span = (estimate.low / unit, min(limit, estimate.high) / unit)
             axes.axvspan(*span, color=style.INK, alpha=0.08, linewidth=0)
             right = estimate.value > 0.55 * limit
-            axes.annotate(
-                f"P{100 * fraction:.0f} {with_interval(estimate, 'ms')}",
-                (estimate.value / unit, top * height),
-                textcoords="offset points",
-                xytext=(-4 if right else 4, -2),
-                ha="right" if right else "left",
-                va="top",
-                fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-            )
+            text = f"P{100 * fraction:.0f} {with_interval(estimate, 'ms')}"
+            style.label_line(axes, text, estimate.value / unit, top * height, on_the_left=right)
             height -= 0.09
         axes.set_xlabel(f"latency ({unit_name})")
         axes.set_ylabel("requests")

@@ -278,6 +278,20 @@ def note(axes: Axes, text: str, *, x: float = 0.02, y: float = 0.97, **options: 
     axes.text(x, y, text, transform=axes.transAxes, **style)
 
 
+def label_line(axes: Axes, text: str, x: float, y: float, *, on_the_left: bool) -> None:
+    """Label an upright line at its upper end (x, y in data), on the side where there is room."""
+    axes.annotate(
+        text,
+        (x, y),
+        textcoords="offset points",
+        xytext=(-4 if on_the_left else 4, -2),
+        ha="right" if on_the_left else "left",
+        va="top",
+        fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+    )
+
+
 def beside(sizes: Array) -> tuple[Array, float]:
     """Place bars at their sizes, moved apart just so far that none hides another; returns places and a bar's width."""
     reach = float(sizes.max() - sizes.min()) or max(float(sizes.max()), 1.0)
