@@ -37,21 +37,11 @@ from vlmeter.config import Subject
 from vlmeter.families.base import LoadedModel, ModelInputs
 from vlmeter.families.registry import get_family
 from vlmeter.physics import PhaseWork, ShapeWork, StepWork, SubjectWork, Work
-from vlmeter.plan import Cell, DatasetImage, Expected, RequestBlock, subject_spec
-from vlmeter.session import Album, Looks, Picture
+from vlmeter.plan import Cell, RequestBlock, singles, subject_spec
+from vlmeter.session import Looks, Picture, pictures_of
 
 _EMBEDDINGS = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.default)
 _GROUPED = torch.ops.aten._grouped_mm.default
-
-
-@dataclass(frozen=True)
-class _Example:
-    """Something that has a shape: a cell, or a request of one, with what it looks at."""
-
-    cell: Cell
-    image: object
-    expected: Expected
-    picture: Picture
 
 
 def shapes_of(subject: Subject) -> LoadedModel:
@@ -397,42 +387,40 @@ def count_work(
     do the same work.
     """
     known: dict[object, Shape] = {}
-    examples: dict[Shape, _Example] = {}
+    examples: dict[Shape, tuple[Cell, Picture]] = {}
 
-    def prepare(example: _Example) -> ModelInputs:
-        cell, picture = example.cell, example.picture
+    def prepare(cell: Cell, picture: Picture) -> ModelInputs:
         question = picture.question if cell.text_tokens is None else None
         return loaded.prepare(picture.open(), question, text_tokens=cell.text_tokens, options=cell.options)
 
-    def shape_of(example: _Example) -> Shape:
-        cell, expected = example.cell, example.expected
+    def shape_of(cell: Cell, picture: Picture) -> Shape:
+        expected = cell.expected
         crops, vision, tokens = expected.crops, expected.vision_tokens, expected.prompt_tokens
         if crops is not None and vision is not None and tokens is not None:
             shape = crops, tokens, vision
         else:
-            look = (example.image, cell.options, cell.text_tokens, example.picture.question)
+            look = (cell.image, cell.options, cell.text_tokens, picture.question)
             if look not in known:
-                counts = prepare(example).counts
+                counts = prepare(cell, picture).counts
                 known[look] = (counts.crops, counts.prompt_tokens, counts.vision_tokens)
             shape = known[look]
-        examples.setdefault(shape, example)
+        examples.setdefault(shape, (cell, picture))
         return shape
 
     of_cells: dict[str, Shape] = {}
     of_requests: set[Shape] = set()
     for cell in cells:
-        looks = pictures[cell.cell_id]
-        if isinstance(cell.image, RequestBlock) and isinstance(looks, Album):
-            for request, picture in zip(cell.image.requests, looks.pictures, strict=True):
-                of_requests.add(shape_of(_Example(cell, DatasetImage(index=request.index), request.expected, picture)))
+        sights = zip(singles(cell), pictures_of(pictures[cell.cell_id]), strict=True)
+        shapes = [shape_of(single, picture) for single, picture in sights]
+        if isinstance(cell.image, RequestBlock):
+            of_requests.update(shapes)
         else:
-            assert not isinstance(looks, Album)
-            of_cells[cell.cell_id] = shape_of(_Example(cell, cell.image, cell.expected, looks))
+            (of_cells[cell.cell_id],) = shapes
     step: StepWork | None = None
 
     def count(shape: Shape) -> PassWork:
         nonlocal step
-        found = count_pass(loaded, prepare(examples[shape]).tensors, step=step)
+        found = count_pass(loaded, prepare(*examples[shape]).tensors, step=step)
         step = found.step
         return found
 

@@ -106,6 +106,23 @@ class Cell(Frozen):
         return ImageOptions(max_crops=self.max_crops, force_tiling=self.force_tiling)
 
 
+def singles(cell: Cell) -> tuple[Cell, ...]:
+    """Take a block apart into a cell for each of its requests, in their order; any other cell is by itself already."""
+    if not isinstance(cell.image, RequestBlock):
+        return (cell,)
+    return tuple(
+        cell.model_copy(
+            update={
+                "cell_id": f"{cell.cell_id}, request {place}",
+                "image": DatasetImage(index=request.index),
+                "output_tokens": request.output_tokens,
+                "expected": request.expected,
+            }
+        )
+        for place, request in enumerate(cell.image.requests)
+    )
+
+
 class DatasetItem(Frozen):
     """What the plan needs to know of one photograph of the manifest."""
 

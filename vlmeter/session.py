@@ -82,6 +82,11 @@ class Album:
 Looks = Picture | Album
 
 
+def pictures_of(looks: Looks) -> tuple[Picture, ...]:
+    """List the pictures that a cell looks at, in the order of `plan.singles`."""
+    return looks.pictures if isinstance(looks, Album) else (looks,)
+
+
 def cell_fingerprint(cell: Cell, subject: Subject, looks: Looks | None) -> dict[str, str]:
     """Fingerprint of a cell together with what it looks at; None for a picture that is not at hand yet."""
     if looks is None:

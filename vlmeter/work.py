@@ -13,7 +13,7 @@ from vlmeter.families.registry import get_family
 from vlmeter.files import write_atomically
 from vlmeter.fingerprint import fingerprint
 from vlmeter.layout import Layout
-from vlmeter.plan import Cell, DatasetImage, DatasetItem, DummyImage, RequestBlock, build_plan, subject_spec
+from vlmeter.plan import Cell, DatasetItem, DummyImage, RequestBlock, build_plan, singles, subject_spec
 from vlmeter.session import (
     Album,
     Looks,
@@ -23,6 +23,7 @@ from vlmeter.session import (
     Summary,
     cell_fingerprint,
     pictures_for,
+    pictures_of,
     run_session,
 )
 from vlmeter.store import State, state_of
@@ -120,26 +121,21 @@ def single_sights(cells: Sequence[Cell], looks: Mapping[str, Looks]) -> tuple[tu
 
     Thousands of photographs would take minutes to prepare, and every request is counted again when it is measured.
     """
-    single: list[Cell] = []
-    pictures: dict[str, Picture] = {}
+    chosen: list[Cell] = []
+    sights: dict[str, Picture] = {}
     kinds: set[tuple[int | None, ...]] = set()
     for cell in cells:
-        look = looks[cell.cell_id]
-        if not (isinstance(cell.image, RequestBlock) and isinstance(look, Album)):
-            assert isinstance(look, Picture)
-            single.append(cell)
-            pictures[cell.cell_id] = look
-            continue
-        for place, (request, picture) in enumerate(zip(cell.image.requests, look.pictures, strict=True)):
-            expected = request.expected
+        is_block = isinstance(cell.image, RequestBlock)
+        for single, picture in zip(singles(cell), pictures_of(looks[cell.cell_id]), strict=True):
+            expected = single.expected
             kind = (expected.crops, expected.vision_tokens, expected.prompt_tokens)
-            if kind in kinds:
+            if is_block and kind in kinds:
                 continue
-            kinds.add(kind)
-            one = {"cell_id": f"{cell.cell_id}, request {place}", "image": DatasetImage(index=request.index)}
-            single.append(cell.model_copy(update={**one, "expected": expected}))
-            pictures[single[-1].cell_id] = picture
-    return tuple(single), pictures
+            if is_block:
+                kinds.add(kind)
+            chosen.append(single)
+            sights[single.cell_id] = picture
+    return tuple(chosen), sights
 
 
 def count_subject_work(study: Study, subject_name: str, layout: Layout) -> SubjectWork:
