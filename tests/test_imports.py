@@ -36,6 +36,7 @@ ORDER = (
     "vlmeter.sdpa",
     "vlmeter.shapes",
     "vlmeter.checkpoints",
+    "vlmeter.made_words",
     "vlmeter.molmo1",
     "vlmeter.molmo1.architecture",
     "vlmeter.molmo1.geometry",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlmeter.errors import UserError
+from vlmeter.made_words import question_of
 from vlmeter.molmo1.presets import PRESETS
 from vlmeter.molmo1.tokenizer import SPECIAL_TOKENS, load_tokenizer, make_tokenizer
 
@@ -55,12 +56,14 @@ def test_the_tokenizer_is_made_the_same_every_time() -> None:
 @pytest.mark.parametrize("tokens", [5, 6, 8, 9, 31, 32, 100, 1000])
 def test_a_question_is_made_up_to_an_exact_length(preset: str, tokens: int) -> None:
     tokenizer = make_tokenizer(PRESETS[preset])
-    assert len(tokenizer.prompt_ids(tokenizer.question_of_tokens(tokens))) == tokens
+    question = question_of(tokens, lambda text: len(tokenizer.prompt_ids(text)), what="a prompt")
+    assert len(tokenizer.prompt_ids(question)) == tokens
 
 
 def test_a_length_below_the_shortest_prompt_is_refused() -> None:
-    with pytest.raises(UserError, match="a prompt of 3 text tokens is too short; the shortest has 5"):
-        make_tokenizer(PRESETS["nano"]).question_of_tokens(3)
+    tokenizer = make_tokenizer(PRESETS["nano"])
+    with pytest.raises(UserError, match="text_tokens: 3 is too few for a prompt; legal from 5 on"):
+        question_of(3, lambda text: len(tokenizer.prompt_ids(text)), what="a prompt")
 
 
 def test_any_id_that_a_random_model_says_can_be_decoded() -> None:

@@ -179,7 +179,8 @@ def test_parameters_are_counted_whole(loaded: LoadedNative) -> None:
 def test_a_preset_knows_its_parameters(name: str) -> None:
     family = NATIVE[name]
     assert family.parameters(spec_of()) == load(family, device="meta").parameters
-    assert family.presets["nano"] == f"a toy ({sum(family.scales['nano'].parameters.values()):,} parameters)"
+    scale = family.scales["nano"]
+    assert family.presets["nano"] == f"{scale.about} ({sum(scale.parameters.values()):,} parameters)"
 
 
 def test_a_shared_matrix_counts_once() -> None:

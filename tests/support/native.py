@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from vlmeter.families.base import SubjectSpec
+from vlmeter.families.generic import NANO as LLAVA
 from vlmeter.families.made_tokenizer import MadeTokenizer
 from vlmeter.families.native import LoadedNative, NativeFamily, Parts, Scale, Template
 
@@ -59,58 +60,6 @@ QWEN = Scale(
     processor="Qwen2_5_VLProcessor",
     parameters={"vision_encoder": 58816, "projector": 24800, "embedding": 64000, "llm_blocks": 61952, "head": 64064},
 )
-
-LLAVA = Scale(
-    about="a toy",
-    config={
-        "model_type": "llava",
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": 56,
-            "patch_size": 14,
-            "projection_dim": 32,
-        },
-        "text_config": {
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 1000,
-            "bos_token_id": 990,
-            "eos_token_id": 991,
-        },
-        "image_token_id": 992,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-    },
-    tokenizer=MadeTokenizer(
-        vocab_size=1000,
-        special_tokens={"<s>": 990, "</s>": 991, "<image>": 992},
-        eos="</s>",
-        bos="<s>",
-        adds_bos=True,
-        named={"image_token": "<image>"},
-    ),
-    processor_config={
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": 56},
-        "crop_size": {"height": 56, "width": 56},
-    },
-    processor="LlavaProcessor",
-    processor_arguments={
-        "patch_size": 14,
-        "vision_feature_select_strategy": "default",
-        "num_additional_image_tokens": 1,
-    },
-    parameters={"vision_encoder": 45152, "projector": 6272, "embedding": 64000, "llm_blocks": 61696, "head": 64064},
-)
-
 
 GEMMA = Scale(
     about="a toy",

@@ -9,24 +9,16 @@ what a processor of transformers wants.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vlmeter.errors import UserError
+from vlmeter.made_words import byte_symbols, grow_words
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-_WORDS = """
-    User Assistant the a is are what color of in on this there how many man picture people does which it to
-    and animal person photo woman do you holding kind wearing where at can be made any
-"""
-"""What questions about pictures are made of, most needed first: a made-up vocabulary may be small."""
-
-_FILLERS = (" the", " a", " e", " o", " x", "e", "x")
-"""Texts to lengthen a prompt with: the first for most of the way, the others for the last tokens."""
 
 
 @dataclass(frozen=True)
@@ -52,32 +44,18 @@ class MadeTokenizer:
 
 @lru_cache(maxsize=32)
 def make_tokenizer(made: MadeTokenizer) -> Tokenizer:
-    """Make a byte-level tokenizer; the same description gives the same ids.
-
-    Each word grows from its leading space, letter by letter, so that any prefix of a known word is a token.
-    """
+    """Make a byte-level tokenizer; the same description gives the same ids."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     taken = set(made.special_tokens.values())
     if len(taken) != len(made.special_tokens):
         raise ValueError(f"two special tokens have the same id: {dict(made.special_tokens)}")
     free = (number for number in range(made.vocab_size) if number not in taken)
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = byte_symbols()
     vocabulary = dict(zip(symbols, free, strict=False))
     if len(vocabulary) < len(symbols):
         raise UserError(f"vocab_size: {made.vocab_size} is too small; a tokenizer needs 256 tokens for the bytes")
-    space = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(" ")[0][0]
-    merges: list[tuple[str, str]] = []
-    for word in _WORDS.split():
-        left = space
-        for letter in word:
-            if left + letter not in vocabulary:
-                number = next(free, None)
-                if number is None:
-                    break
-                vocabulary[left + letter] = number
-                merges.append((left, letter))
-            left += letter
+    merges = grow_words(vocabulary, free)
     vocabulary |= made.special_tokens  # a special token that the vocabulary knows keeps its id
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -109,20 +87,3 @@ def wrapped(made: MadeTokenizer) -> Any:
         if tokenizer.convert_tokens_to_ids(token) != number:
             raise AssertionError(f"{token} has id {tokenizer.convert_tokens_to_ids(token)}, not {number}")
     return tokenizer
-
-
-def question_of(tokens: int, length: Callable[[str], int], *, what: str) -> str:
-    """Make up a question for which `length`, the text tokens of its prompt, is exactly `tokens`.
-
-    Raises UserError if even the shortest question takes more; `what` names the prompt in the message.
-    """
-    question = _FILLERS[0].strip()
-    shortest = length(question)
-    if tokens < shortest:
-        raise UserError(f"text_tokens: {tokens} is too few for {what}; legal from {shortest} on")
-    for filler in _FILLERS:
-        step = max(1, length(question + filler) - length(question))
-        question += filler * ((tokens - length(question)) // step)
-        if length(question) == tokens:
-            return question
-    raise UserError(f"text_tokens: no question was found that makes {what} exactly {tokens} long; try another length")

@@ -24,6 +24,7 @@ from vlmeter.families.base import (
     ModelInputs,
     SubjectSpec,
 )
+from vlmeter.made_words import question_of
 from vlmeter.molmo1 import geometry as molmo_geometry
 from vlmeter.molmo1.architecture import Architecture
 from vlmeter.molmo1.geometry import DEFAULT_MAX_CROPS, Geometry
@@ -98,6 +99,7 @@ class MolmoFamily:
         for name, architecture in PRESETS.items()
     }
     measuring_modules: tuple[str, ...] = (
+        "vlmeter.made_words",
         "vlmeter.checkpoints",
         "vlmeter.molmo1.architecture",
         "vlmeter.molmo1.checkpoint",
@@ -273,10 +275,7 @@ def _image_tokens(geometry: Geometry) -> ImageTokens:
 
 def _question_of(tokenizer: MolmoTokenizer, text_tokens: int) -> str:
     """Make up a question for a text part of this length, whose first token begins the sequence."""
-    shortest = 1 + tokenizer.shortest_prompt_tokens
-    if text_tokens < shortest:
-        raise UserError(f"text_tokens: {text_tokens} is too few for a prompt of Molmo; legal from {shortest} on")
-    return tokenizer.question_of_tokens(text_tokens - 1)
+    return question_of(text_tokens, lambda text: 1 + len(tokenizer.prompt_ids(text)), what="a prompt of Molmo")
 
 
 def _preset_of(spec: SubjectSpec) -> Architecture:

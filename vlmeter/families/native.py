@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmeter.errors import UserError
 from vlmeter.families.base import COMPONENTS, Boundary, Counts, ImageOptions, LoadedModel, ModelInputs, SubjectSpec
-from vlmeter.families.made_tokenizer import MadeTokenizer, make_tokenizer, question_of, wrapped
+from vlmeter.families.made_tokenizer import MadeTokenizer, make_tokenizer, wrapped
+from vlmeter.made_words import question_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +37,7 @@ NATIVE_MODULES = (
     "vlmeter.checkpoints",
     "vlmeter.families.made_tokenizer",
     "vlmeter.families.native",
+    "vlmeter.made_words",
     "vlmeter.sdpa",
     "vlmeter.shapes",
 )

@@ -22,6 +22,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from vlmeter.errors import UserError
+from vlmeter.made_words import byte_symbols, grow_words
 from vlmeter.molmo1.architecture import Architecture
 
 IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN, IMAGE_PROMPT = SPECIAL_TOKENS = (
@@ -32,15 +33,6 @@ IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN, IMAGE_PROMPT = SPECIAL_TOKENS
     "<|image|>",
 )
 END_OF_TEXT = "<|endoftext|>"
-
-_WORDS = """
-    User Assistant the a is are what color of in on this there how many man picture people does which it to
-    and animal person photo woman do you holding kind wearing where at can be made any
-"""
-"""What questions about pictures are made of, most needed first: a made-up vocabulary may be small."""
-
-_FILLERS = (" the", " a", " e", " o", " x", "e", "x")
-"""Texts to lengthen a prompt with: the first for most of the way, the others for the last tokens."""
 
 
 @dataclass(frozen=True)
@@ -82,52 +74,15 @@ class MolmoTokenizer:
         """Return the ids of the prompt's text behind the image: " User: {question} Assistant:"."""
         return self.encode(f" User: {question} Assistant:")
 
-    @property
-    def shortest_prompt_tokens(self) -> int:
-        """Length of the shortest `prompt_ids`, for a question of one word."""
-        return len(self.prompt_ids(_FILLERS[0].strip()))
-
-    def question_of_tokens(self, tokens: int) -> str:
-        """Make up a question whose `prompt_ids` are exactly `tokens` long.
-
-        Raises `UserError` if even the shortest question takes more.
-        """
-
-        def length(question: str) -> int:
-            return len(self.prompt_ids(question))
-
-        question, shortest = _FILLERS[0].strip(), self.shortest_prompt_tokens
-        if tokens < shortest:
-            raise UserError(f"a prompt of {tokens} text tokens is too short; the shortest has {shortest}")
-        for filler in _FILLERS:
-            step = max(1, length(question + filler) - length(question))
-            question += filler * ((tokens - length(question)) // step)
-            if length(question) == tokens:
-                return question
-        raise UserError(f"found no prompt of exactly {tokens} text tokens; try another length")
-
 
 def make_tokenizer(architecture: Architecture) -> MolmoTokenizer:
-    """Make a byte-level tokenizer for a model with random weights; the same architecture gives the same ids.
-
-    Each word grows from its leading space, letter by letter, so that any prefix of a known word is a token.
-    """
+    """Make a byte-level tokenizer for a model with random weights; the same architecture gives the same ids."""
     eos = architecture.vocab_size - 1 if architecture.eos_token_id is None else architecture.eos_token_id
-    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary = {symbol: i for i, symbol in enumerate(byte_symbols())}
     room = min(architecture.vocab_size - 1, eos)
     if room < len(vocabulary):
         raise UserError(f"vocab_size: {architecture.vocab_size} is too small; a tokenizer needs at least 257 tokens")
-    space = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(" ")[0][0]
-    merges: list[tuple[str, str]] = []
-    for word in _WORDS.split():
-        left = space
-        for letter in word:
-            if left + letter not in vocabulary:
-                if len(vocabulary) == room:
-                    break
-                vocabulary[left + letter] = len(vocabulary)
-                merges.append((left, letter))
-            left += letter
+    merges = grow_words(vocabulary, iter(range(len(vocabulary), room)))
     # Special tokens get the ids after the highest one, so the unused ids up to the first of them are filled.
     for i in range(len(vocabulary), architecture.first_special_id):
         if i != eos:
