@@ -517,5 +517,9 @@ def test_costs_are_told_in_wall_time_unless_the_host_sets_the_pace_somewhere(tmp
     clock = analysis.cost_clock(slow)
     assert clock.quantity == "busy_prefill"
     assert only(analysis.two_factor(slow, clock.quantity))["crop"].value == pytest.approx(2.5)
+    costs = analysis.part_costs(slow)
+    assert costs.clock.quantity == "busy_prefill"
+    assert only(costs.crop).value == pytest.approx(2.5)
+    assert only(costs.token).value == pytest.approx(0.0205)
     unknown = slow.assign(busy_prefill_ms=float("nan"))
     assert analysis.cost_clock(unknown).quantity == "plain_wall"

@@ -267,3 +267,27 @@ def test_the_work_of_requests_is_counted_by_their_shapes() -> None:
 def test_a_subject_is_loaded_without_a_weight(preset: str) -> None:
     loaded = shapes_of(Subject(family="molmo", preset=preset, dtype="bfloat16"))
     assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}
+
+
+def test_prompts_of_one_length_with_other_vision_tokens_are_other_work() -> None:
+    """A family that does not cut: one crop each, and 46 tokens of which 4 or 6 carry the image."""
+    subject = Subject(family="qwen2_5_vl", preset="nano", dtype="float32")
+    loaded = shapes_of(subject)
+    study = study_of(
+        subjects={"qwen": subject.model_dump()},
+        experiments={"vision_tokens": {"image_sizes": ["56x56", "84x56"], "text_tokens": 40}},
+    )
+    small, large = build_plan(study)
+    text = small.expected.prompt_tokens - large.expected.vision_tokens - large.expected.special_tokens
+    large = large.model_copy(
+        update={"text_tokens": text, "expected": large.expected.model_copy(update={"text_tokens": text})}
+    )
+    assert small.expected.prompt_tokens == large.expected.prompt_tokens == 46
+    cells = [small, large]
+    pictures = pictures_for(
+        cells, dummy=lambda cell: Image.new("RGB", (cell.image.width_px, cell.image.height_px)), dataset=[]
+    )
+    work = count_work("qwen", loaded, cells, pictures)
+    by_phase = [{phase.phase: phase.flops for phase in cell.prefill} for cell in work.cells]
+    assert by_phase[0]["vision_encoder"] < by_phase[1]["vision_encoder"]
+    assert by_phase[0]["llm_blocks"] == by_phase[1]["llm_blocks"]
