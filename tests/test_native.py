@@ -220,6 +220,24 @@ def test_tables_that_are_no_weights_are_those_of_a_model_made_the_usual_way(load
         assert torch.equal(made[name], table), name
 
 
+def test_cudnn_attention_is_shunned_in_decode_steps_alone(loaded: LoadedNative) -> None:
+    """It plans anew for every length of the cache; a prefill has one length."""
+    allowed: list[bool] = []
+    block = loaded.model.get_submodule(loaded.parts.blocks)[0]
+    hook = block.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        with torch.inference_mode():
+            logits, cache = loaded.prefill(inputs(loaded))
+            loaded.decode(logits.argmax(dim=-1, keepdim=True), cache)
+        assert allowed == [True, False]
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        hook.remove()
+
+
 # --- shapes alone -----------------------------------------------------------------------------------
 
 
