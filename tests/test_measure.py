@@ -517,11 +517,17 @@ def test_the_energy_of_a_generation_needs_a_span_that_the_counter_resolves() -> 
     assert energy.joules / energy.span_s == pytest.approx(100.0)
 
 
-def test_a_quick_look_leaves_the_extras_out() -> None:
+@pytest.mark.parametrize("cell", [vision_cell(), output_cell(8)], ids=["vision", "output"])
+def test_a_quick_look_runs_only_what_its_estimate_reads(cell: Cell) -> None:
     runner = FakeRunner()
-    result = measured(vision_cell(), runner, extras=False)
-    assert not {"busy", "memory"} & set(runner.calls)
+    result = measured(cell, runner, quick=True)
+    assert set(result.timings) == {warmup.arm for warmup in result.warmups} == {"hooks"}
+    assert not {"vision", "busy", "busy_step", "memory"} & set(runner.calls)
     assert "extras" not in result.seconds
+    quick, thorough = result.estimate(), measured(cell, FakeRunner()).estimate()
+    assert quick is not None
+    assert thorough is not None
+    assert quick.value == pytest.approx(thorough.value)
 
 
 def test_a_measurement_keeps_every_sample_of_every_arm() -> None:

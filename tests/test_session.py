@@ -186,12 +186,13 @@ def test_the_order_is_random_and_follows_from_the_recorded_seed(tmp_path: Path) 
 
 
 def test_the_arms_of_a_record_are_in_the_order_that_the_seed_gives(tmp_path: Path) -> None:
+    study = vision_study(sampling={"min_samples": 40, "max_samples": 40})
     for name in ("a", "b"):
-        run_fake(vision_study(), tmp_path / name)
-    first, second = (records(tmp_path / name, vision_study()) for name in ("a", "b"))
+        run_fake(study, tmp_path / name)
+    first, second = (records(tmp_path / name, study) for name in ("a", "b"))
     rounds = {cell_id: [each.order for each in record.rounds] for cell_id, record in first.items()}
     assert rounds == {cell_id: [each.order for each in record.rounds] for cell_id, record in second.items()}
-    assert len({tuple(order) for orders in rounds.values() for order in orders}) == 24
+    assert len({tuple(order) for orders in rounds.values() for order in orders}) == 24, "all orders of four arms"
 
 
 # --- sentinel and drift -----------------------------------------------------------------------------

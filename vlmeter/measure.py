@@ -158,8 +158,8 @@ class LookBusy(Protocol):
 class _Arms:
     """The arms of one cell, bound to a runner; holds the prompt that they share."""
 
-    def __init__(self, cell: Cell, sight: Sight, runner: Runner) -> None:
-        self._cell, self._sight, self._runner = cell, sight, runner
+    def __init__(self, cell: Cell, sight: Sight, runner: Runner, *, quick: bool) -> None:
+        self._cell, self._sight, self._runner, self._quick = cell, sight, runner, quick
         self._output_tokens = cell.output_tokens
         self.generated_tokens = 0
         self.prompt: Prompt = self._prepare(None)
@@ -174,6 +174,8 @@ class _Arms:
         )
 
     def all(self) -> Mapping[str, Arm]:
+        if self._quick:
+            return {"hooks": self.hooks}
         if self._cell.experiment == "vision_tokens":
             return {"inputs": self.inputs, "plain": self.plain, "hooks": self.hooks, "vision": self.vision}
         arms = {"inputs": self.inputs, "hooks": self.hooks}
@@ -224,7 +226,7 @@ def measure_cell(
     monitor: Monitor,
     rng: random.Random,
     started_ms: float = 0.0,
-    extras: bool = True,
+    quick: bool = False,
 ) -> Measurement:
     """Measure one cell.
 
@@ -235,16 +237,17 @@ def measure_cell(
         monitor: watched around every round.
         rng: decides the order of the arms in each round.
         started_ms: the session's start on the runner's host clock.
-        extras: whether to look at busy time, memory and energy as well, after the rounds.
+        quick: measure no more than `Measurement.estimate` reads: the instrumented runs, and neither busy time nor
+            memory nor energy after them.
 
     Returns a measurement with status "oom" if the device ran out of memory. Raises CountMismatch if the model's real
     inputs are not what the plan said, ClockError on durations that cannot be, DeviceLost if the device is gone.
     """
     result, arms = Measurement(), None
     try:
-        arms = _Arms(cell, sight, runner)
+        arms = _Arms(cell, sight, runner, quick=quick)
         _warm_up_and_sample(cell, arms, runner, monitor=monitor, rng=rng, started_ms=started_ms, result=result)
-        if extras:
+        if not quick:
             _look_further(cell, arms.prompt, runner, monitor=monitor, result=result)
     except OutOfDeviceMemory as error:
         reason = str(error)

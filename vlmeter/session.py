@@ -50,8 +50,8 @@ from vlmeter.store import Journal, cell_path, state_of, touch
 
 log = logging.getLogger(__name__)
 
-#: A sentinel is a quick look, on a shape that has been warmed up before. Nine is the smallest number of rounds whose
-#: median has an interval that covers 95 % (with seven it is 87.5 %).
+#: A sentinel is a quick look, one arm, on a shape that has been warmed up before. Nine is the smallest number of rounds
+#: whose median has an interval that covers 95 % (with seven it is 87.5 %).
 SENTINEL_SAMPLING = Sampling(min_samples=9, max_samples=9, max_seconds_per_cell=10.0, min_warmup=1, max_warmup=2)
 
 
@@ -341,10 +341,10 @@ class _Session:
             self.summary.unsupported += 1
 
     def _look_at_sentinel(self, sentinel: Cell, runner: Runner, rng: random.Random) -> Estimate | None:
-        quick = sentinel.model_copy(update={"sampling": SENTINEL_SAMPLING})
+        short = sentinel.model_copy(update={"sampling": SENTINEL_SAMPLING})
         estimate = None
         try:
-            measured = self._measure_one(quick, runner, rng, extras=False)
+            measured = self._measure_one(short, runner, rng, quick=True)
             estimate = measured.estimate()
             self._spend("sentinel", sum(measured.seconds.values()))
         except CELL_FAULTS as error:  # if it is among the cells to measure, it fails there, with its name
@@ -418,7 +418,7 @@ class _Session:
             self._tell(cell, measured.estimate(), note=note, runner=runner)
         return records
 
-    def _measure_one(self, cell: Cell, runner: Runner, rng: random.Random, *, extras: bool = True) -> Measurement:
+    def _measure_one(self, cell: Cell, runner: Runner, rng: random.Random, *, quick: bool = False) -> Measurement:
         self.begin(cell)
         looks = self.pictures[cell.cell_id]
         if isinstance(cell.image, RequestBlock) and isinstance(looks, Album):
@@ -435,7 +435,7 @@ class _Session:
             monitor=self.machine.monitor,
             rng=rng,
             started_ms=self._begin_ms,
-            extras=extras,
+            quick=quick,
         )
 
     def _measure_requests(self, cell: Cell, album: Album, runner: Runner, rng: random.Random) -> Measurement:
