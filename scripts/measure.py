@@ -14,7 +14,7 @@ with job(snakemake.log[0]) as tell:
     subject, layout = snakemake.params.subject, Layout(study.study)
     with session_progress(subject) as progress:
         summary = supervise(study, subject, layout, tell=tell, progress=progress, log_file=Path(snakemake.log[0]))
-    seal_records(layout, subject, build_plan(study))
+    seal_records(layout, subject, build_plan(study, subject=subject))
     for mark in snakemake.output.get("stale", []):
         Path(mark).touch()
     tell(f"{subject}: {summary.sentence()}")

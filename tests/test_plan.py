@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from tests.support.studies import QUESTION, dataset_items, study_of
+from vlmeter import plan
 from vlmeter.config import load_study
 from vlmeter.errors import UnsupportedSize, UserError
+from vlmeter.families.registry import get_family
 from vlmeter.fingerprint import fingerprint
 from vlmeter.plan import Cell, DatasetImage, DummyImage, RequestBlock, build_plan, sentinel_of
 from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE
@@ -142,6 +144,20 @@ def test_every_subject_has_its_own_cells() -> None:
     cells = build_plan(study)
     assert [cell.cell_id for cell in cells if cell.subject == "a"] == [c.cell_id for c in cells if c.subject == "b"]
     assert len(cells) == 2 * 8
+
+
+def test_the_plan_of_one_subject_asks_no_other_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    molmo = {"family": "molmo", "preset": "nano", "dtype": "float32", "device": "cpu"}
+    study = study_of(
+        subjects={"a": molmo, "b": {**molmo, "family": "qwen2_5_vl"}, "c": molmo},
+        experiments={"vision_tokens": {"image_sizes": ["640x480", "320x320"]}},
+    )
+    own = tuple(cell for cell in build_plan(study) if cell.subject == "b")
+    asked: list[str] = []
+    monkeypatch.setattr(plan, "get_family", lambda name: asked.append(name) or get_family(name))
+    assert build_plan(study, subject="b") == own
+    assert own
+    assert asked == ["qwen2_5_vl"]
 
 
 def test_an_experiments_own_sampling_goes_over_the_studys() -> None:

@@ -146,17 +146,22 @@ def subject_spec(subject: Subject) -> SubjectSpec:
     )
 
 
-def build_plan(study: Study, *, dataset: Sequence[DatasetItem] | None = None) -> tuple[Cell, ...]:
+def build_plan(
+    study: Study, *, subject: str | None = None, dataset: Sequence[DatasetItem] | None = None
+) -> tuple[Cell, ...]:
     """Work out every cell of the study, subject by subject, in a fixed order.
 
+    With `subject` only its own cells, which spares the others' families (one of them may have to import much to count).
     With `dataset` (the items of the fetched manifest) the counts of photograph cells are predicted as well. Raises
     UserError when a count cannot be reached, a size cannot be handled or two cells would be the same.
     """
     cells: list[Cell] = []
-    for name, subject in study.subjects.items():
-        family = get_family(subject.family)
+    for name, own in study.subjects.items():
+        if subject not in (None, name):
+            continue
+        family = get_family(own.family)
         if study.experiments.vision_tokens:
-            geometry = family.geometry(subject_spec(subject))
+            geometry = family.geometry(subject_spec(own))
             vision = study.experiments.vision_tokens
             cells += _vision_cells(name, geometry, vision, study.sampling_for("vision_tokens"))
         if study.experiments.output_tokens:

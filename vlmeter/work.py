@@ -96,7 +96,7 @@ def _look(study: Study, subject_name: str, layout: Layout) -> tuple[tuple[Cell, 
 
     manifest = read_manifest(layout.manifest, check_files=True) if study.experiments.on_photographs else None
     items = dataset_items(manifest) if manifest else None
-    cells = tuple(cell for cell in build_plan(study, dataset=items) if cell.subject == subject_name)
+    cells = build_plan(study, subject=subject_name, dataset=items)
     photographs = _photographs(manifest, layout.dataset) if manifest else []
 
     def dummy(cell: Cell) -> Any:
@@ -276,14 +276,13 @@ def some_missing(states: Sequence[tuple[Cell, State]]) -> list[Cell]:
 
 
 def seal_records(layout: Layout, subject: str, cells: Sequence[Cell]) -> None:
-    """Write a digest of a subject's records, for what is made of them: it changes if any of them does."""
+    """Write a digest of the records of a subject's cells, for what is made of them: it changes if any of them does."""
     import hashlib
 
     digest = hashlib.sha256()
-    own = [cell for cell in cells if cell.subject == subject]
-    for cell in own:
+    for cell in cells:
         digest.update(layout.record(cell).read_bytes())
-    write_atomically(layout.seal(subject), f"{digest.hexdigest()}  {len(own)} records of {subject}\n".encode())
+    write_atomically(layout.seal(subject), f"{digest.hexdigest()}  {len(cells)} records of {subject}\n".encode())
 
 
 def states_in_words(states: Sequence[tuple[Cell, State]], subject: str) -> str:
