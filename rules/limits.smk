@@ -1,27 +1,34 @@
 # In: the device, the model's shapes. Out: what the device can do at most, and what each cell asks of it.
+#
+# What a device can do is measured once for all subjects that run on it in the same way.
 
 
-rule measure_ceilings:
-    output:
-        ceilings=LAYOUT.ceilings("{subject}"),
-    log:
-        LAYOUT.log("measure_ceilings-{subject}"),
-    # before the long session, so that an interrupted study has its limits
-    priority: 10
-    conda:
-        "../envs/measure.yaml"
-    # it has the machine to itself, as a measuring session does
-    threads: CORES
-    resources:
-        gpu=lambda wildcards: 0 if STUDY.subjects[wildcards.subject].device == "cpu" else 1,
-    params:
-        device=lambda wildcards: STUDY.subjects[wildcards.subject].device,
-        dtype=lambda wildcards: STUDY.subjects[wildcards.subject].dtype,
-        code=module_digest("vlmeter.ceilings"),
-    message:
-        "Measuring what the device of {wildcards.subject} can do at most"
-    script:
-        "../scripts/measure_ceilings.py"
+for device_use, sharing in alike({name: STUDY.subjects[name] for name in ON_DEVICES}).items():
+
+    rule:
+        name:
+            f"measure_ceilings_{device_use}"
+        output:
+            ceilings=[LAYOUT.ceilings(subject) for subject in sharing],
+        log:
+            LAYOUT.log(f"measure_ceilings-{device_use}"),
+        # before the long session, so that an interrupted study has its limits
+        priority: 10
+        conda:
+            "../envs/measure.yaml"
+        # it has the machine to itself, as a measuring session does
+        threads: CORES
+        resources:
+            gpu=0 if STUDY.subjects[sharing[0]].device == "cpu" else 1,
+        params:
+            subject=sharing[0],
+            device=STUDY.subjects[sharing[0]].device,
+            dtype=STUDY.subjects[sharing[0]].dtype,
+            code=module_digest("vlmeter.ceilings"),
+        message:
+            f"Measuring what the device of {', '.join(sharing)} can do at most"
+        script:
+            "../scripts/measure_ceilings.py"
 
 
 rule count_work:
@@ -46,4 +53,4 @@ rule count_work:
 rule device:
     # a target of its own: what can this machine's devices do?
     input:
-        expand(rules.measure_ceilings.output.ceilings, subject=ON_DEVICES),
+        [LAYOUT.ceilings(subject) for subject in ON_DEVICES],

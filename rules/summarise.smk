@@ -50,7 +50,7 @@ rule tabulate:
 rule join_physics:
     input:
         table=rules.tabulate.output.table,
-        ceilings=expand(rules.measure_ceilings.output.ceilings, subject=ON_DEVICES),
+        ceilings=[LAYOUT.ceilings(subject) for subject in ON_DEVICES],
         work=expand(rules.count_work.output.work, subject=ON_DEVICES),
     output:
         physics=LAYOUT.physics,

@@ -11,6 +11,7 @@ from vlmeter.ceilings import (
     MAX_SAMPLES,
     MIN_SAMPLES,
     Ceilings,
+    alike,
     ceiling_of,
     duration_ms,
     measure_ceilings,
@@ -165,3 +166,13 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path) -> None:
     found = measure_device(NANO, path, tell=said.append)
     assert read_ceilings(path) == found
     assert "holds no ceilings" in said[0]
+
+
+def test_subjects_that_use_a_device_in_the_same_way_share_its_ceilings() -> None:
+    other = NANO.model_copy(update={"dtype": "bfloat16"})
+    slim = NANO.model_copy(update={"cpu_threads": 1})
+    far = NANO.model_copy(update={"device": "cuda:1"})
+    subjects = {"a": NANO, "b": other, "c": NANO.model_copy(update={"attention": "eager"}), "d": slim, "e": far}
+    assert sorted(alike(subjects).values()) == [["a", "c"], ["b"], ["d"], ["e"]]
+    assert len(alike(subjects)) == 4
+    assert alike({"d": slim}) == {"cpu-float32-1": ["d"]}

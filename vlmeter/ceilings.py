@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -215,6 +215,18 @@ def read_ceilings(path: Path) -> Ceilings:
         raise UserError(
             f"{path} holds no ceilings ({type(error).__name__}); delete it and they are measured again"
         ) from None
+
+
+def alike(subjects: Mapping[str, Subject]) -> dict[str, list[str]]:
+    """Group subjects that have the same ceilings, since they run on one device in one format with as many threads.
+
+    Returns the names of each group's subjects by a name for the group, such as `cpu-float32-1`.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, subject in subjects.items():
+        parts = [subject.device, subject.dtype, *([str(subject.cpu_threads)] if subject.cpu_threads else [])]
+        groups.setdefault("-".join(parts), []).append(name)
+    return groups
 
 
 def measure_device(subject: Subject, path: Path, *, tell: Callable[[str], None] = log.info) -> Ceilings:
