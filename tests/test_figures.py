@@ -182,6 +182,20 @@ def test_predictions_are_drawn_over_what_was_measured_and_misses_are_circled(tab
     assert circled == (~found["inside"]).sum()
 
 
+def test_a_prediction_of_less_than_nothing_is_at_the_edge_of_the_logarithmic_axis_and_is_counted(
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prediction.held_out(table)
+    assert isinstance(found, pd.DataFrame)
+    found.loc[found.index[:2], "predicted_ms"] *= -1
+    monkeypatch.setattr(prediction, "held_out", lambda table: found)
+    upper, _ = axes_of(table, "held_out")
+    lower_edge = upper.get_ylim()[0]
+    marked = [np.asarray(line.get_ydata(), dtype=float) for line in upper.lines if line.get_marker() in ("o", "s", "^")]
+    assert sum(int((y <= lower_edge).sum()) for y in marked) == 2
+    assert "at the lower edge: 2 predictions of less than zero" in [text.get_text() for text in upper.texts]
+
+
 def test_what_cannot_be_held_out_is_not_drawn(tmp_path: Path) -> None:
     _, caption = draw_or_explain(table_of(tmp_path, vision={"tilings": ["1x1", "1x2"]}, output=None), "held_out")
     assert caption.startswith("Not drawn: ")

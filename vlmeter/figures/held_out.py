@@ -48,13 +48,16 @@ def draw(table: pd.DataFrame) -> Figure:
         ends = (float(measured.min()) / 1.5, float(measured.max()) * 1.5)
         upper.plot(ends, ends, color=style.MUTED, linewidth=1, zorder=1)
         lower.axhline(0, color=style.MUTED, linewidth=0.8)
-        lowest = min(ends[0], float((found["predicted_ms"] / unit).min()) / 1.5)
+        # a bad fit may predict less than nothing, which a logarithmic axis cannot show
+        above_zero = found["predicted_ms"] > 0
+        lowest = min(ends[0], float((found.loc[above_zero, "predicted_ms"] / unit).min()) / 1.5)
         for (kind, quantity), (label, colour, mark) in _LOOKS.items():
             own = found[(found["kind"] == kind) & (found["quantity"] == quantity)]
             if own.empty:
                 continue
             x, hue = own["measured_ms"] / unit, style.COLOURS[colour]
             parts = [own[f"predicted_{part}ms"] / unit for part in ("", "low_", "high_")]
+            parts[0] = parts[0].clip(lower=lowest)
             reach = style.bars(parts[0], np.maximum(parts[1], lowest / 10), parts[2])
             look: dict[str, Any] = {"fmt": mark, "markersize": 4, "color": hue, "elinewidth": 0.9, "markeredgewidth": 0}
             upper.errorbar(x, parts[0], yerr=reach, label=f"{label} ({len(own)})", **look)
@@ -67,6 +70,9 @@ def draw(table: pd.DataFrame) -> Figure:
         upper.set_xlim(ends)
         upper.set_ylim(lowest, float(max(ends[1], (found["predicted_ms"] / unit).max() * 1.5)))
         _limit_errors(lower, found)
+        if not above_zero.all():
+            below = plural(int((~above_zero).sum()), "prediction")
+            style.note(upper, f"at the lower edge: {below} of less than zero", x=0.98, y=0.05, ha="right", va="bottom")
         for axis in (upper.xaxis, upper.yaxis):
             style.log_axis(axis)
         upper.set_ylabel(f"predicted time ({name})")
