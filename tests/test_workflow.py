@@ -18,9 +18,11 @@ import pytest
 
 from tests.support.sessions import wait_until, wait_until_gone, workers_of
 from tests.support.workflow import Workflow, fake_study
+from vlmeter.distribution import sample_of
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES
 from vlmeter.layout import ACROSS
+from vlmeter.table import read_table
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -341,7 +343,9 @@ def test_a_real_model_is_measured_from_the_study_to_the_report(tmp_path: Path) -
     assert "<html" in layout.report.read_text()[:500]
     assert all(layout.figure("nano", name, "svg").exists() for name in FIGURES)
     assert layout.figure("nano", "component_profile", "txt").read_text().startswith("A mean over 8 requests.")
-    assert layout.report.read_text().count('<img class="thumbnail"') == 8
+    shown = sample_of(read_table(layout.table)).size  # where others use the machine, not all of the eight
+    assert 4 <= shown <= 8
+    assert layout.report.read_text().count('<img class="thumbnail"') == shown
     assert "Nothing to be done" in workflow.run().said
     assert workflow.run("--report", "report.zip").code == 0
     with zipfile.ZipFile(workflow.folder / "report.zip") as report:
