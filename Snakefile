@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from vlmeter.budget import host_memory_mb, session_minutes, session_threads
+from vlmeter.budget import host_memory_mb, session_gpus, session_minutes, session_threads
 from vlmeter.ceilings import alike
 from vlmeter.config import parse_study
 from vlmeter.errors import UserError

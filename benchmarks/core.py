@@ -192,7 +192,7 @@ def run_one_session(study: Study, *, profile: bool, tell: Any) -> dict[str, Any]
             machine=Machine(
                 identity=device.identity,
                 load=lambda: runner,
-                monitor=make_monitor(device=device.name, uuid=device.uuid),
+                monitor=make_monitor(device=device.name, uuids=[device.uuid]),
                 describe=lambda: snapshot(device),
             ),
             progress=progress,

@@ -223,7 +223,7 @@ device = resolve_device(subject.device)
 runner = load_runner(subject, device=device.name)
 picture = pictures[cell.cell_id]
 sight = Sight(image=picture.open(), question=picture.question if cell.text_tokens is None else None)
-monitor = make_monitor(device=device.name, uuid=device.uuid)
+monitor = make_monitor(device=device.name, uuids=[device.uuid])
 measure_cell(cell, sight, runner, monitor=monitor, rng=random.Random(1))
 """
     seconds, _ = run([sys.executable, "-c", code, json.dumps(content), cell_id], folder, PYTHONPATH=str(folder))

@@ -45,7 +45,7 @@ rule check_counts:
 
 for subject_name in SUBJECTS:
     subject_cells = [cell for cell in CELLS if cell.subject == subject_name]
-    on_gpu = STUDY.subjects[subject_name].device != "cpu"
+    gpus = session_gpus(STUDY.subjects[subject_name], gpus=GPUS)
 
     rule:
         name:
@@ -63,9 +63,9 @@ for subject_name in SUBJECTS:
             LAYOUT.log(f"measure-{subject_name}"),
         conda:
             "../envs/measure.yaml"
-        threads: session_threads(gpu=on_gpu, cores=CORES, gpus=GPUS)
+        threads: session_threads(gpus, cores=CORES, of_gpus=GPUS)
         resources:
-            gpu=1 if on_gpu else 0,
+            gpu=gpus,
             runtime=session_minutes(STUDY, subject_name, subject_cells),
             mem_mb=host_memory_mb(STUDY, subject_name, subject_cells),
         params:

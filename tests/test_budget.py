@@ -9,8 +9,15 @@ import pytest
 
 from tests.support.imports import ROOT
 from tests.support.studies import study_of
-from vlmeter.budget import cell_seconds, host_memory_mb, session_minutes, session_threads, weight_bytes
-from vlmeter.config import Study, load_study
+from vlmeter.budget import (
+    cell_seconds,
+    host_memory_mb,
+    session_gpus,
+    session_minutes,
+    session_threads,
+    weight_bytes,
+)
+from vlmeter.config import Study, Subject, load_study
 from vlmeter.plan import build_plan
 
 
@@ -69,10 +76,18 @@ def test_a_rehearsal_asks_for_little() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "cores", "gpus", "threads"),
-    [(True, 16, 1, 16), (True, 16, 4, 4), (True, 2, 4, 1), (True, 16, 0, 16), (False, 16, 4, 16), (False, 1, 1, 1)],
+    ("gpus", "cores", "of_gpus", "threads"),
+    [(1, 16, 1, 16), (1, 16, 4, 4), (4, 16, 4, 16), (1, 2, 4, 1), (1, 16, 0, 16), (0, 16, 4, 16), (0, 1, 1, 1)],
 )
 def test_sessions_share_out_all_cores_so_that_nothing_else_runs_beside_them(
-    gpu: bool, cores: int, gpus: int, threads: int
+    gpus: int, cores: int, of_gpus: int, threads: int
 ) -> None:
-    assert session_threads(gpu=gpu, cores=cores, gpus=gpus) == threads
+    assert session_threads(gpus, cores=cores, of_gpus=of_gpus) == threads
+
+
+def test_a_model_that_is_spread_over_the_gpus_takes_them_all() -> None:
+    own = Subject(family="internvl", weights="acme/spoon", device="cuda")
+    assert session_gpus(own, gpus=4) == 1
+    assert session_gpus(own.model_copy(update={"device_map": "auto"}), gpus=4) == 4
+    assert session_gpus(own.model_copy(update={"device_map": "auto"}), gpus=0) == 1
+    assert session_gpus(own.model_copy(update={"device": "cpu"}), gpus=4) == 0

@@ -162,3 +162,82 @@ def test_the_host_clock_never_goes_back() -> None:
 
 def test_a_cpu_is_timed_by_the_host() -> None:
     assert isinstance(make_clock("cpu"), HostClock)
+
+
+# --- several devices --------------------------------------------------------------------------------
+
+
+class Stream:
+    """A device's stream, which is free again at some moment."""
+
+    def __init__(self) -> None:
+        self.free_ms = 0.0
+
+    def work(self, duration_ms: float, *, after: Stream | None = None) -> None:
+        self.free_ms = max(self.free_ms, after.free_ms if after else 0.0) + duration_ms
+
+    def wait_event(self, event: Event) -> None:
+        assert event.at_ms is not None
+        self.free_ms = max(self.free_ms, event.at_ms)
+
+
+class Event:
+    """A CUDA event: comparable on its own device only."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.timed = enable_timing
+        self.at_ms: float | None = None
+        self.on: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.at_ms, self.on = stream.free_ms, stream
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.on is end.on, "events of two devices cannot be compared"
+        assert self.timed
+        assert self.at_ms is not None
+        assert end.at_ms is not None
+        return end.at_ms - self.at_ms
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> tuple[Stream, Stream]:
+    """The streams of a machine with two devices."""
+    import torch
+
+    both = (Stream(), Stream())
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: both[device.index])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return both
+
+
+def test_the_phases_of_a_model_on_two_devices_are_where_the_work_was(streams: tuple[Stream, Stream]) -> None:
+    """Vision on the first, half of the blocks on each, the head on the second, the logits copied back."""
+    first, second = streams
+
+    def call(marks: Marks) -> None:
+        marks(None)
+        first.work(5)
+        marks("vision_encoder")
+        first.work(20)
+        second.work(30, after=first)
+        marks("llm_blocks")
+        second.work(4)
+        marks("head")
+        first.work(1, after=second)
+
+    timing = time_call(make_clock("cuda:0", beside=["cuda:1"]), call)
+    assert dict(timing.spans) == {"vision_encoder": 5, "llm_blocks": 50, "head": 4}
+    assert timing.device_ms == 60
+
+
+def test_a_clock_of_several_devices_waits_for_all_of_them(
+    streams: tuple[Stream, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append(str(device)))
+    make_clock("cuda:0", beside=["cuda:1"]).synchronize()
+    assert waited == ["cuda:0", "cuda:1"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from vlmeter.device import (
     device_lock,
     devices_for,
     needed_bytes,
+    one_card,
+    refreshed,
     resolve_device,
     session_device,
 )
@@ -124,6 +127,37 @@ def test_looking_for_cards_puts_nothing_on_those_that_are_not_taken(monkeypatch:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (asked.append(index), (1, 2))[1])
     devices_for(gpu_subject("cuda"))
     assert asked == [0]
+
+
+def spread_subject() -> Subject:
+    return Subject(family="internvl", weights="acme/spoon", device="cuda", device_map="auto")
+
+
+def test_a_model_that_is_spread_over_all_cards_has_them_as_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, cards=3)
+    (device,) = devices_for(spread_subject())
+    assert [card.name for card in device.cards] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert device.model == "3 x Example 9000"
+    assert one_card(device.model) == one_card("Example 9000") == "Example 9000"
+    again = refreshed(device, spread_subject())
+    assert (again.model, len(again.cards)) == ("3 x Example 9000", 3)
+    assert (again.free_bytes, again.memory_bytes) == (60 * GIB, 72 * GIB)
+
+
+def test_one_card_to_spread_over_is_that_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, cards=1)
+    (device,) = devices_for(spread_subject())
+    assert (device.model, device.cards) == ("Example 9000", (device,))
+
+
+def test_a_model_is_not_spread_over_cards_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    FakeCuda(monkeypatch, cards=2)
+    cards = [SimpleNamespace(name=name, uuid=name, total_memory=24 * GIB) for name in ("Example 9000", "Display 100")]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
+    with pytest.raises(UserError, match=r"over a Example 9000 and a Display 100, .* set CUDA_VISIBLE_DEVICES"):
+        devices_for(spread_subject())
 
 
 def test_fake_devices_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +381,22 @@ def test_sessions_on_two_cards_run_beside_each_other_and_none_on_the_processor_b
     ):
         pass
     assert "(study three)" in told[1]
+
+
+def test_a_session_on_several_cards_holds_each_of_them(session: Callable[..., Session]) -> None:
+    both = replace(CARD, model="2 x Example 9000", beside=(OTHER_CARD,))
+    told: list[str] = []
+    with session_device((both,), purpose="study one", tell=print) as device:
+        assert device == both
+        for card in (CARD, OTHER_CARD):
+            with pytest.raises(InterruptedError), session_device((card,), purpose="two", tell=interrupted(told)):
+                pass
+    assert [line.split(",")[0] for line in told] == ["waiting for cuda:0", "waiting for cuda:1"]
+    with session_device((OTHER_CARD,), purpose="study two", tell=print):
+        with pytest.raises(InterruptedError), session_device((both,), purpose="one", tell=interrupted(told)):
+            pass
+        with session_device((CARD,), purpose="the first is free again", tell=print):
+            pass
 
 
 def test_a_session_that_fails_gives_the_lock_back() -> None:

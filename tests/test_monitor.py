@@ -10,7 +10,16 @@ from typing import Any
 import psutil
 import pytest
 
-from vlmeter.monitor import POWER_CAP, THROTTLE_REASONS, HostMonitor, NvmlMonitor, QuietMonitor, Reading, make_monitor
+from vlmeter.monitor import (
+    POWER_CAP,
+    THROTTLE_REASONS,
+    HostMonitor,
+    NvmlMonitor,
+    QuietMonitor,
+    Reading,
+    SeveralMonitor,
+    make_monitor,
+)
 
 from .support.nvml import REASONS, FakeGpu, fake_nvml, install
 
@@ -134,24 +143,57 @@ def test_everything_that_is_asked_exists_in_the_nvml_that_is_installed() -> None
 
 def test_a_gpu_is_watched_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fake_nvml(FakeGpu(uuid="GPU-1")))
-    assert isinstance(make_monitor(device="cuda:0", uuid="GPU-1"), NvmlMonitor)
+    assert isinstance(make_monitor(device="cuda:0", uuids=["GPU-1"]), NvmlMonitor)
+
+
+def test_cards_that_share_a_model_are_watched_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    hot = FakeGpu(uuid="GPU-2", power_mw=300_000, throttle_reasons=REASONS["nvmlClocksThrottleReasonHwSlowdown"])
+    install(monkeypatch, fake_nvml(FakeGpu(uuid="GPU-1"), hot))
+    monitor = make_monitor(device="cuda:0", uuids=["GPU-1", "GPU-2"])
+    one, two = (make_monitor(device="cuda:0", uuids=[uuid]) for uuid in ("GPU-1", "GPU-2"))
+    reading = monitor.read()
+    powers = [each.read().power_w or 0.0 for each in (one, two)]
+    assert reading.power_w == pytest.approx(sum(powers))
+    assert "hardware slowdown" in reading.disturbances
+    joules = [each.energy_j() or 0.0 for each in (one, two)]
+    assert monitor.energy_j() == pytest.approx(sum(joules))
+
+
+def test_the_slowest_clock_and_the_highest_temperature_stand_for_several_cards() -> None:
+    class Card(QuietMonitor):
+        def __init__(self, reading: Reading, joules: float | None) -> None:
+            self.reading, self.joules = reading, joules
+
+        def read(self) -> Reading:
+            return self.reading
+
+        def energy_j(self) -> float | None:
+            return self.joules
+
+    first = Reading(sm_clock_mhz=1980, temperature_c=40, power_w=300, cpu_load_fraction=0.1, disturbances=("a", "b"))
+    second = Reading(sm_clock_mhz=1500, temperature_c=60, power_w=None, cpu_load_fraction=0.2, disturbances=("b", "c"))
+    several = SeveralMonitor([Card(first, 5.0), Card(second, None)])
+    assert several.read() == Reading(
+        sm_clock_mhz=1500, temperature_c=60, cpu_load_fraction=0.1, disturbances=("a", "b", "c")
+    )
+    assert several.energy_j() is None, "one card's energy is not the model's"
 
 
 def test_a_cpu_is_watched_without_nvml() -> None:
-    assert isinstance(make_monitor(device="cpu", uuid=None), HostMonitor)
+    assert isinstance(make_monitor(device="cpu", uuids=[None]), HostMonitor)
 
 
 def test_an_absent_nvml_leaves_the_host_and_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert isinstance(make_monitor(device="cuda:0", uuid="GPU-1"), HostMonitor)
+    assert isinstance(make_monitor(device="cuda:0", uuids=["GPU-1"]), HostMonitor)
     assert "cannot be read" in caplog.text
 
 
 def test_a_device_that_nvml_does_not_know_leaves_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fake_nvml(FakeGpu(uuid="GPU-1")))
-    assert isinstance(make_monitor(device="cuda:0", uuid="GPU-2"), HostMonitor)
+    assert isinstance(make_monitor(device="cuda:0", uuids=["GPU-2"]), HostMonitor)
 
 
 def test_a_quiet_monitor_sees_nothing() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vlmeter.config import Study
+from vlmeter.config import Study, Subject
 from vlmeter.device import BYTES_PER_VALUE, needed_bytes
 from vlmeter.families.registry import get_family
 from vlmeter.plan import Cell, RequestBlock, subject_spec
@@ -92,10 +92,17 @@ def host_memory_mb(study: Study, subject: str, cells: Sequence[Cell]) -> int:
     return math.ceil((PROCESS_BYTES + own_bytes) / 1e6)
 
 
-def session_threads(*, gpu: bool, cores: int, gpus: int) -> int:
-    """Say how many cores a session reserves, so that nothing runs beside it but sessions on other devices.
+def session_gpus(subject: Subject, *, gpus: int) -> int:
+    """Say how many of the GPUs for sessions (`gpus`) one session takes: all of them if its model is spread."""
+    if subject.device == "cpu":
+        return 0
+    return max(1, gpus) if subject.device_map else 1
 
-    A session on the processor takes all cores. Sessions on GPUs share them out among as many as may run at once: each
-    needs the host to launch its work, and a small job beside it would be measured with it.
+
+def session_threads(gpus: int, *, cores: int, of_gpus: int) -> int:
+    """Say how many cores a session on so many GPUs reserves, so that nothing runs beside it but sessions on others.
+
+    A session on the processor takes all cores. Sessions on GPUs share them out by their GPUs: each needs the host to
+    launch its work, and a small job beside it would be measured with it.
     """
-    return max(1, cores // max(1, gpus)) if gpu else cores
+    return max(1, cores * gpus // max(1, of_gpus)) if gpus else cores

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,20 +72,32 @@ class HostClock:
 
 
 class CudaClock:
-    """CUDA events on the current stream of one device."""
+    """CUDA events on the current stream of one device.
+
+    A model that is spread over several devices works on one after the other, and two events can be compared on one
+    device alone. There a mark is what the first device sees once all of them have come so far: it waits for the others,
+    which have nothing to do meanwhile.
+    """
 
     mark_kind = "cuda_event"
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, beside: Sequence[str] = ()) -> None:
         import torch
 
         self._torch = torch
         self._device = torch.device(device)
+        self._beside = [torch.device(name) for name in beside]
 
     def mark(self) -> Any:
         """Record an event on the current stream."""
-        event = self._torch.cuda.Event(enable_timing=True)
-        event.record(self._torch.cuda.current_stream(self._device))
+        cuda = self._torch.cuda
+        stream = cuda.current_stream(self._device)
+        for device in self._beside:
+            come_so_far = cuda.Event()
+            come_so_far.record(cuda.current_stream(device))
+            stream.wait_event(come_so_far)
+        event = cuda.Event(enable_timing=True)
+        event.record(stream)
         return event
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
@@ -93,8 +105,9 @@ class CudaClock:
         return float(start.elapsed_time(end))
 
     def synchronize(self) -> None:
-        """Wait for the device."""
-        self._torch.cuda.synchronize(self._device)
+        """Wait for all devices."""
+        for device in (self._device, *self._beside):
+            self._torch.cuda.synchronize(device)
 
     def host_ms(self) -> float:
         """Milliseconds of `time.perf_counter`."""
@@ -140,9 +153,12 @@ class FakeClock:
         return self._host_ms
 
 
-def make_clock(device: str) -> Clock:
-    """Return the clock for a device name: CUDA events for cuda, the host's clock for cpu."""
-    return CudaClock(device) if device.startswith("cuda") else HostClock()
+def make_clock(device: str, *, beside: Sequence[str] = ()) -> Clock:
+    """Return the clock for a device name: CUDA events for cuda, the host's clock for cpu.
+
+    beside: the other devices of a model that is spread over several.
+    """
+    return CudaClock(device, beside=beside) if device.startswith("cuda") else HostClock()
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,11 @@ class Subject(Model):
                 raise ValueError(f"{key} is given, but weights are random; legal only with a checkpoint as weights")
             if self.family == "molmo":
                 raise ValueError(f"{key} is given, but family molmo reads checkpoints by itself; legal with the others")
+        if self.device_map and self.device not in ("auto", "cuda"):
+            raise ValueError(
+                f"device_map: {self.device_map} spreads the model over all GPUs, but device is {self.device}; "
+                "legal with it: auto, cuda"
+            )
         if self.trust_remote_code and self.family != "generic":
             raise ValueError(
                 f"trust_remote_code: family {self.family} runs no code of a checkpoint; legal with generic"

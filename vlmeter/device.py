@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,13 @@ class Device:
     driver: str | None
     memory_bytes: int
     free_bytes: int
+    #: further cards, if the model is spread over several; `model` and the sizes are then those of all together
+    beside: tuple[Device, ...] = ()
+
+    @property
+    def cards(self) -> tuple[Device, ...]:
+        """The cards that this stands for, the first one included."""
+        return (self, *self.beside)
 
     @property
     def identity(self) -> str:
@@ -126,13 +134,40 @@ def devices_for(subject: Subject) -> tuple[Device, ...]:
         return (first,)
     import torch
 
-    others = (_cuda_device(index) for index in range(1, torch.cuda.device_count()))
+    others = [_cuda_device(index) for index in range(1, torch.cuda.device_count())]
+    if subject.device_map:
+        return (_together(first, others),)
     return (first, *(device for device in others if device.identity == first.identity))
+
+
+def _together(first: Device, others: Sequence[Device]) -> Device:
+    """One device made of all cards, for a model that is spread over them; as the slowest, all have to be equal."""
+    for other in others:
+        if other.model != first.model:
+            raise UserError(
+                f"device_map: auto would spread the model over a {first.model} and a {other.model}, and nobody could "
+                "say which of them a time belongs to; set CUDA_VISIBLE_DEVICES to equal ones"
+            )
+    return replace(
+        first,
+        model=f"{1 + len(others)} x {first.model}" if others else first.model,
+        memory_bytes=sum(device.memory_bytes for device in (first, *others)),
+        free_bytes=sum(device.free_bytes for device in (first, *others)),
+        beside=tuple(others),
+    )
+
+
+def one_card(model: str) -> str:
+    """Model of one of the cards of a device that may be several."""
+    return re.sub(r"^\d+ x ", "", model)
 
 
 def refreshed(device: Device, subject: Subject) -> Device:
     """Look at a device again: what memory is free shows only once its former holder has gone."""
-    return device if subject.backend == "fake" else resolve_device(device.name)
+    if subject.backend == "fake":
+        return device
+    first, *others = (resolve_device(card.name) for card in device.cards)
+    return _together(first, others) if others else first
 
 
 def _fake_devices(wish: str) -> tuple[Device, ...]:
@@ -240,8 +275,11 @@ def session_device(
     """Hold a device for a session and the host with it, alone if the device is the processor, else shared."""
     on_host = devices[0].name.endswith("cpu")
     shared = not on_host or os.environ.get(SHARE_HOST_VARIABLE) == "1"
-    with (
-        _locked(["host"], what="this machine", purpose=purpose, tell=tell, shared=shared, poll_s=poll_s),
-        any_device(devices, purpose=purpose, tell=tell, poll_s=poll_s) as device,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            _locked(["host"], what="this machine", purpose=purpose, tell=tell, shared=shared, poll_s=poll_s)
+        )
+        device = stack.enter_context(any_device(devices, purpose=purpose, tell=tell, poll_s=poll_s))
+        for card in device.beside:  # always in the same order, so that no two sessions wait for each other
+            stack.enter_context(any_device((card,), purpose=purpose, tell=tell, poll_s=poll_s))
         yield device

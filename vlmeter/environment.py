@@ -52,7 +52,7 @@ def snapshot(device: Device) -> dict[str, Any]:
     """Describe device, software and host; torch is asked where a backend has loaded it."""
     torch = sys.modules.get("torch")
     return {
-        "device": device.name,
+        "device": ", ".join(card.name for card in device.cards),
         "device_model": device.model,
         "device_uuid": device.uuid,
         "device_memory_bytes": device.memory_bytes,

@@ -7,7 +7,7 @@ round in which the device was throttled or shared is marked as disturbed. Nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -171,11 +171,44 @@ class NvmlMonitor:
         return None if energy_mj is None else energy_mj / 1000
 
 
-def make_monitor(*, device: str, uuid: str | None) -> Monitor:
-    """Return the monitor that suits a device; without NVML only the host is watched."""
-    if device.startswith("cuda") and uuid is not None:
+@dataclass
+class SeveralMonitor:
+    """Several devices that one model is spread over: the slowest clock, the highest temperature, all of the power."""
+
+    monitors: Sequence[Monitor]
+
+    def read(self) -> Reading:
+        """Read all of them."""
+        readings = [monitor.read() for monitor in self.monitors]
+
+        def gathered(name: str, gather: Callable[[list[float]], float]) -> float | None:
+            known = [value for reading in readings if (value := getattr(reading, name)) is not None]
+            return gather(known) if len(known) == len(readings) else None
+
+        return Reading(
+            sm_clock_mhz=gathered("sm_clock_mhz", min),
+            memory_clock_mhz=gathered("memory_clock_mhz", min),
+            temperature_c=gathered("temperature_c", max),
+            power_w=gathered("power_w", sum),
+            cpu_load_fraction=readings[0].cpu_load_fraction,
+            cpu_steal_fraction=readings[0].cpu_steal_fraction,
+            disturbances=tuple(dict.fromkeys(found for reading in readings for found in reading.disturbances)),
+        )
+
+    def energy_j(self) -> float | None:
+        """Add up the energy counters; None if one of them is not to be had."""
+        joules = [monitor.energy_j() for monitor in self.monitors]
+        known = [value for value in joules if value is not None]
+        return sum(known) if len(known) == len(joules) else None
+
+
+def make_monitor(*, device: str, uuids: Sequence[str | None]) -> Monitor:
+    """Return the monitor that suits a device, or several that work together; without NVML only the host is watched."""
+    known = [uuid for uuid in uuids if uuid is not None]
+    if device.startswith("cuda") and known:
         try:
-            return NvmlMonitor(uuid)
+            monitors = [NvmlMonitor(uuid) for uuid in known]
+            return monitors[0] if len(monitors) == 1 else SeveralMonitor(monitors)
         except Exception as error:  # NVML's absence shows in many ways, and none of them may stop a measurement
             import logging
 

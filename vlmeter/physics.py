@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlmeter.ceilings import Ceilings
+from vlmeter.device import one_card
 from vlmeter.errors import UserError
 from vlmeter.files import write_atomically
 
@@ -326,7 +327,8 @@ def _ceilings_of(row: Mapping[str, Any], ceilings: Mapping[str, Ceilings]) -> Ce
     if subject not in ceilings:
         raise UserError(f"ceilings: none were measured for subject {subject}")
     found = ceilings[subject]
-    if (found.device_model, found.dtype) != (row["device_model"], row["dtype"]):
+    # cards that share a model work one after the other, so that the limits of one are those of all
+    if (found.device_model, found.dtype) != (one_card(row["device_model"]), row["dtype"]):
         raise UserError(
             f"ceilings: those of subject {subject} belong to {found.device_model} in {found.dtype}, and cell "
             f"{row['cell_id']} was measured on {row['device_model']} in {row['dtype']}; measure the ceilings there"

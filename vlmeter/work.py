@@ -179,7 +179,7 @@ def measure_subject(
         machine = Machine(
             identity=device.identity,
             load=lambda: load_runner(subject, device=device.name),
-            monitor=make_monitor(device=device.name, uuid=device.uuid),
+            monitor=make_monitor(device=device.name, uuids=[card.uuid for card in device.cards]),
             describe=lambda: snapshot(device),
         )
         return run_session(

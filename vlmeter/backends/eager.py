@@ -41,7 +41,13 @@ def load_runner(subject: Subject, *, device: str) -> EagerRunner:
         torch.set_num_threads(subject.cpu_threads or physical_cores())
     with _memory_errors(device):
         loaded = get_family(subject.family).load(subject_spec(subject), device=device)
-    return EagerRunner(loaded=loaded, device=device, clock=make_clock(device))
+    beside = devices_beside(loaded.model, device) if subject.device_map else ()
+    return EagerRunner(loaded=loaded, device=device, clock=make_clock(device, beside=beside), beside=beside)
+
+
+def devices_beside(model: torch.nn.Module, device: str) -> tuple[str, ...]:
+    """List the devices other than this one on which a model has weights."""
+    return tuple(sorted({str(parameter.device) for parameter in model.parameters()} - {device}))
 
 
 def physical_cores() -> int:
@@ -75,6 +81,8 @@ class EagerRunner:
     loaded: LoadedModel
     device: str
     clock: Clock
+    #: further devices, of a model that is spread over several
+    beside: tuple[str, ...] = ()
     _mark: Mark | None = None
 
     @property
@@ -204,12 +212,15 @@ class EagerRunner:
         with _memory_errors(self.device):
             found = []
             for phase, call in work.items():
+                if self.beside:  # a graph is one device's
+                    found.append(BusyTime("profiler", phase, self._profile(call, prompt, min(repeats, 3))))
+                    continue
                 try:
                     found.append(BusyTime("cuda_graph", phase, self._replay(call, prompt, repeats)))
                 except (OutOfDeviceMemory, torch.OutOfMemoryError):
                     raise
                 except RuntimeError:  # something in the pass waits for the device, which a graph cannot
-                    torch.cuda.synchronize(self.device)
+                    self.clock.synchronize()
                     found.append(BusyTime("profiler", phase, self._profile(call, prompt, min(repeats, 3))))
             return found, None
 
@@ -221,6 +232,8 @@ class EagerRunner:
         """
         if not self._on_gpu:
             return [], NO_BUSY_TIME
+        if self.beside:
+            return [], "a decode step on several devices cannot be captured as one CUDA graph"
         with _memory_errors(self.device):
             logits, cache = self.loaded.prefill(prompt.tensors)
             token = self._choose(logits, suppress=True)
@@ -282,17 +295,22 @@ class EagerRunner:
 
     @torch.inference_mode()
     def memory(self, prompt: Prompt) -> list[MemoryUse]:
-        """Read the allocator's peak at every boundary of one prefill; the allocator runs with the host."""
+        """Read the allocator's peak at every boundary of one prefill; the allocator runs with the host.
+
+        Of a model on several devices it is the sum of their peaks.
+        """
         if not self._on_gpu:
             return []
         peaks: dict[str, MemoryUse] = {}
+        devices = (self.device, *self.beside)
 
         def read(closes: str | None) -> None:
             if closes is not None:
-                peak = torch.cuda.max_memory_allocated(self.device)
+                peak = sum(map(torch.cuda.max_memory_allocated, devices))
                 if closes not in peaks or peak > peaks[closes].peak_allocated_bytes:
-                    peaks[closes] = MemoryUse(closes, peak, torch.cuda.memory_reserved(self.device))
-            torch.cuda.reset_peak_memory_stats(self.device)
+                    peaks[closes] = MemoryUse(closes, peak, sum(map(torch.cuda.memory_reserved, devices)))
+            for device in devices:
+                torch.cuda.reset_peak_memory_stats(device)
 
         self.clock.synchronize()
         with self.hooks():
