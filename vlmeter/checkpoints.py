@@ -58,9 +58,13 @@ FAMILY_OF: Mapping[str, str] = {
     "smolvlm": "smolvlm",
 }
 
-#: Bytes that one weight takes, by number format in the study, and by quantisation.
+#: Bytes that one weight takes, by number format in the study, and by quantisation (four bits come with a float32 scale
+#: for every 64 values).
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-QUANTIZED_BYTES = {"bitsandbytes-8bit": 1.0, "bitsandbytes-4bit": 0.5}
+QUANTIZED_BYTES = {"bitsandbytes-8bit": 1.0, "bitsandbytes-4bit": 0.5 + 4 / 64}
+
+#: Attribute of a weight on meta that is kept packed on a device: the bytes that one of its values takes there.
+PACKED = "packed_bytes_per_value"
 
 _HEADER_LIMIT_BYTES = 100 << 20
 """safetensors refuses longer headers, and so do we: what is longer is another kind of file."""
@@ -383,6 +387,8 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
             with torch.device("meta"), no_init_weights():
                 model = auto.from_config(config, dtype=dtype, attn_implementation=spec.attention, **remote)
             model.tie_weights()
+            if spec.quantization:
+                _mark_packed(model, QUANTIZED_BYTES[spec.quantization])
             return model.eval().requires_grad_(False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_refusal(checkpoint, spec, error)) from error
@@ -411,7 +417,23 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
             raise UserError(f"{checkpoint.source}: the checkpoint {complaint} {len(names)} tensors: {listed}")
     if "device_map" not in placing:
         model.to(device)
+    elif set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"} and device != "cpu":
+        raise UserError(
+            f"{checkpoint.source}: only a part of the model has room on the GPU, and the rest would be fetched from "
+            "the host again and again; choose a smaller checkpoint, a quantization, or more GPUs with device_map: auto"
+        )
     return model.eval().requires_grad_(False)
+
+
+def _mark_packed(model: Any, bytes_per_value: float) -> None:
+    """Note on a model's weights which of them a quantization packs: those of linear layers, the head's excepted."""
+    from torch import nn
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    kept = get_keys_to_not_convert(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name not in kept:
+            setattr(module.weight, PACKED, bytes_per_value)
 
 
 def read_config(checkpoint: Checkpoint, spec: SubjectSpec) -> Any:
@@ -472,7 +494,7 @@ def _placing(spec: SubjectSpec, device: str) -> dict[str, Any]:
         key = "device_map" if spec.device_map else "quantization"
         raise UserError(f"{key}: {getattr(spec, key)} needs accelerate, which is not installed; pip install accelerate")
     placing: dict[str, Any] = {}
-    if spec.device_map:
+    if spec.device_map and device != "cpu":
         placing["device_map"] = spec.device_map
     elif has_accelerate and (device != "cpu" or spec.quantization):
         placing["device_map"] = {"": device}

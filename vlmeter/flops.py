@@ -9,9 +9,9 @@ boundaries at which the clock takes its marks, so a new family needs nothing her
   a CPU (a fused kernel without a formula) and twice what is needed under a causal mask, since it counts the half of
   the scores that a fused kernel skips. An `eager` attention computes that half, so there it counts. Grouped products
   (mixtures of experts), for which torch has no formula, have one here.
-- Bytes: of every weight that an operator of the phase reads, once; of an embedding the rows that it hands out; of
-  stacked experts as many as there are rows to multiply, at most all (for a prompt of more than a few tokens all are
-  hit, and a single token chooses distinct ones). Keys and values: what the pass adds to the cache.
+- Bytes: of every weight that an operator of the phase reads, once, as packed as it is kept; of an embedding the rows
+  that it hands out; of stacked experts as many as there are rows to multiply, at most all (for a prompt of more than a
+  few tokens all are hit, and a single token chooses distinct ones). Keys and values: what the pass adds to the cache.
 
 A count takes a second, mostly Python's. Since all of it is polynomial in crops and tokens - linear in the crops,
 at most quadratic in the tokens - four counts give the law of a subject exactly, in whole numbers; two more have to
@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlmeter.checkpoints import PACKED
 from vlmeter.config import Subject
 from vlmeter.families.base import LoadedModel, ModelInputs
 from vlmeter.families.registry import get_family
@@ -61,7 +62,8 @@ class _WeightReads(TorchDispatchMode):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._owners = {_storage(p): p.numel() * p.element_size() for p in model.parameters()}
+        self._value_bytes = {_storage(p): float(getattr(p, PACKED, p.element_size())) for p in model.parameters()}
+        self._owners = {_storage(p): int(p.numel() * self._value_bytes[_storage(p)]) for p in model.parameters()}
         self._parts: dict[tuple[int, int], int] = {}  # by weight and place in it
 
     def __torch_dispatch__(
@@ -75,13 +77,14 @@ class _WeightReads(TorchDispatchMode):
             for argument in _tensors((*args, *kwargs.values())):
                 if (owner := _storage(argument)) in self._owners:
                     part = (owner, int(argument.storage_offset()))
-                    self._parts[part] = max(self._parts.get(part, 0), self._read_bytes(func, args, argument, out))
+                    read_bytes = self._read_bytes(func, args, argument, out, self._value_bytes[owner])
+                    self._parts[part] = max(self._parts.get(part, 0), read_bytes)
         return out
 
-    def _read_bytes(self, func: Any, args: tuple[Any, ...], argument: Tensor, out: Any) -> int:
+    def _read_bytes(self, func: Any, args: tuple[Any, ...], argument: Tensor, out: Any, value_bytes: float) -> int:
         if func in _EMBEDDINGS:
             return int(out.numel() * out.element_size())
-        whole = int(argument.numel() * argument.element_size())
+        whole = int(argument.numel() * value_bytes)
         if func is _GROUPED and argument.ndim == 3:
             experts, rows = argument.shape[0], args[0].shape[0]
             return whole // int(experts) * min(int(experts), int(rows))

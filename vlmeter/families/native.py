@@ -15,6 +15,7 @@ features, Qwen's sorting back of windows), since it lies between two marks that 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -423,8 +424,14 @@ def count_parameters(model: Any, parts: Parts) -> dict[str, int]:
             owners.setdefault(id(parameter), "head")
     found = dict.fromkeys(COMPONENTS, 0)
     for parameter in model.parameters():
-        found[owners.get(id(parameter), "projector")] += parameter.numel()
+        found[owners.get(id(parameter), "projector")] += _values(parameter)
     return found
+
+
+def _values(parameter: Any) -> int:
+    """Number of a parameter's values; bitsandbytes keeps two in a byte and the shape aside."""
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else int(parameter.numel())
 
 
 def image_token_id(model: Any, processor: Any) -> int:
