@@ -50,6 +50,21 @@ def devices_beside(model: torch.nn.Module, device: str) -> tuple[str, ...]:
     return tuple(sorted({str(parameter.device) for parameter in model.parameters()} - {device}))
 
 
+def end_failed_capture(pool: Any, device: str) -> None:
+    """Let the allocator go on as before a capture that failed, and give back the graph's memory pool.
+
+    torch ends a capture on the device first, which raises if the capture is broken, and then it neither tells its
+    allocator nor goes back to the stream of before: later passes would each find a stream without memory of its own,
+    nothing cached could be given back, and a cell would run out of memory that nobody uses.
+    """
+    index = torch.device(device).index or 0
+    try:
+        torch._C._cuda_endAllocateToPool(index, pool)
+    except RuntimeError:  # the capture ended in good order, and its graph gives the pool back by itself
+        return
+    torch._C._cuda_releasePool(index, pool)
+
+
 def physical_cores() -> int:
     """Physical cores that this process may use: a second thread on a core only gets into the first one's way."""
     logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -84,6 +99,7 @@ class EagerRunner:
     #: further devices, of a model that is spread over several
     beside: tuple[str, ...] = ()
     _mark: Mark | None = None
+    _side: Any = None
 
     @property
     def parameters(self) -> Mapping[str, int]:
@@ -258,15 +274,22 @@ class EagerRunner:
     @torch.inference_mode()
     def _replay(self, call: Any, prompt: Prompt, repeats: int) -> tuple[float, ...]:
         # Captured work must have run before on the stream of the capture, for libraries to choose their kernels.
-        stream = torch.cuda.Stream(self.device)
+        # One stream for all captures: cuBLAS keeps a workspace for each that it has seen.
+        stream = self._side = self._side or torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             call(prompt)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            kept = call(prompt)
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        before = torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                kept = call(prompt)
+        except RuntimeError:
+            torch.cuda.set_stream(before)
+            end_failed_capture(pool, self.device)
+            raise
         samples = []
         for _ in range(repeats + 2):
             self.clock.synchronize()
