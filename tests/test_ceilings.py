@@ -174,4 +174,4 @@ def test_subjects_that_use_a_device_in_the_same_way_share_its_ceilings() -> None
     far = NANO.model_copy(update={"device": "cuda:1"})
     subjects = {"a": NANO, "b": other, "c": NANO.model_copy(update={"attention": "eager"}), "d": slim, "e": far}
     assert sorted(alike(subjects).values()) == [["a", "c"], ["b"], ["d"], ["e"]]
-    assert alike({"d": slim}) == {"cpu-float32-2": ["d"]}
+    assert list(alike({"d": slim, "e": far})) == ["cpu-float32-2", "cuda1-float32-1"]

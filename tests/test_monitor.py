@@ -151,6 +151,9 @@ def test_cards_that_share_a_model_are_watched_together(monkeypatch: pytest.Monke
     install(monkeypatch, fake_nvml(FakeGpu(uuid="GPU-1"), hot))
     monitor = make_monitor(device="cuda:0", uuids=["GPU-1", "GPU-2"])
     one, two = (make_monitor(device="cuda:0", uuids=[uuid]) for uuid in ("GPU-1", "GPU-2"))
+    assert isinstance(monitor, SeveralMonitor)
+    hosts = [each.host for each in monitor.monitors if isinstance(each, NvmlMonitor)]
+    assert [type(host) for host in hosts] == [HostMonitor, QuietMonitor], "one look at the host is enough"
     reading = monitor.read()
     powers = [each.read().power_w or 0.0 for each in (one, two)]
     assert reading.power_w == pytest.approx(sum(powers))

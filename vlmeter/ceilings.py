@@ -220,12 +220,15 @@ def read_ceilings(path: Path) -> Ceilings:
 def alike(subjects: Mapping[str, Subject]) -> dict[str, list[str]]:
     """Group subjects that have the same ceilings, since they run on one device in one format with as many threads.
 
-    Returns the names of each group's subjects by a name for the group, such as `cpu-float32-1`.
+    Returns the names of each group's subjects by a name for the group, such as `cuda0-bfloat16`, which is plain enough
+    to be that of a job.
     """
     groups: dict[str, list[str]] = {}
     for name, subject in subjects.items():
-        parts = [subject.device, subject.dtype, *([str(subject.cpu_threads)] if subject.cpu_threads else [])]
-        groups.setdefault("-".join(parts), []).append(name)
+        use = f"{subject.device.replace(':', '')}-{subject.dtype}"
+        if subject.cpu_threads:
+            use += f"-{subject.cpu_threads}"
+        groups.setdefault(use, []).append(name)
     return groups
 
 

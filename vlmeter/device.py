@@ -141,7 +141,7 @@ def devices_for(subject: Subject) -> tuple[Device, ...]:
 
 
 def _together(first: Device, others: Sequence[Device]) -> Device:
-    """One device made of all cards, for a model that is spread over them; as the slowest, all have to be equal."""
+    """One device made of all cards, which have to be equal, for a model that is spread over them."""
     for other in others:
         if other.model != first.model:
             raise UserError(

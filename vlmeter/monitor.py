@@ -62,7 +62,7 @@ class Monitor(Protocol):
 
 
 class QuietMonitor:
-    """Sees nothing; for tests."""
+    """Sees nothing."""
 
     def read(self) -> Reading:
         """Return an empty reading."""
@@ -120,7 +120,7 @@ class NvmlMonitor:
     """An NVIDIA device, read through NVML, and the host beside it."""
 
     uuid: str
-    host: HostMonitor = field(default_factory=HostMonitor)
+    host: Monitor = field(default_factory=HostMonitor)
 
     def __post_init__(self) -> None:
         import pynvml
@@ -173,7 +173,10 @@ class NvmlMonitor:
 
 @dataclass
 class SeveralMonitor:
-    """Several devices that one model is spread over: the slowest clock, the highest temperature, all of the power."""
+    """Several devices that one model is spread over: the slowest clock, the highest temperature, all of the power.
+
+    The first of the monitors speaks for the host.
+    """
 
     monitors: Sequence[Monitor]
 
@@ -207,8 +210,9 @@ def make_monitor(*, device: str, uuids: Sequence[str | None]) -> Monitor:
     known = [uuid for uuid in uuids if uuid is not None]
     if device.startswith("cuda") and known:
         try:
-            monitors = [NvmlMonitor(uuid) for uuid in known]
-            return monitors[0] if len(monitors) == 1 else SeveralMonitor(monitors)
+            first, *others = known
+            monitors = [NvmlMonitor(first), *(NvmlMonitor(uuid, host=QuietMonitor()) for uuid in others)]
+            return SeveralMonitor(monitors) if others else monitors[0]
         except Exception as error:  # NVML's absence shows in many ways, and none of them may stop a measurement
             import logging
 
