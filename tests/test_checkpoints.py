@@ -304,6 +304,12 @@ def test_trust_goes_only_where_it_means_something(changes: dict[str, Any], messa
         Subject(trust_remote_code=True, **changes)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_model_that_is_spread_over_all_gpus_is_on_no_particular_device(device: str) -> None:
+    with pytest.raises(ValueError, match=f"over all GPUs, but device is {device}; legal with it: auto, cuda"):
+        Subject(family="internvl", weights="acme/spoon", device=device, device_map="auto")
+
+
 # --- which family, which fingerprint ----------------------------------------------------------------
 
 

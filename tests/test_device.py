@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import vlmeter.device
+import vlmeter.monitor
+from benchmarks.chaos import make_dummies
 from tests.support.studies import study_of
 from vlmeter.config import Subject
 from vlmeter.device import (
@@ -30,7 +33,11 @@ from vlmeter.device import (
     session_device,
 )
 from vlmeter.errors import UserError
+from vlmeter.layout import Layout
+from vlmeter.monitor import QuietMonitor
 from vlmeter.plan import Cell, build_plan
+from vlmeter.record import read_record
+from vlmeter.work import measure_subject
 
 ROOT = Path(__file__).parent.parent
 GIB = 1 << 30
@@ -397,6 +404,26 @@ def test_a_session_on_several_cards_holds_each_of_them(session: Callable[..., Se
             pass
         with session_device((CARD,), purpose="the first is free again", tell=print):
             pass
+
+
+def test_a_session_on_several_cards_watches_and_names_all_of_them(
+    locks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = replace(CARD, name="fake:0", model="2 x Example 9000", beside=(replace(OTHER_CARD, name="fake:1"),))
+    watched: list[list[str | None]] = []
+    monkeypatch.setattr(vlmeter.device, "devices_for", lambda subject: (both,))
+    monkeypatch.setattr(
+        vlmeter.monitor, "make_monitor", lambda device, uuids: (watched.append(uuids), QuietMonitor())[1]
+    )
+    fake = {"family": "molmo", "preset": "nano", "backend": "fake"}
+    study = study_of(subjects={"fake": fake}, experiments={"vision_tokens": {"tilings": ["1x1"]}})
+    layout = Layout(study.study, tmp_path)
+    make_dummies(study, layout)
+    measure_subject(study, "fake", layout, tell=print, progress=print)
+    (cell,) = build_plan(study)
+    environment = read_record(layout.record(cell)).environment
+    assert watched == [["GPU-1", "GPU-2"]]
+    assert (environment["device"], environment["device_model"]) == ("fake:0, fake:1", "2 x Example 9000")
 
 
 def test_a_session_that_fails_gives_the_lock_back() -> None:

@@ -273,6 +273,14 @@ def test_ceilings_of_another_device_are_refused(
         physics_table(table, works, ceilings)
 
 
+def test_a_model_on_several_cards_has_the_floor_of_one(table: pd.DataFrame, works: dict[str, SubjectWork]) -> None:
+    """They work one after the other."""
+    spread = table.assign(device_model="3 x " + table["device_model"])
+    one, three = (physics_table(rows, works, {"fake": ONE_TERA}) for rows in (table, spread))
+    assert three["floor_ms"].tolist() == pytest.approx(one["floor_ms"].tolist(), nan_ok=True)
+    assert three["floor_ms"].notna().any()
+
+
 def test_work_that_was_not_counted_is_refused(table: pd.DataFrame, works: dict[str, SubjectWork]) -> None:
     fewer = {"fake": works["fake"].model_copy(update={"cells": works["fake"].cells[1:]})}
     for wrong in ({}, fewer):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +14,15 @@ from torch import nn
 
 from tests.support.native import NATIVE, spec_of, write_native_checkpoint
 from vlmeter import checkpoints
+from vlmeter.backends import eager
+from vlmeter.backends.base import MemoryUse, Prompt
 from vlmeter.backends.eager import EagerRunner, devices_beside
-from vlmeter.checkpoints import QUANTIZED_BYTES
+from vlmeter.checkpoints import PACKED, QUANTIZED_BYTES
 from vlmeter.clock import FakeClock
+from vlmeter.config import Subject
 from vlmeter.errors import UserError
 from vlmeter.families.base import ImageOptions, LoadedModel
-from vlmeter.flops import count_pass
-
-needs_bitsandbytes = pytest.mark.skipif(
-    "CI" not in os.environ and not (find_spec("bitsandbytes") and find_spec("accelerate")),
-    reason="bitsandbytes and accelerate are not installed",
-)
+from vlmeter.flops import _WeightReads, count_pass
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +41,6 @@ def packed_values(model: Any) -> int:
     return sum(module.weight.numel() for name, module in layers.items() if name != "lm_head")
 
 
-@needs_bitsandbytes
 def test_a_packed_checkpoint_answers_like_the_whole_one(folder: Path) -> None:
     image = Image.effect_noise((112, 112), 64).convert("RGB")
     logits = {}
@@ -58,7 +54,6 @@ def test_a_packed_checkpoint_answers_like_the_whole_one(folder: Path) -> None:
     assert torch.nn.functional.cosine_similarity(whole, packed).item() > 0.99
 
 
-@needs_bitsandbytes
 @pytest.mark.parametrize("quantization", list(QUANTIZED_BYTES))
 def test_packing_changes_the_bytes_of_a_model_and_not_its_number_of_parameters(folder: Path, quantization: str) -> None:
     whole, packed = load(folder), load(folder, quantization=quantization)
@@ -83,9 +78,30 @@ def test_a_packed_weight_is_read_packed(folder: Path, quantization: str) -> None
     assert flops[None] == flops[quantization]
 
 
-@needs_bitsandbytes
-def test_a_model_that_is_to_be_spread_is_on_the_processor_where_there_is_nothing_else(folder: Path) -> None:
+def test_a_part_of_a_packed_weight_is_read_packed() -> None:
+    layer = nn.Linear(8, 4, bias=False, device="meta")
+    setattr(layer.weight, PACKED, 0.5)
+    with _WeightReads(layer) as reads:
+        torch.zeros(1, 8, device="meta") @ layer.weight[:2].T
+    assert sum(reads.drain().values()) == 2 * 8 * 0.5
+
+
+def test_a_model_that_is_to_be_spread_is_on_the_processor_where_there_is_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accelerate takes for the best device (a Mac's GPU, say) is not asked."""
+    from transformers import PreTrainedModel
+
+    asked: list[Any] = []
+    load_it = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def noted(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs.get("device_map"))
+        return load_it(cls, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(noted))
     loaded = load(folder, device_map="auto")
+    assert asked == [None]
     assert {str(parameter.device) for parameter in loaded.model.parameters()} == {"cpu"}
 
 
@@ -112,14 +128,53 @@ def test_the_devices_of_a_spread_model_are_where_its_weights_are() -> None:
     assert devices_beside(model[0], "cpu") == ()
 
 
-def test_a_step_on_several_devices_has_no_busy_time_and_says_why() -> None:
-    runner = EagerRunner(
-        loaded=SimpleNamespace(),  # type: ignore[arg-type]
+def spread_runner(**loaded: Any) -> EagerRunner:
+    return EagerRunner(
+        loaded=SimpleNamespace(boundaries=list, **loaded),  # type: ignore[arg-type]
         device="cuda:0",
         clock=FakeClock(),
         beside=("cuda:1",),
     )
-    busy, reason = runner.busy_step(SimpleNamespace(), repeats=3)  # type: ignore[arg-type]
+
+
+PROMPT = Prompt(tensors={}, counts=SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_a_subject_that_is_spread_is_run_with_all_devices_of_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    family = SimpleNamespace(load=lambda spec, device: SimpleNamespace(model=model))
+    clocks: list[Sequence[str]] = []
+    monkeypatch.setattr(eager, "get_family", lambda name: family)
+    monkeypatch.setattr(eager, "make_clock", lambda device, beside: clocks.append(beside))
+    for device_map in ("auto", None):
+        subject = Subject(family="internvl", weights="acme/spoon", device_map=device_map)
+        assert eager.load_runner(subject, device="cpu").beside == clocks[-1]
+    assert clocks == [("meta",), ()]
+
+
+def test_the_memory_of_a_spread_model_is_that_of_all_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    gave_back: list[str] = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {"cuda:0": 5, "cuda:1": 7}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", {"cuda:0": 10, "cuda:1": 20}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", gave_back.append)
+    runner = spread_runner(prefill=lambda tensors: (torch.zeros(1, 3), None), eos_token_ids=[])
+    assert runner.memory(PROMPT) == [MemoryUse("head", 12, 30)]
+    assert gave_back == ["cuda:0", "cuda:1"]
+
+
+def test_the_busy_time_of_a_spread_model_is_the_profilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EagerRunner, "_profile", lambda self, call, prompt, repeats: (1.0,) * repeats)
+    monkeypatch.setattr(EagerRunner, "_replay", lambda *args: pytest.fail("a graph is one device's"))
+    busy, reason = spread_runner().busy(PROMPT, repeats=10)
+    assert [(found.source, found.phase, len(found.samples_ms)) for found in busy] == [
+        ("profiler", "prefill", 3),
+        ("profiler", "vision", 3),
+    ]
+    assert reason is None
+
+
+def test_a_step_on_several_devices_has_no_busy_time_and_says_why() -> None:
+    busy, reason = spread_runner().busy_step(PROMPT, repeats=3)
     assert busy == []
     assert reason is not None
     assert "several devices" in reason

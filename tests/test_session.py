@@ -214,6 +214,18 @@ def test_the_sentinel_is_the_same_cell_when_only_others_have_to_be_measured(tmp_
     assert [step.cell.cell_id for step in steps] == [sentinel.cell_id, other.cell_id, sentinel.cell_id]
 
 
+def test_a_look_at_the_sentinel_is_a_quick_one(tmp_path: Path) -> None:
+    run_fake(vision_study(), tmp_path)
+    cell = build_plan(vision_study())[0]
+    cell_path(tmp_path, "small", cell).unlink()
+    runner = FakeRunner()
+    run_fake(vision_study(), tmp_path, runner=runner)
+    record = records(tmp_path, vision_study())[cell.cell_id]
+    alone = sum(len(warmup.wall_ms) for warmup in record.warmups if warmup.arm == "vision") + len(record.rounds)
+    assert runner.calls.count("vision") == alone, "the cell runs vision alone; the looks before and after it do not"
+    assert runner.calls.count("memory") == 1
+
+
 def slow_after(
     runner: FakeRunner, cells: int, factor: float, *, back_after: int | None = None
 ) -> Callable[[Progress], None]:

@@ -318,6 +318,16 @@ def test_sessions_run_at_once_each_on_a_device_of_its_own(tmp_path: Path) -> Non
     assert told == ["fake:0: fake device", "fake:1: fake device"], "the first of them was taken, so it was held"
 
 
+def test_subjects_that_use_a_device_alike_have_its_limits_from_one_measurement(tmp_path: Path) -> None:
+    nano = {"family": "molmo", "preset": "nano", "dtype": "float32", "device": "cpu", "cpu_threads": 1}
+    workflow = Workflow(tmp_path / "copy", fake_study(subjects={"one": nano, "two": {**nano, "seed": 1}}))
+    ran = workflow.run("device")
+    assert ran.code == 0, ran.said
+    assert len(ran.lines("Finished jobid")) == 2, "the measurement, and the target that wants it"
+    one, two = (workflow.layout.ceilings(subject).read_bytes() for subject in ("one", "two"))
+    assert one == two
+
+
 # --- from end to end --------------------------------------------------------------------------------
 
 
