@@ -42,7 +42,7 @@ help: ## list these commands
 run: $(PACKAGE_STAMP) ## measure and report; the study is STUDY=config.yaml, CORES=2 uses fewer cores than there are
 	@echo "Running the study in $(STUDY)"
 	@$(IN_VENV) snakemake --profile profiles/default --configfile "$(STUDY)" $(if $(CORES),--cores $(CORES))
-	@.venv/bin/python -c 'import sys; from pathlib import Path; from vlmeter.config import load_study; \
+	@.venv/bin/python -c 'import sys; from pathlib import Path; from vlmeter.study.loader import load_study; \
 	print("Report:", Path("results", load_study(Path(sys.argv[1])).study, "report.html").resolve())' "$(STUDY)"
 
 test: lint ## everything that has to hold: lint, types, unit, workflow and end-to-end tests

@@ -9,26 +9,19 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from vlmeter.budget import host_memory_mb, session_gpus, session_minutes, session_threads
-from vlmeter.ceilings import alike
-from vlmeter.config import parse_study
-from vlmeter.errors import UserError
+from vlmeter.measure.resources import host_memory_mb, session_gpus, session_minutes, session_threads
+from vlmeter.measure.ceilings import alike
+from vlmeter.study.loader import parse_study
+from vlmeter.common.errors import UserError
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES, WITH_PHYSICS, get_figure
-from vlmeter.fingerprint import module_digest
-from vlmeter.layout import ACROSS, Layout
-from vlmeter.plan import build_plan
-from vlmeter.supervise import OWNER_VARIABLE
-from vlmeter.work import (
-    cell_states,
-    closing_words,
-    dummy_images,
-    some_missing,
-    stale_digests,
-    states_in_words,
-    subject_digest,
-    take_run_lock,
-)
+from vlmeter.common.code import code_digest
+from vlmeter.study.layout import ACROSS, Layout
+from vlmeter.study.plan import build_plan
+from vlmeter.measure.supervision import OWNER_VARIABLE
+from vlmeter.records.states import cell_states, some_missing, stale_digests, states_in_words, subject_digest
+from vlmeter.workflow.run import closing_words, take_run_lock
+from vlmeter.inputs.looks import dummy_images
 
 min_version("9.23")
 

@@ -29,14 +29,16 @@ from pathlib import Path
 import psutil
 import yaml
 
-from vlmeter.config import Study, load_study
-from vlmeter.console import job, session_progress
-from vlmeter.layout import Layout
-from vlmeter.plan import Cell, build_plan
-from vlmeter.record import read_record
-from vlmeter.store import Journal, forget
-from vlmeter.supervise import supervise
-from vlmeter.work import dummy_images
+from vlmeter.cells.cell import Cell
+from vlmeter.inputs.looks import dummy_images
+from vlmeter.measure.supervision import supervise
+from vlmeter.records.record import read_record
+from vlmeter.records.store import Journal, forget
+from vlmeter.study.layout import Layout
+from vlmeter.study.loader import load_study
+from vlmeter.study.plan import build_plan
+from vlmeter.study.study import Study
+from vlmeter.workflow.console import job, session_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = "fake"
@@ -75,7 +77,7 @@ def make_workflow(folder: Path) -> None:
 
 def make_dummies(study: Study, layout: Layout) -> None:
     """Write the study's dummy images, as the workflow would."""
-    from vlmeter.images import write_dummy_image
+    from vlmeter.inputs.images import write_dummy_image
 
     for name, image in dummy_images(build_plan(study)).items():
         write_dummy_image(layout.dummies / name, width_px=image.width_px, height_px=image.height_px, seed=image.seed)
@@ -212,7 +214,7 @@ class Chaos:
                 self.unfinished.append(f"a plain run ended with {done.returncode}: {done.stderr[-500:]}")
         self.look()
         # asked of the copy: whoever edits the library meanwhile makes records stale here, and not there
-        code = "from vlmeter.cli import main; main()"
+        code = "from vlmeter.cli.main import main; main()"
         status = subprocess.run(
             [sys.executable, "-c", code, "status", str(self.study_file), "--format", "json"],
             cwd=self.folder,
@@ -244,7 +246,7 @@ def _is(process: psutil.Process, victim: str, run_pid: int) -> bool:
     except psutil.Error:
         return False
     if victim == "worker":
-        return any("vlmeter.worker" in part for part in line)
+        return any("vlmeter.measure.worker" in part for part in line)
     # the script of the rule, and not the shell that started it
     return any(part.endswith(".measure.py") or part == "--session" for part in line)
 

@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 from scipy import stats as distributions
 
-from vlmeter.baseline import CellSamples, Looks, Run, SubjectRun, plan_digest, quantity_of
-from vlmeter.compare import TOTAL_NAME, Comparison, Limit, Side, beyond, compare
-from vlmeter.files import write_atomically
-from vlmeter.uncertainty import Array, median_standard_error
+from vlmeter.common.files import write_atomically
+from vlmeter.compare.baseline import CellSamples, Looks, Run, SubjectRun, plan_digest, quantity_of
+from vlmeter.compare.compare import compare
+from vlmeter.compare.comparison import TOTAL_NAME, Comparison, Side
+from vlmeter.compare.limits import Limit, beyond
+from vlmeter.numbers.intervals import Array, median_standard_error
 
 #: A cell takes so long beside a look at the sentinel, in units of the wander's time: a session takes several of them.
 _STEP = 0.05

@@ -8,9 +8,10 @@
 4. Does it come out again? Slopes of two sessions, each in a process of its own.
 5. What is being measured? Three clocks side by side, by prompt tokens.
 
-Everything is measured by a session (`vlmeter.session`) and worked out by the analysis (`vlmeter.analysis`) that a study
-uses; only the profiler's part is the benchmark's own. On a CPU it runs as well, for trying it: the limits are meant for
-a GPU, where the device keeps time itself, and are not judged elsewhere.
+Everything is measured by a session (`vlmeter.measure.session`) and worked out by the analysis
+(`vlmeter.analysis.prefill_cells`) that a study uses; only the profiler's part is the benchmark's own. On a CPU it runs
+as well, for trying it: the limits are meant for a GPU, where the device keeps time itself, and are not judged
+elsewhere.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from vlmeter.config import Study, parse_study
-from vlmeter.errors import UserError
-from vlmeter.files import write_atomically
-from vlmeter.plan import Cell, DatasetItem, DummyImage, build_plan
-from vlmeter.stats import Estimate, median_estimate
+from vlmeter.cells.cell import Cell, DatasetItem, DummyImage
+from vlmeter.common.errors import UserError
+from vlmeter.common.files import write_atomically
+from vlmeter.numbers.medians import Estimate, median_estimate
+from vlmeter.study.loader import parse_study
+from vlmeter.study.plan import build_plan
+from vlmeter.study.study import Study
 
 #: A row of crops, and blocks of them: with rows alone, crops and tokens would grow together and no fit could tell
 #: their slopes apart.
@@ -154,13 +157,16 @@ def _session_apart(options: argparse.Namespace, number: int) -> dict[str, Any]:
 def run_one_session(study: Study, *, profile: bool, tell: Any) -> dict[str, Any]:
     """Measure the study on this machine and work out what the benchmark needs of it."""
     from vlmeter.backends.registry import load_runner
-    from vlmeter.device import check_memory, device_lock, resolve_device
-    from vlmeter.environment import snapshot
-    from vlmeter.images import dummy_image
-    from vlmeter.monitor import make_monitor
-    from vlmeter.session import Machine, Picture, Progress, pictures_for, run_session
-    from vlmeter.store import cell_path
-    from vlmeter.table import build_table
+    from vlmeter.inputs.images import dummy_image
+    from vlmeter.inputs.pictures import Picture, pictures_for
+    from vlmeter.measure.devices import check_memory, device_lock, resolve_device
+    from vlmeter.measure.environment import snapshot
+    from vlmeter.measure.monitors import make_monitor
+    from vlmeter.measure.progress import Progress
+    from vlmeter.measure.session import Machine, run_session
+    from vlmeter.study.layout import cell_path
+    from vlmeter.study.subject import loading
+    from vlmeter.table.build import build_table
 
     width_px, height_px = PICTURE_PX
     photograph = Picture(open=lambda: dummy_image(width_px, height_px, seed=0), digest="benchmark", question=QUESTION)
@@ -180,7 +186,7 @@ def run_one_session(study: Study, *, profile: bool, tell: Any) -> dict[str, Any]
     with device_lock(device, purpose="benchmark", tell=tell), tempfile.TemporaryDirectory() as folder:
         device = resolve_device(subject.device)
         check_memory(SUBJECT, subject, cells, device)
-        runner = load_runner(subject, device=device.name)
+        runner = load_runner(subject.backend, loading(subject, device=device.name))
         loaded_s = time.monotonic() - begin_s
         environment = {"device_identity": device.identity, **snapshot(device)}
         run_session(
@@ -238,7 +244,9 @@ _KEPT = (
 
 def analyse(table: Any) -> dict[str, Any]:
     """Work out overhead, closure, clocks and slopes of one session, by the library's own analysis."""
-    from vlmeter.analysis import Unknown, part_costs, step_bound, step_law, two_factor, vision_cells
+    from vlmeter.analysis.prefill_cells import part_costs, two_factor, vision_cells
+    from vlmeter.analysis.reading import Unknown
+    from vlmeter.analysis.step_times import step_bound, step_law
 
     cells = vision_cells(table)
     slopes: dict[str, float] = {}

@@ -28,11 +28,11 @@ import psutil
 import yaml
 
 from benchmarks.chaos import ROOT, make_workflow
-from vlmeter.config import load_study, parse_study
-from vlmeter.layout import Layout
-from vlmeter.plan import build_plan
-from vlmeter.record import read_record, write_record
-from vlmeter.store import forget
+from vlmeter.records.record import read_record, write_record
+from vlmeter.records.store import forget
+from vlmeter.study.layout import Layout
+from vlmeter.study.loader import load_study, parse_study
+from vlmeter.study.plan import build_plan
 
 #: Cells that are run in a process each, of which the rest is extrapolated.
 SINGLE_CELLS = 6
@@ -114,7 +114,7 @@ def cost_of_cli() -> list[Answer]:
     """Time how long the command line takes to answer: the median of five starts."""
     found = []
     for arguments in (["--help"], ["tokens", "640x480"]):
-        code = "from vlmeter.cli import main; main()"
+        code = "from vlmeter.cli.main import main; main()"
         command = [sys.executable, "-c", code, *arguments]
         times_s = []
         for _ in range(6):
@@ -141,7 +141,7 @@ def cost_of_up_to_date_check() -> list[Answer]:
     with workflow_of(fake_study("checked", lengths=range(1, 101))) as folder:
         measured_s, _ = run(snakemake("--until", "tabulate"), folder)
         seconds, _ = run(snakemake("--until", "tabulate"), folder)
-        status = [sys.executable, "-c", "from vlmeter.cli import main; main()", "status", "study.yaml"]
+        status = [sys.executable, "-c", "from vlmeter.cli.main import main; main()", "status", "study.yaml"]
         status_s, _ = run(status, folder)
     return [
         Answer("up-to-date check of 1,000 cells", seconds, "s", 4, note=f"(measuring them took {measured_s:.0f} s)"),
@@ -151,7 +151,8 @@ def cost_of_up_to_date_check() -> list[Answer]:
 
 def cost_of_table() -> list[Answer]:
     """Time making a table of 10,000 records."""
-    from vlmeter.table import build_table, write_table
+    from vlmeter.table.build import build_table
+    from vlmeter.table.files import write_table
 
     with workflow_of(fake_study("rows", lengths=range(1, 11))) as folder:
         run(snakemake("--until", "measure_fake"), folder)
@@ -208,19 +209,20 @@ def _one_cell(folder: Path, content: Mapping[str, Any], cell_id: str) -> float:
 import json, sys
 from pathlib import Path
 from vlmeter.backends.registry import load_runner
-from vlmeter.config import parse_study
-from vlmeter.device import resolve_device
-from vlmeter.layout import Layout
-from vlmeter.measure import Sight, measure_cell
-from vlmeter.monitor import make_monitor
-from vlmeter.work import _look
+from vlmeter.study.subject import loading
+from vlmeter.study.loader import parse_study
+from vlmeter.measure.devices import resolve_device
+from vlmeter.study.layout import Layout
+from vlmeter.measure.rounds import Sight, measure_cell
+from vlmeter.measure.monitors import make_monitor
+from vlmeter.inputs.looks import look_at
 import random
 study = parse_study(json.loads(sys.argv[1]), source="test")
 (name, subject), = study.subjects.items()
-cells, pictures = _look(study, name, Layout(study.study))
+cells, pictures = look_at(study, name, Layout(study.study))
 cell = next(cell for cell in cells if cell.cell_id == sys.argv[2])
 device = resolve_device(subject.device)
-runner = load_runner(subject, device=device.name)
+runner = load_runner(subject.backend, loading(subject, device=device.name))
 picture = pictures[cell.cell_id]
 sight = Sight(image=picture.open(), question=picture.question if cell.text_tokens is None else None)
 monitor = make_monitor(device=device.name, uuids=[device.uuid])

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from vlmeter.backends.base import Prompt, Runner
-from vlmeter.clock import Clock, Marks, total_by_phase
+from vlmeter.backends.clock import Clock, Marks, total_by_phase
 
 #: Categories of trace events that are work of the device, and of those that are calls of the host.
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")

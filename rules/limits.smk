@@ -24,7 +24,7 @@ for device_use, sharing in alike({name: STUDY.subjects[name] for name in ON_DEVI
             subject=sharing[0],
             device=STUDY.subjects[sharing[0]].device,
             dtype=STUDY.subjects[sharing[0]].dtype,
-            code=module_digest("vlmeter.ceilings"),
+            code=code_digest("vlmeter.measure.ceilings"),
         message:
             f"Measuring what the device of {', '.join(sharing)} can do at most"
         script:
@@ -43,7 +43,7 @@ rule count_work:
         "../envs/measure.yaml"
     params:
         digest=lambda wildcards: subject_digest(STUDY, wildcards.subject, CELLS),
-        code=module_digest("vlmeter.flops"),
+        code=code_digest("vlmeter.measure.count_work"),
     message:
         "Counting FLOPs and bytes of {wildcards.subject}"
     script:

@@ -36,7 +36,7 @@ rule check_counts:
         "../envs/measure.yaml"
     params:
         digest=lambda wildcards: subject_digest(STUDY, wildcards.subject, CELLS),
-        code=module_digest("vlmeter.counts"),
+        code=code_digest("vlmeter.measure.check_counts"),
     message:
         "Putting every picture through the processor of {wildcards.subject}, to check its counts"
     script:

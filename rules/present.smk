@@ -25,16 +25,7 @@ rule draw_figure:
     conda:
         "../envs/present.yaml"
     params:
-        code=lambda wildcards: [
-            module_digest(name)
-            for name in (
-                *SUMMARISING,
-                "vlmeter.figures.registry",
-                "vlmeter.figures.style",
-                "vlmeter.molmo1.geometry",
-                FIGURES[wildcards.figure],
-            )
-        ],
+        code=lambda wildcards: code_digest("vlmeter.figures.registry", FIGURES[wildcards.figure]),
     message:
         "Drawing {wildcards.figure} of {wildcards.subject}"
     script:
@@ -52,7 +43,7 @@ rule make_thumbnails:
     conda:
         "../envs/present.yaml"
     params:
-        code=[module_digest(name) for name in ("vlmeter.distribution", "vlmeter.thumbnails")],
+        code=code_digest("vlmeter.workflow.thumbnails"),
     message:
         "Making small pictures of the photographs behind the slowest requests"
     script:
@@ -78,16 +69,7 @@ rule draw_across:
     conda:
         "../envs/present.yaml"
     params:
-        code=lambda wildcards: [
-            module_digest(name)
-            for name in (
-                *SUMMARISING,
-                *SIDE_BY_SIDE,
-                "vlmeter.figures.registry",
-                "vlmeter.figures.style",
-                FIGURES_ACROSS[wildcards.across],
-            )
-        ],
+        code=lambda wildcards: code_digest("vlmeter.figures.registry", FIGURES_ACROSS[wildcards.across]),
     message:
         "Drawing {wildcards.across} of all subjects"
     script:
@@ -110,9 +92,11 @@ rule render_report:
             extension=["svg", "txt"],
         ),
         physics=[rules.join_physics.output.physics] if ON_DEVICES else [],
-        thumbnails=[rules.make_thumbnails.output.thumbnails] if STUDY.experiments.latency_distribution else [],
+        thumbnails=(
+            [rules.make_thumbnails.output.thumbnails] if "latency_distribution" in STUDY.experiments.given else []
+        ),
         environments=rules.tabulate.output.environments,
-        page=[str(path) for path in sorted((BASE / "vlmeter" / "page").iterdir())],
+        page=[str(path) for path in sorted((BASE / "vlmeter" / "report" / "template").iterdir())],
         lock=str(BASE / "requirements.lock"),
     output:
         report=report(
@@ -127,18 +111,7 @@ rule render_report:
         "../envs/present.yaml"
     params:
         command=REPRODUCE,
-        code=[
-            module_digest(name)
-            for name in (
-                *SUMMARISING,
-                *SIDE_BY_SIDE,
-                "vlmeter.claims",
-                "vlmeter.figures.registry",
-                "vlmeter.figures.style",
-                "vlmeter.report",
-                "vlmeter.table",
-            )
-        ],
+        code=code_digest("vlmeter.report.page", "vlmeter.report.side_by_side"),
     message:
         "Writing the report"
     script:

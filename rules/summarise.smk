@@ -1,26 +1,6 @@
 # In: the records of all subjects, their work and ceilings. Out: one tidy table, the physics beside it, and the
 # statements of the analysis, judged.
 
-# what a figure, a claim or a number of the report is made with, besides its own module
-SUMMARISING = [
-    f"vlmeter.{name}"
-    for name in (
-        "analysis",
-        "analysis_flops",
-        "components",
-        "distribution",
-        "physics",
-        "prediction",
-        "stats",
-        "uncertainty",
-        "units",
-        "wording",
-    )
-]
-
-# and, where there are several subjects, of what sets them side by side
-SIDE_BY_SIDE = ["vlmeter.across", "vlmeter.claims_across", "vlmeter.figures.side_by_side"] if len(SUBJECTS) > 1 else []
-
 
 rule tabulate:
     input:
@@ -40,7 +20,7 @@ rule tabulate:
         "../envs/present.yaml"
     params:
         cells=[f"{cell.subject}/{cell.cell_id}" for cell in CELLS],
-        code=module_digest("vlmeter.table"),
+        code=code_digest("vlmeter.table.build"),
     message:
         f"Gathering {len(CELLS)} records into one table"
     script:
@@ -60,7 +40,7 @@ rule join_physics:
         "../envs/present.yaml"
     params:
         subjects=ON_DEVICES,
-        code=module_digest("vlmeter.physics"),
+        code=code_digest("vlmeter.analysis.roofline"),
     message:
         "Setting measured times beside the least time that the device needs"
     script:
@@ -79,7 +59,7 @@ rule judge_claims:
         "../envs/present.yaml"
     params:
         subjects=SUBJECTS,
-        code=[module_digest(name) for name in (*SUMMARISING, *SIDE_BY_SIDE, "vlmeter.claims")],
+        code=code_digest("vlmeter.claims.registry", "vlmeter.claims.subjects"),
     message:
         "Judging the statements of the analysis"
     script:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from vlmeter.config import parse_study
-from vlmeter.console import job
-from vlmeter.counts import write_counts
-from vlmeter.layout import Layout
-from vlmeter.work import check_subject_counts
+from vlmeter.measure.check_counts import write_counts
+from vlmeter.measure.subject import check_subject_counts
+from vlmeter.study.layout import Layout
+from vlmeter.study.loader import parse_study
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]) as tell:
     study = parse_study(snakemake.config, source="the study")

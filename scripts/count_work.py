@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from vlmeter.config import parse_study
-from vlmeter.console import job
-from vlmeter.layout import Layout
-from vlmeter.physics import write_work
-from vlmeter.work import count_subject_work
+from vlmeter.measure.subject import count_subject_work
+from vlmeter.records.work import write_work
+from vlmeter.study.layout import Layout
+from vlmeter.study.loader import parse_study
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     study = parse_study(snakemake.config, source="the study")

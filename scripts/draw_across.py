@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from vlmeter.console import job
+from vlmeter.common.files import write_atomically
 from vlmeter.figures.registry import draw_or_explain
 from vlmeter.figures.style import save
-from vlmeter.files import write_atomically
-from vlmeter.table import read_table
+from vlmeter.table.files import read_table
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     table = read_table(Path(snakemake.input.table))

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from vlmeter.analysis import of_subject
-from vlmeter.console import job
+from vlmeter.analysis.reading import of_subject
+from vlmeter.analysis.roofline import beside, read_physics
+from vlmeter.common.files import write_atomically
 from vlmeter.figures.registry import WITH_PHYSICS, draw_or_explain
 from vlmeter.figures.style import save
-from vlmeter.files import write_atomically
-from vlmeter.physics import beside, read_physics
-from vlmeter.table import read_table
+from vlmeter.table.files import read_table
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     table, name = read_table(Path(snakemake.input.table)), snakemake.wildcards.figure

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vlmeter.config import parse_study
-from vlmeter.console import job
-from vlmeter.work import fetch_dataset
+from vlmeter.inputs.looks import fetch_dataset
+from vlmeter.study.loader import parse_study
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]) as tell:
     study = parse_study(snakemake.config, source="the study")

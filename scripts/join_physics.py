@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from vlmeter.ceilings import read_ceilings
-from vlmeter.console import job
-from vlmeter.physics import physics_table, read_work, write_physics
-from vlmeter.table import read_table
+from vlmeter.analysis.roofline import physics_table, write_physics
+from vlmeter.records.ceilings import read_ceilings
+from vlmeter.records.work import read_work
+from vlmeter.table.files import read_table
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     subjects = snakemake.params.subjects

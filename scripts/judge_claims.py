@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from vlmeter.claims import judge_all, write_claims
-from vlmeter.claims_across import judge_across
-from vlmeter.console import job
-from vlmeter.layout import ACROSS
-from vlmeter.physics import read_physics
-from vlmeter.table import read_table
+from vlmeter.analysis.roofline import read_physics
+from vlmeter.claims.files import write_claims
+from vlmeter.claims.registry import judge_all
+from vlmeter.claims.subjects import judge_across
+from vlmeter.study.layout import ACROSS
+from vlmeter.table.files import read_table
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     table = read_table(Path(snakemake.input.table))

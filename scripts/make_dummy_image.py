@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from vlmeter.console import job
-from vlmeter.images import write_dummy_image
+from vlmeter.inputs.images import write_dummy_image
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     write_dummy_image(

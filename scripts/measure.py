@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from vlmeter.config import parse_study
-from vlmeter.console import job, session_progress
-from vlmeter.layout import Layout
-from vlmeter.plan import build_plan
-from vlmeter.supervise import supervise
-from vlmeter.work import seal_records
+from vlmeter.measure.supervision import supervise
+from vlmeter.records.states import seal_records
+from vlmeter.study.layout import Layout
+from vlmeter.study.loader import parse_study
+from vlmeter.study.plan import build_plan
+from vlmeter.workflow.console import job, session_progress
 
 with job(snakemake.log[0]) as tell:
     study = parse_study(snakemake.config, source="the study")

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from vlmeter.ceilings import measure_device, write_ceilings
-from vlmeter.config import parse_study
-from vlmeter.console import job
+from vlmeter.measure.ceilings import measure_device
+from vlmeter.records.ceilings import write_ceilings
+from vlmeter.study.loader import parse_study
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]) as tell:
     study = parse_study(snakemake.config, source="the study")

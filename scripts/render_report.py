@@ -3,12 +3,13 @@
 import hashlib
 from pathlib import Path
 
-from vlmeter.config import parse_study
-from vlmeter.console import job
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES
-from vlmeter.layout import ACROSS, Layout
-from vlmeter.report import FigureFiles, ReportInputs, Reproduction, write
+from vlmeter.report.page import ReportInputs, Reproduction, write
+from vlmeter.report.pictures import FigureFiles
+from vlmeter.study.layout import ACROSS, Layout
+from vlmeter.study.loader import parse_study
+from vlmeter.workflow.console import job
 
 
 def optional(name: str) -> Path | None:

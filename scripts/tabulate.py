@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
-from vlmeter.config import parse_study
-from vlmeter.console import job
-from vlmeter.files import write_atomically
-from vlmeter.layout import Layout
-from vlmeter.plan import build_plan
-from vlmeter.record import gather_environments
-from vlmeter.table import build_table, write_table
+from vlmeter.common.files import write_atomically
+from vlmeter.records.record import gather_environments
+from vlmeter.study.layout import Layout
+from vlmeter.study.loader import parse_study
+from vlmeter.study.plan import build_plan
+from vlmeter.table.build import build_table
+from vlmeter.table.files import write_table
+from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     study = parse_study(snakemake.config, source="the study")

@@ -20,15 +20,16 @@ from tests.support.physics import with_floors
 from tests.support.reports import inputs_of
 from tests.support.subjects import MODELS, as_model, several, unsupported
 from tests.support.tables import CpuLikeRunner, table_of
-from vlmeter import across, analysis
-from vlmeter.claims import judge_all
-from vlmeter.claims_across import CLAIMS, judge_across
+from vlmeter.analysis import decode_runs, headlines, prefill_cells, reading, subjects
+from vlmeter.claims.registry import judge_all
+from vlmeter.claims.subjects import CLAIMS, judge_across
 from vlmeter.figures import side_by_side
 from vlmeter.figures.registry import ACROSS, FIGURES, draw_or_explain, get_figure
-from vlmeter.report import DARK_COLOURS, render
-from vlmeter.stats import Estimate
-from vlmeter.table import build_table
-from vlmeter.wording import with_interval
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.words import with_interval
+from vlmeter.report.page import render
+from vlmeter.report.pictures import DARK_COLOURS
+from vlmeter.table.build import build_table
 
 THREE = ("internvl", "molmo", "qwen2_5_vl")
 NAMES = ["internvl-nano", "molmo-nano", "qwen2-5-vl-nano"]
@@ -68,61 +69,61 @@ def drawn(table: pd.DataFrame, name: str) -> Figure:
 
 
 def test_time_to_first_token_is_preprocessing_copy_and_prefill_of_the_same_round(one: pd.DataFrame) -> None:
-    cell = analysis.vision_cells(one).iloc[3]
+    cell = prefill_cells.vision_cells(one).iloc[3]
     rows = one[(one["cell_id"] == cell["cell_id"]) & (one["phase"] == "total") & (one["clock"] == "wall")]
     inputs, plain = (rows.loc[rows["arm"] == arm, "samples_ms"].iloc[0] for arm in ("inputs", "plain"))
     assert cell["first_token_ms"] == pytest.approx(np.median(np.asarray(inputs) + np.asarray(plain)))
-    found = across.first_tokens(one)
+    found = subjects.first_tokens(one)
     assert cell["first_token_ms"] in list(found["first_token_ms"])
     photographs = found[found["kind"] == "photograph"]
-    runs = analysis.decode(one).drop_duplicates("image_index")
+    runs = decode_runs.decode(one).drop_duplicates("image_index")
     assert sorted(photographs["first_token_ms"]) == sorted(runs["first_token_ms"])
 
 
 def test_only_images_of_two_subjects_are_shared_and_photographs_stand_in_where_no_dummy_is(
     one: pd.DataFrame, table: pd.DataFrame
 ) -> None:
-    assert across.shared_images(one).empty
-    shared = across.shared_images(table)
+    assert subjects.shared_images(one).empty
+    shared = subjects.shared_images(table)
     assert set(shared["kind"]) == {"dummy"}
     assert (shared.groupby("image")["subject"].nunique() == 3).all()
     sizes = {"molmo-nano": 0, "qwen2-5-vl-nano": 8, "internvl-nano": 16}
     apart = table.copy()
     apart["width_px"] = apart["width_px"] + apart["subject"].map(sizes).astype("Int64")
-    assert set(across.shared_images(apart)["kind"]) == {"photograph"}
+    assert set(subjects.shared_images(apart)["kind"]) == {"photograph"}
 
 
 def test_a_figure_shows_the_images_of_most_subjects_and_of_sizes_far_apart(one: pd.DataFrame) -> None:
     cells = sorted(set(one.loc[one["experiment"] == "vision_tokens", "cell_id"]))
     other = as_model(one[one["cell_id"].isin([*cells[:2], "output-image0-n8"])], "b", "b", slower=1, tokens=1)
     third = as_model(one[one["cell_id"] == cells[0]], "c", "c", slower=1, tokens=1)
-    shared = across.shared_images(pd.concat([one, other, third], ignore_index=True))
+    shared = subjects.shared_images(pd.concat([one, other, third], ignore_index=True))
     counts = shared.groupby("image")["subject"].nunique()
     assert sorted(counts) == [2, 3]
-    assert set(across.shown_images(shared)) == set(counts.index)
-    many = across.shared_images(pd.concat([one, as_model(one, "b", "b", slower=1, tokens=1)], ignore_index=True))
-    shown = across.shown_images(many)
+    assert set(subjects.shown_images(shared)) == set(counts.index)
+    many = subjects.shared_images(pd.concat([one, as_model(one, "b", "b", slower=1, tokens=1)], ignore_index=True))
+    shown = subjects.shown_images(many)
     order = list(dict.fromkeys(many["image"]))
-    assert len(shown) == across.MOST_IMAGES < len(order)
+    assert len(shown) == subjects.MOST_IMAGES < len(order)
     assert shown[0] == order[0]
     assert shown[-1] == order[-1]
 
 
 def test_twelve_subjects_show_fewer_images_so_that_the_figure_fits_a_page(one: pd.DataFrame) -> None:
-    shared = across.shared_images(several(one, list(MODELS)))
-    assert len(across.shown_images(shared)) * 12 <= across.MOST_ROWS
+    shared = subjects.shared_images(several(one, list(MODELS)))
+    assert len(subjects.shown_images(shared)) * 12 <= subjects.MOST_ROWS
 
 
 def test_a_subject_without_numbers_is_missing_with_the_reason_of_its_records(with_missing: pd.DataFrame) -> None:
-    assert across.absent(with_missing, NAMES) == {"molmo2-nano": NO_TORCHVISION}
+    assert subjects.absent(with_missing, NAMES) == {"molmo2-nano": NO_TORCHVISION}
 
 
 def test_the_factor_between_least_and_most_has_an_interval_that_is_no_narrower_than_theirs() -> None:
-    found = across.spread({"a": Estimate(2.0, 1.9, 2.1), "b": Estimate(6.0, 5.7, 6.3), "c": analysis.Unknown("no")})
-    assert not isinstance(found, analysis.Unknown)
+    found = subjects.spread({"a": Estimate(2.0, 1.9, 2.1), "b": Estimate(6.0, 5.7, 6.3), "c": reading.Unknown("no")})
+    assert not isinstance(found, reading.Unknown)
     assert (found.least, found.most) == ("a", "b")
     assert (found.times.value, found.times.low, found.times.high) == pytest.approx((3.0, 5.7 / 2.1, 6.3 / 1.9))
-    assert isinstance(across.spread({"a": Estimate(2.0, 1.9, 2.1)}), analysis.Unknown)
+    assert isinstance(subjects.spread({"a": Estimate(2.0, 1.9, 2.1)}), reading.Unknown)
 
 
 # --- figures ----------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def test_who_is_missing_is_named_in_figure_and_caption(with_missing: pd.DataFram
 
 def test_every_subject_has_a_line_of_its_own_named_at_its_end(table: pd.DataFrame) -> None:
     (axes,) = drawn(table, "across_first_token").axes
-    found = across.first_tokens(table)
+    found = subjects.first_tokens(table)
     for name in NAMES:
         own = found[(found["subject"] == name) & (found["kind"] == "dummy")]
         medians = own.groupby("vision_tokens")["first_token_ms"].median()
@@ -184,7 +185,7 @@ def test_costs_are_the_answers_of_the_first_screen_in_words_beside_their_points(
     for axes, cost in zip(panels, ("per_1000_tokens", "per_crop", "per_output_token"), strict=True):
         assert [label.get_text() for label in axes.get_yticklabels()] == NAMES
         for name in NAMES:
-            (answer,) = (found.answer for found in analysis.headlines(table, name) if found.name == cost)
+            (answer,) = (found.answer for found in headlines.headlines(table, name) if found.name == cost)
             assert isinstance(answer, Estimate)
             assert with_interval(answer, "ms") in texts(axes)
             assert any(answer.value in line.get_xdata() for line in axes.lines)
@@ -202,19 +203,19 @@ def test_a_cost_that_is_not_known_is_said_with_its_reason(one: pd.DataFrame) -> 
 
 def test_the_same_image_carries_the_vision_tokens_that_it_becomes_in_each(table: pd.DataFrame) -> None:
     figure = drawn(table, "across_images")
-    shared = across.shared_images(table)
-    shown = across.shown_images(shared)
+    shared = subjects.shared_images(table)
+    shown = subjects.shown_images(shared)
     assert [axes.get_xlabel() for axes in figure.axes] == [f"{image}: time to first token (ms)" for image in shown]
     for axes, image in zip(figure.axes, shown, strict=True):
         for row in shared[shared["image"] == image].to_dict("records"):
             assert f"{row['vision_tokens']:,} vision tokens" in texts(axes)
-            assert with_interval(analysis.estimate_in(row, "first_token"), "ms") in texts(axes)
+            assert with_interval(reading.estimate_in(row, "first_token"), "ms") in texts(axes)
     assert len({axes.get_xlim() for axes in figure.axes}) == 1, "images can be compared"
 
 
 def test_steps_are_drawn_over_their_context_one_line_per_subject(table: pd.DataFrame) -> None:
     _, lower = drawn(table, "across_decode").axes
-    for name, (contexts, values) in across.steps(table).items():
+    for name, (contexts, values) in subjects.steps(table).items():
         assert any(
             len(line.get_xdata()) == len(contexts)
             and np.allclose(line.get_xdata(), contexts)
@@ -322,7 +323,7 @@ def test_the_report_sets_subjects_side_by_side(with_missing: pd.DataFrame, tmp_p
     assert {figure.attributes["id"] for figure in section.find_all("figure")} == {f"_across-{name}" for name in ACROSS}
     assert f"molmo2-nano: {NO_TORCHVISION}" in section.find("div", class_="missing").text
     images = section.find("div", data_grid="images").find("tbody").find_all("tr")
-    assert len(images) == len(across.shared_images(with_missing))
+    assert len(images) == len(subjects.shared_images(with_missing))
     claims = {
         item.find("h4").text for item in section.find("ul", class_="claims").find_all("li") if item.find_all("h4")
     }

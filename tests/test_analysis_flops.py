@@ -13,9 +13,9 @@ from scipy import stats as reference
 from tests.support.fakes import FakeRunner
 from tests.support.physics import with_floors
 from tests.support.tables import TILINGS, table_of
-from vlmeter import analysis, analysis_flops
-from vlmeter.analysis import Unknown
-from vlmeter.analysis_flops import MODELS, PARTS, compare_models, equal_flops, pace_cost, relations, token_costs
+from vlmeter.analysis import flops, prefill_cells, step_times
+from vlmeter.analysis.flops import MODELS, PARTS, compare_models, equal_flops, pace_cost, relations, token_costs
+from vlmeter.analysis.reading import Unknown
 
 #: Photographs of a fake study.
 PHOTOGRAPHS = 6
@@ -31,7 +31,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def points(table: pd.DataFrame) -> pd.DataFrame:
-    found = analysis_flops.points(table)
+    found = flops.points(table)
     assert isinstance(found, pd.DataFrame)
     return found
 
@@ -44,8 +44,8 @@ def device(*, times_floor: float = 2.0, noise: float = 0.0, times_decode: float 
     rng = np.random.default_rng(1)
     rows = []
     for cell in range(cells):
-        for phase, flops in (("vision_encoder", 2e9 * (cell + 1)), ("llm_blocks", 1e9 * (cell + 2))):
-            rows.append((f"cell {cell}", f"cell {cell}", phase, flops, flops / FLOPS_PER_MS, "arithmetic"))
+        for phase, count in (("vision_encoder", 2e9 * (cell + 1)), ("llm_blocks", 1e9 * (cell + 2))):
+            rows.append((f"cell {cell}", f"cell {cell}", phase, count, count / FLOPS_PER_MS, "arithmetic"))
     for photograph in range(6):
         for steps in (64, 256, 1024):
             group, flops = f"photograph {photograph}", steps * FLOPS_PER_STEP
@@ -83,15 +83,15 @@ def test_lengths_of_a_photograph_err_together(points: pd.DataFrame) -> None:
 def test_who_sets_the_pace_of_a_cell_is_said_of_its_points(tmp_path: Path) -> None:
     runner = FakeRunner(launch_ms={"llm_blocks": 60.0})
     table = with_floors(table_of(tmp_path, runner=runner, output=None))
-    found = analysis_flops.points(table)
+    found = flops.points(table)
     assert isinstance(found, pd.DataFrame)
-    cells = analysis.vision_cells(table).set_index("cell_id")["bound"].to_dict()
+    cells = prefill_cells.vision_cells(table).set_index("cell_id")["bound"].to_dict()
     assert "launch-bound" in set(found["pace"])
     assert found.set_index("cell_id")["pace"].to_dict() == cells
 
 
 def test_without_ceilings_there_are_no_points(table: pd.DataFrame) -> None:
-    found = analysis_flops.points(table.drop(columns="floor_ms"))
+    found = flops.points(table.drop(columns="floor_ms"))
     assert isinstance(found, Unknown)
     assert "ceilings were not measured" in found.reason
 
@@ -226,7 +226,7 @@ def test_a_left_out_cell_does_not_take_part_in_its_own_prediction() -> None:
 
 
 def test_token_costs_are_the_laws_of_the_device(table: pd.DataFrame) -> None:
-    costs, steps = token_costs(table), analysis.step_law(table)
+    costs, steps = token_costs(table), step_times.step_law(table)
     assert not isinstance(costs, Unknown)
     assert not isinstance(steps, Unknown)
     # FakeRunner: 0.02 ms per token in the blocks and 0.0005 in the merge; a step takes 3 ms and 1 µs per context token.

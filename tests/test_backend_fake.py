@@ -14,18 +14,18 @@ from PIL import Image
 from tests.support.imports import ROOT
 from tests.support.studies import study_of
 from vlmeter.backends.base import DeviceLost, OutOfDeviceMemory
+from vlmeter.backends.clock import Marks, time_call, total_by_phase
 from vlmeter.backends.fake import LAWS, PASS, FakeRunner, declared_ms, load_runner
-from vlmeter.clock import Marks, time_call, total_by_phase
-from vlmeter.config import Subject
-from vlmeter.errors import UserError
-from vlmeter.families.base import PREFILL_PHASES, ImageOptions
+from vlmeter.common.errors import UserError
+from vlmeter.models.families.base import PREFILL_PHASES, ImageOptions
+from vlmeter.study.subject import Subject, loading
 
 SUBJECT = Subject.model_validate({"family": "molmo", "preset": "nano", "backend": "fake"})
 
 
 @pytest.fixture
 def runner() -> FakeRunner:
-    return load_runner(SUBJECT, device="fake:0")
+    return load_runner(loading(SUBJECT, device="fake:0"))
 
 
 def prompt_of(runner: FakeRunner, size: tuple[int, int] = (560, 560)):  # type: ignore[no-untyped-def]
@@ -85,9 +85,9 @@ def test_measuring_with_it_imports_no_torch(tmp_path: Path) -> None:
 import json, sys
 from pathlib import Path
 from benchmarks.chaos import make_dummies
-from vlmeter.config import parse_study
-from vlmeter.layout import Layout
-from vlmeter.work import measure_subject
+from vlmeter.study.loader import parse_study
+from vlmeter.study.layout import Layout
+from vlmeter.measure.subject import measure_subject
 study = parse_study(json.loads(sys.argv[1]), source="test")
 layout = Layout(study.study)
 make_dummies(study, layout)
@@ -117,7 +117,7 @@ def test_a_planted_fault_happens_where_it_was_planted_and_once(
 ) -> None:
     fault = {"what": what, "image": "336x336", "once": str(tmp_path / "happened")}
     monkeypatch.setenv("VLMETER_FAKE_FAULTS", json.dumps([fault]))
-    runner = load_runner(SUBJECT, device="fake:0")
+    runner = load_runner(loading(SUBJECT, device="fake:0"))
     runner.prefill(prompt_of(runner))
     with pytest.raises(error, match="a planted"):
         runner.prefill(prompt_of(runner, (336, 336)))
@@ -126,7 +126,7 @@ def test_a_planted_fault_happens_where_it_was_planted_and_once(
 
 def test_a_fault_at_a_pass_counts_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLMETER_FAKE_FAULTS", json.dumps([{"what": "oom", "call": 2}]))
-    runner = load_runner(SUBJECT, device="fake:0")
+    runner = load_runner(loading(SUBJECT, device="fake:0"))
     prompt = prompt_of(runner)
     runner.vision(prompt)
     with pytest.raises(OutOfDeviceMemory):

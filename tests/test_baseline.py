@@ -13,9 +13,9 @@ import pytest
 
 from tests.support.comparisons import compared, drawn, measured, overall, results_of, verdicts
 from tests.support.imports import ROOT
-from vlmeter.baseline import MOST_SAMPLES, quantity_of, read_baseline, read_runs, write_baseline
-from vlmeter.errors import UserError
-from vlmeter.uncertainty import median_standard_error
+from vlmeter.common.errors import UserError
+from vlmeter.compare.baseline import MOST_SAMPLES, quantity_of, read_baseline, read_runs, write_baseline
+from vlmeter.numbers.intervals import median_standard_error
 
 GALLERY = ROOT / "docs" / "gallery"
 

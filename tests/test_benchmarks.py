@@ -18,10 +18,10 @@ from benchmarks.core import _parser as parser
 from benchmarks.core import as_text, paired_overhead, pooled_interval, repeatability, study_of, summarise
 from benchmarks.timeline import PhaseTimeline, cut, profile_prefill, union_of
 from vlmeter.backends.base import Prompt, Runner
-from vlmeter.clock import HostClock
-from vlmeter.families.base import Counts
-from vlmeter.plan import build_plan
-from vlmeter.table import build_table
+from vlmeter.backends.clock import HostClock
+from vlmeter.models.families.base import Counts
+from vlmeter.study.plan import build_plan
+from vlmeter.table.build import build_table
 
 from .support.fakes import FakeRunner
 from .support.studies import run_fake

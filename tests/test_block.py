@@ -14,15 +14,17 @@ from PIL import Image
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.studies import machine_of, photographs, run_fake, study_of
 from vlmeter.backends.base import OutOfDeviceMemory
-from vlmeter.block import measure_block
-from vlmeter.budget import WARMUP_TOKENS, cell_seconds
-from vlmeter.families.base import PREFILL_PHASES
-from vlmeter.measure import WARMUP_OUTPUT_TOKENS, CountMismatch, Measurement, Sight
-from vlmeter.monitor import QuietMonitor, Reading
-from vlmeter.plan import Cell, RequestBlock, build_plan
-from vlmeter.record import Record, read_record
-from vlmeter.session import SessionFailed, Summary
-from vlmeter.store import cell_path
+from vlmeter.cells.cell import Cell, RequestBlock
+from vlmeter.measure.monitors import QuietMonitor, Reading
+from vlmeter.measure.progress import Summary
+from vlmeter.measure.requests import measure_block
+from vlmeter.measure.resources import WARMUP_TOKENS, cell_seconds
+from vlmeter.measure.rounds import WARMUP_OUTPUT_TOKENS, CountMismatch, Measurement, Sight
+from vlmeter.measure.session import SessionFailed
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.records.record import Record, read_record
+from vlmeter.study.layout import cell_path
+from vlmeter.study.plan import build_plan
 
 PHASES = {"preprocess", "copy", *PREFILL_PHASES, "decode", "longest_step"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.imports import ROOT
 from tests.support.studies import study_of
-from vlmeter.budget import (
+from vlmeter.measure.resources import (
     cell_seconds,
     host_memory_mb,
     session_gpus,
@@ -17,8 +17,10 @@ from vlmeter.budget import (
     session_threads,
     weight_bytes,
 )
-from vlmeter.config import Study, Subject, load_study
-from vlmeter.plan import build_plan
+from vlmeter.study.loader import load_study
+from vlmeter.study.plan import build_plan
+from vlmeter.study.study import Study
+from vlmeter.study.subject import Subject
 
 
 def big(**subject: Any) -> Study:

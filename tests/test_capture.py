@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from vlmeter.backends.base import Prompt
+from vlmeter.backends.clock import FakeClock
 from vlmeter.backends.eager import EagerRunner, end_failed_capture
-from vlmeter.clock import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

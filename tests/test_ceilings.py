@@ -6,24 +6,21 @@ from pathlib import Path
 
 import pytest
 
-import vlmeter.ceilings
-from vlmeter.ceilings import (
+import vlmeter.measure.ceilings
+from vlmeter.backends.clock import FakeClock, make_clock
+from vlmeter.common.errors import UserError
+from vlmeter.measure.ceilings import (
     MAX_SAMPLES,
     MIN_SAMPLES,
-    Ceilings,
     alike,
-    ceiling_of,
     duration_ms,
     measure_ceilings,
     measure_device,
-    read_ceilings,
     repeat,
-    write_ceilings,
 )
-from vlmeter.clock import FakeClock, make_clock
-from vlmeter.config import Subject
-from vlmeter.device import Device, resolve_device
-from vlmeter.errors import UserError
+from vlmeter.measure.devices import Device, resolve_device
+from vlmeter.records.ceilings import Ceilings, ceiling_of, read_ceilings, write_ceilings
+from vlmeter.study.subject import Subject
 
 from .support.physics import H200
 
@@ -99,8 +96,8 @@ def test_rates_are_work_over_device_time(monkeypatch: pytest.MonkeyPatch) -> Non
             return 10.0
 
     monkeypatch.setattr(SteadyClock, "synchronize", lambda self: self.host_work(10.0))
-    monkeypatch.setattr(vlmeter.ceilings, "COPY_BYTES", {"cpu": 1 << 20})
-    monkeypatch.setattr(vlmeter.ceilings, "MATRIX_MS", {"cpu": 10.0})
+    monkeypatch.setattr(vlmeter.measure.ceilings, "COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr(vlmeter.measure.ceilings, "MATRIX_MS", {"cpu": 10.0})
     found = measure_ceilings(resolve_device("cpu"), dtype="float32", clock=SteadyClock(), seconds_per_ceiling=0.1)
     assert found.copy_bytes_per_s.value == pytest.approx(100 * 2 * (1 << 20))
     assert found.matrix_side == 256
@@ -132,9 +129,9 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VLMETER_LOCK_DIR", str(tmp_path / "locks"))
-    monkeypatch.setattr(vlmeter.ceilings, "COPY_BYTES", {"cpu": 1 << 20})
-    monkeypatch.setattr(vlmeter.ceilings, "MAX_MATRIX_SIDE", {"cpu": 256})
-    monkeypatch.setattr(vlmeter.ceilings, "MAX_SAMPLES", MIN_SAMPLES)
+    monkeypatch.setattr(vlmeter.measure.ceilings, "COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr(vlmeter.measure.ceilings, "MAX_MATRIX_SIDE", {"cpu": 256})
+    monkeypatch.setattr(vlmeter.measure.ceilings, "MAX_SAMPLES", MIN_SAMPLES)
 
 
 @pytest.mark.usefixtures("_quick")

@@ -23,15 +23,16 @@ from safetensors.torch import load_file, save_file
 from tests.support.hub import HubStandIn
 from tests.support.native import NATIVE, spec_of, write_native_checkpoint
 from tests.support.studies import study_of
-from vlmeter import checkpoints
-from vlmeter.checkpoints import check_fits, checkpoint_digest, family_for, open_checkpoint, read_header
-from vlmeter.config import Subject
-from vlmeter.errors import UserError
-from vlmeter.families.base import ImageOptions
-from vlmeter.families.native import LoadedNative
-from vlmeter.families.registry import FAMILIES, get_family
-from vlmeter.fingerprint import fingerprint, stale_parts
-from vlmeter.plan import build_plan
+from vlmeter.common.errors import UserError
+from vlmeter.models import checkpoints, pretrained
+from vlmeter.models.checkpoints import checkpoint_digest, family_for, open_checkpoint
+from vlmeter.models.families.base import ImageOptions
+from vlmeter.models.families.loaded_native import LoadedNative
+from vlmeter.models.families.registry import FAMILIES, get_family
+from vlmeter.models.weights import check_fits, read_header
+from vlmeter.records.fingerprint import fingerprint, stale_parts
+from vlmeter.study.plan import build_plan
+from vlmeter.study.subject import Subject
 
 ROOT = Path(__file__).parents[1]
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
@@ -234,7 +235,7 @@ def test_weights_of_another_architecture_are_not_fetched(folder: Path, monkeypat
         asked.append(weights)
         return opened(*args, weights=weights, **kwargs)
 
-    monkeypatch.setattr(checkpoints, "open_checkpoint", note)
+    monkeypatch.setattr(pretrained, "open_checkpoint", note)
     with pytest.raises(UserError, match="family qwen3_vl reads it"):
         load(folder)
     assert asked == [False]
@@ -265,10 +266,10 @@ def test_the_estimate_knows_the_number_format(
 @pytest.mark.parametrize("key", ["device_map", "quantization"])
 def test_what_needs_a_package_says_which(folder: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     value = {"device_map": "auto", "quantization": "bitsandbytes-8bit"}[key]
-    monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"{key}: {value} needs accelerate, which is not installed"):
         load(folder, **{key: value})
-    monkeypatch.setattr(checkpoints, "find_spec", lambda name: name == "accelerate" or None)
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: name == "accelerate" or None)
     with pytest.raises(UserError, match="needs bitsandbytes, which is not installed"):
         load(folder, quantization="bitsandbytes-4bit")
 
@@ -357,8 +358,8 @@ def test_random_weights_have_no_checkpoint() -> None:
 #: Loads a checkpoint as a session does, and tells of it or of what is wrong; then its digest.
 CLIENT = """
 import json, sys
-from vlmeter.checkpoints import checkpoint_digest, open_checkpoint
-from vlmeter.errors import UserError
+from vlmeter.models.checkpoints import checkpoint_digest, open_checkpoint
+from vlmeter.common.errors import UserError
 wish = json.loads(sys.argv[1])
 try:
     if wish["load"]:

@@ -14,12 +14,14 @@ import pytest
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.physics import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
-from vlmeter import analysis
-from vlmeter.claims import CLAIMS, Claim, judge_all, read_claims, within, write_claims
+from vlmeter.analysis import prefill_cells
+from vlmeter.analysis.roofline import COLUMNS
+from vlmeter.claims.base import Claim, within
+from vlmeter.claims.files import read_claims, write_claims
+from vlmeter.claims.registry import CLAIMS, judge_all
 from vlmeter.figures.registry import FIGURES
-from vlmeter.physics import COLUMNS
-from vlmeter.stats import Estimate
-from vlmeter.table import build_table
+from vlmeter.numbers.medians import Estimate
+from vlmeter.table.build import build_table
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_a_fall_where_the_device_sets_the_pace_is_not_put_on_the_host(table: pd.
 
 def test_launch_bound_is_claimed_where_wall_time_is_longer_than_busy_time(table: pd.DataFrame, tmp_path: Path) -> None:
     assert judged(table, "launch_bound_below").verdict == "does not hold"
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     short = set(cells["cell_id"][:4])
 
     def slower(samples: Any, row: dict[str, Any]) -> Any:

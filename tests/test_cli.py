@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmeter.cli import main
+from vlmeter.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "data" / "molmo1_golden_d"
@@ -149,7 +149,7 @@ def test_doctor_answers_on_a_machine_without_a_gpu(run) -> None:
 def test_looking_imports_neither_torch_nor_transformers_nor_pandas(arguments: list[str]) -> None:
     code = (
         "import sys\n"
-        "from vlmeter.cli import main\n"
+        "from vlmeter.cli.main import main\n"
         f"sys.argv = ['vlmeter', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'transformers', 'pandas', 'snakemake') if name in sys.modules])"

@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from vlmeter.clock import ClockError, FakeClock, HostClock, Marks, make_clock, time_call, total_by_phase
+from vlmeter.backends.clock import ClockError, FakeClock, HostClock, Marks, make_clock, time_call, total_by_phase
 
 
 def test_work_that_the_host_launches_slowly_is_launch_bound() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.support.sessions import wait_until
 from tests.support.slurm import PROGRAMS, Slurm, slurm
 from tests.support.workflow import Workflow, fake_study
-from vlmeter.table import read_table
+from vlmeter.table.files import read_table
 
 pytestmark = pytest.mark.xdist_group("workflow")
 

@@ -24,12 +24,13 @@ from tests.support.comparisons import (
 )
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.test_cli import refused, run  # noqa: F401
-from vlmeter.baseline import quantity_of
-from vlmeter.compare import BUSY_NAME, TOTAL_NAME, Limit, beyond
-from vlmeter.compared import as_data, as_markdown, cell_columns, cell_rows, headline
-from vlmeter.errors import UserError
+from vlmeter.common.errors import UserError
+from vlmeter.compare.baseline import quantity_of
+from vlmeter.compare.comparison import BUSY_NAME, TOTAL_NAME
+from vlmeter.compare.limits import Limit, beyond
+from vlmeter.compare.rendering import as_data, as_markdown, cell_columns, cell_rows, headline
 from vlmeter.figures import forest, style
-from vlmeter.uncertainty import (
+from vlmeter.numbers.intervals import (
     Variance,
     add_variances,
     holm,
@@ -293,7 +294,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_a_slowdown_of_a_fake_subject_is_found_in_all_that_it_slowed(folders: dict[str, Path]) -> None:
-    from vlmeter.baseline import read_runs
+    from vlmeter.compare.baseline import read_runs
 
     comparison = compared(read_runs(folders["a"]), read_runs(folders["slow"]))
     assert overall(comparison).ratio == pytest.approx(1.05, abs=0.005)
@@ -307,7 +308,7 @@ def test_a_slowdown_of_a_fake_subject_is_found_in_all_that_it_slowed(folders: di
 
 
 def test_busy_time_stands_beside_the_total(folders: dict[str, Path]) -> None:
-    from vlmeter.baseline import read_runs
+    from vlmeter.compare.baseline import read_runs
 
     comparison = compared(read_runs(folders["a"]), read_runs(folders["again"]))
     assert comparison.of(BUSY_NAME)

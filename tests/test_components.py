@@ -11,12 +11,12 @@ import pytest
 from tests.support.fakes import FakeRunner
 from tests.support.physics import with_floors
 from tests.support.tables import records_of, rewrite, table_of
-from vlmeter import components
-from vlmeter.analysis import Unknown
-from vlmeter.components import Profile, disagreement, energy_parts, profile
-from vlmeter.distribution import requests
-from vlmeter.families.base import PREFILL_PHASES
-from vlmeter.table import build_table
+from vlmeter.analysis import components
+from vlmeter.analysis.components import Profile, disagreement, energy_parts, profile
+from vlmeter.analysis.distribution import requests
+from vlmeter.analysis.reading import Unknown
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.table.build import build_table
 
 LATENCY = {"samples": 60, "block_samples": 20, "output_tokens": [1, 8, 24]}
 

@@ -13,9 +13,13 @@ import pytest
 import yaml
 
 from vlmeter.backends.registry import BACKENDS
-from vlmeter.config import Sampling, Study, Subject, load_study, parse_pair, parse_study, study_schema
-from vlmeter.errors import UserError
-from vlmeter.families.registry import FAMILIES
+from vlmeter.cells.keys import Sampling
+from vlmeter.common.errors import UserError
+from vlmeter.models.families.registry import FAMILIES
+from vlmeter.numbers.pairs import parse_pair
+from vlmeter.study.loader import load_study, parse_study
+from vlmeter.study.study import Study, study_schema
+from vlmeter.study.subject import Subject
 
 ROOT = Path(__file__).parent.parent
 KNOWN = ", ".join(sorted(FAMILIES))

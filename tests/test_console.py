@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.studies import study_of
-from vlmeter.console import job, progress_text, session_progress
-from vlmeter.errors import UserError
-from vlmeter.plan import build_plan
-from vlmeter.session import Progress, SessionFailed, Summary
-from vlmeter.stats import Estimate
-from vlmeter.supervise import SessionStopped
+from vlmeter.common.errors import UserError
+from vlmeter.measure.progress import Progress, Summary
+from vlmeter.measure.session import SessionFailed
+from vlmeter.measure.supervision import SessionStopped
+from vlmeter.numbers.medians import Estimate
+from vlmeter.study.plan import build_plan
+from vlmeter.workflow.console import job, progress_text, session_progress
 
 CELL = build_plan(study_of())[2]
 ESTIMATE = Estimate(value=100.0, low=99.0, high=101.0)

@@ -12,15 +12,16 @@ from PIL import Image
 
 from benchmarks.chaos import make_dummies
 from tests.support.studies import dataset_items, photographs, study_of
-from vlmeter.counts import SubjectCounts, check_counts, write_counts
-from vlmeter.errors import Unsupported, UserError
-from vlmeter.families.base import Counts, ImageOptions, ModelInputs
-from vlmeter.families.molmo import MolmoGeometry
-from vlmeter.flops import shapes_of
-from vlmeter.layout import Layout
-from vlmeter.plan import Cell, DummyImage, build_plan
-from vlmeter.session import Picture, pictures_for
-from vlmeter.work import check_subject_counts, single_sights
+from vlmeter.cells.cell import Cell, DummyImage
+from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.inputs.pictures import Picture, pictures_for
+from vlmeter.measure.check_counts import SubjectCounts, check_counts, write_counts
+from vlmeter.measure.count_work import shapes_of
+from vlmeter.measure.subject import check_subject_counts, single_sights
+from vlmeter.models.families.base import Counts, ImageOptions, ModelInputs
+from vlmeter.models.families.molmo import MolmoGeometry
+from vlmeter.study.layout import Layout
+from vlmeter.study.plan import build_plan
 
 
 @dataclass

@@ -11,10 +11,12 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tests.support import vqa
-from vlmeter.dataset import Manifest, Record, choose, fetch, read_manifest
-from vlmeter.dataset_source import DatasetSource, EmbeddedSource, HubSource, LocalSource
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.images import read_image
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.inputs.dataset import choose, fetch, read_manifest
+from vlmeter.inputs.images import read_image
+from vlmeter.inputs.manifest import Manifest
+from vlmeter.inputs.rows import Record
+from vlmeter.study.dataset_source import DatasetSource, EmbeddedSource, HubSource, LocalSource
 
 
 def embedded(**values: int) -> EmbeddedSource:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import vqa
 from tests.support.hub import HubStandIn
-from vlmeter.dataset import read_manifest
+from vlmeter.inputs.dataset import read_manifest
 
 #: Fetches a list of sources one after the other, and prints the manifest or the sentence of each. Waiting
 #: between tries is skipped, so that a hub in trouble is given up as soon as the tries are used up.
@@ -26,9 +26,9 @@ FETCH = """
 import json, sys, time
 from pathlib import Path
 from pydantic import TypeAdapter
-from vlmeter.dataset import fetch
-from vlmeter.dataset_source import DatasetSource
-from vlmeter.errors import UserError
+from vlmeter.inputs.dataset import fetch
+from vlmeter.study.dataset_source import DatasetSource
+from vlmeter.common.errors import UserError
 time.sleep = lambda seconds: None
 results = []
 for index, source in enumerate(json.loads(sys.argv[1])):

@@ -15,29 +15,30 @@ from pathlib import Path
 import pytest
 import torch
 
-import vlmeter.device
-import vlmeter.monitor
+import vlmeter.measure.devices
+import vlmeter.measure.monitors
 from benchmarks.chaos import make_dummies
 from tests.support.studies import study_of
-from vlmeter.config import Subject
-from vlmeter.device import (
+from vlmeter.cells.cell import Cell
+from vlmeter.common.errors import UserError
+from vlmeter.measure.devices import (
     Device,
     any_device,
     check_memory,
     device_lock,
     devices_for,
     needed_bytes,
-    one_card,
     refreshed,
     resolve_device,
     session_device,
 )
-from vlmeter.errors import UserError
-from vlmeter.layout import Layout
-from vlmeter.monitor import QuietMonitor
-from vlmeter.plan import Cell, build_plan
-from vlmeter.record import read_record
-from vlmeter.work import measure_subject
+from vlmeter.measure.monitors import QuietMonitor
+from vlmeter.measure.subject import measure_subject
+from vlmeter.records.ceilings import one_card
+from vlmeter.records.record import read_record
+from vlmeter.study.layout import Layout
+from vlmeter.study.plan import build_plan
+from vlmeter.study.subject import Subject
 
 ROOT = Path(__file__).parent.parent
 GIB = 1 << 30
@@ -239,7 +240,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 HOLD = """
 import sys
-from vlmeter.device import Device, device_lock
+from vlmeter.measure.devices import Device, device_lock
 uuid, purpose = sys.argv[1:]
 device = Device(name="cuda:0", model="m", uuid=uuid, driver=None, memory_bytes=1, free_bytes=1)
 def tell(message):
@@ -411,9 +412,9 @@ def test_a_session_on_several_cards_watches_and_names_all_of_them(
 ) -> None:
     both = replace(CARD, name="fake:0", model="2 x Example 9000", beside=(replace(OTHER_CARD, name="fake:1"),))
     watched: list[list[str | None]] = []
-    monkeypatch.setattr(vlmeter.device, "devices_for", lambda subject: (both,))
+    monkeypatch.setattr(vlmeter.measure.devices, "devices_for", lambda subject: (both,))
     monkeypatch.setattr(
-        vlmeter.monitor, "make_monitor", lambda device, uuids: (watched.append(uuids), QuietMonitor())[1]
+        vlmeter.measure.monitors, "make_monitor", lambda device, uuids: (watched.append(uuids), QuietMonitor())[1]
     )
     fake = {"family": "molmo", "preset": "nano", "backend": "fake"}
     study = study_of(subjects={"fake": fake}, experiments={"vision_tokens": {"tilings": ["1x1"]}})

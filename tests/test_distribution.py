@@ -12,11 +12,12 @@ import pytest
 
 from tests.support.fakes import FakeRunner
 from tests.support.tables import LATENCY, records_of, rewrite, table_of
-from vlmeter import distribution
-from vlmeter.analysis import Unknown, trust
-from vlmeter.distribution import Explanation, Sample, explain, sample_of
-from vlmeter.stats import Estimate
-from vlmeter.table import build_table
+from vlmeter.analysis import distribution
+from vlmeter.analysis.conditions import trust
+from vlmeter.analysis.distribution import Explanation, Sample, explain, sample_of
+from vlmeter.analysis.reading import Unknown
+from vlmeter.numbers.medians import Estimate
+from vlmeter.table.build import build_table
 
 
 @pytest.fixture(scope="module")

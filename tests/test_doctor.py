@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from vlmeter import doctor
-from vlmeter.doctor import SEVERITIES, Advice, examine, worst
+from vlmeter.measure import doctor
+from vlmeter.measure.doctor import SEVERITIES, Advice, examine, worst
 
 from .support.nvml import REASONS, FakeGpu, NVMLError, fake_nvml, install
 

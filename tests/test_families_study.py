@@ -13,11 +13,11 @@ import yaml
 
 from tests.support.imports import ROOT
 from tests.support.workflow import Workflow
-from vlmeter.across import shared_images
-from vlmeter.families.registry import FAMILIES
+from vlmeter.analysis.subjects import shared_images
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
-from vlmeter.layout import ACROSS
-from vlmeter.table import read_table
+from vlmeter.models.families.registry import FAMILIES
+from vlmeter.study.layout import ACROSS
+from vlmeter.table.files import read_table
 
 
 @pytest.mark.slow

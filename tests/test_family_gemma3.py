@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
-from vlmeter.checkpoints import image_processor_class
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.base import ImageOptions, SubjectSpec
-from vlmeter.families.gemma3 import FAMILY, Gemma3Geometry
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.base import ImageOptions, SubjectSpec
+from vlmeter.models.families.gemma3 import FAMILY, Gemma3Geometry
+from vlmeter.models.pretrained import image_processor_class
 
 from .support.geometry import blank, byte_tokenizer, predicted, random_sizes
 

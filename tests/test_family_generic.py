@@ -18,15 +18,15 @@ from torch import nn
 
 from tests.support.native import spec_of
 from tests.support.unlisted import UNLISTED
-from vlmeter.config import Subject
-from vlmeter.errors import UserError
-from vlmeter.families.base import ImageOptions
-from vlmeter.families.generic import FAMILY, LoadedGeneric
-from vlmeter.families.registry import FAMILIES
-from vlmeter.fingerprint import fingerprint, stale_parts
-from vlmeter.flops import count_pass
-from vlmeter.plan import build_plan
-from vlmeter.reach import sizes_for
+from vlmeter.common.errors import UserError
+from vlmeter.measure.count_pass import count_pass
+from vlmeter.models.families.base import ImageOptions
+from vlmeter.models.families.generic import FAMILY, LoadedGeneric
+from vlmeter.models.families.registry import FAMILIES
+from vlmeter.models.image_sizes import sizes_for
+from vlmeter.records.fingerprint import fingerprint, stale_parts
+from vlmeter.study.plan import build_plan
+from vlmeter.study.subject import Subject
 
 from .support.studies import study_of
 
@@ -213,8 +213,8 @@ def test_a_phase_that_cannot_be_told_apart_is_said_in_log_and_record(
     """A projection that does not run as a module of its own counts to the merge."""
     from transformers.models.deepseek_vl.modeling_deepseek_vl import DeepseekVLAligner
 
+    from vlmeter.backends.clock import make_clock
     from vlmeter.backends.eager import EagerRunner
-    from vlmeter.clock import make_clock
 
     monkeypatch.setattr(DeepseekVLAligner, "__call__", lambda self, *args: self.forward(*args))
     with caplog.at_level(logging.WARNING):
@@ -277,8 +277,8 @@ class SpoonModel(DeepseekVLForConditionalGeneration):
 LOAD = """
 import sys
 from tests.support.native import spec_of
-from vlmeter.errors import UserError
-from vlmeter.families.generic import FAMILY
+from vlmeter.common.errors import UserError
+from vlmeter.models.families.generic import FAMILY
 try:
     spec = spec_of(preset=None, weights=sys.argv[1], trust_remote_code=sys.argv[2] == "trusted")
     print(type(FAMILY.load(spec, device="meta").model).__name__)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.base import ImageOptions
-from vlmeter.families.idefics3 import GEOMETRY, Idefics3Family
-from vlmeter.families.splitting import SplittingGeometry
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.base import ImageOptions
+from vlmeter.models.families.idefics3 import GEOMETRY, Idefics3Family
+from vlmeter.models.families.splitting import SplittingGeometry
 
 from .support.processors import FREE, differences, kinds, random_sizes, sane_sizes, splitting_tokenizer
 

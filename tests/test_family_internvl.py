@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
-from vlmeter.checkpoints import image_processor_class
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.base import ImageOptions, LoadedModel, SubjectSpec
-from vlmeter.families.internvl import FAMILY, InternVLGeometry
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.base import ImageOptions, LoadedModel, SubjectSpec
+from vlmeter.models.families.internvl import FAMILY, InternVLGeometry
+from vlmeter.models.pretrained import image_processor_class
 
 from .support.geometry import blank, byte_tokenizer, predicted, processor_without_video, random_sizes
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.base import ImageOptions
-from vlmeter.families.llava_next import GEOMETRY, LlavaNextFamily
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.base import ImageOptions
+from vlmeter.models.families.llava_next import GEOMETRY, LlavaNextFamily
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vlmeter.checkpoints import without_video
-from vlmeter.errors import UserError
-from vlmeter.families.llava_onevision import GEOMETRY, LlavaOnevisionFamily
+from vlmeter.common.errors import UserError
+from vlmeter.models.families.llava_onevision import GEOMETRY, LlavaOnevisionFamily
+from vlmeter.models.pretrained import without_video
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
 

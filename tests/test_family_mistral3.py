@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlmeter.errors import UnsupportedSize
-from vlmeter.families.base import SubjectSpec
-from vlmeter.families.mistral3 import FAMILY, GEOMETRY, Mistral3Family
-from vlmeter.processors import processor_class
+from vlmeter.common.errors import UnsupportedSize
+from vlmeter.models.families.base import SubjectSpec
+from vlmeter.models.families.mistral3 import FAMILY, GEOMETRY, Mistral3Family
+from vlmeter.models.processors import processor_class
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.base import COMPONENTS, PREFILL_PHASES, ImageOptions, LoadedModel, SubjectSpec
-from vlmeter.families.registry import get_family
-from vlmeter.molmo1.tokenizer import make_tokenizer
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.base import COMPONENTS, PREFILL_PHASES, ImageOptions, LoadedModel, SubjectSpec
+from vlmeter.models.families.registry import get_family
+from vlmeter.models.molmo1.tokenizer import make_tokenizer
 
 from .support.molmo import TINY, tiny_model, write_checkpoint
 
@@ -39,10 +39,10 @@ def folder(tmp_path: Path) -> Path:
 def test_planning_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from vlmeter.families.base import ImageOptions, SubjectSpec\n"
-        "from vlmeter.families.registry import get_family\n"
+        "from vlmeter.models.families.base import ImageOptions, SubjectSpec\n"
+        "from vlmeter.models.families.registry import get_family\n"
         "family = get_family('molmo')\n"
-        "from vlmeter.reach import sizes_for\n"
+        "from vlmeter.models.image_sizes import sizes_for\n"
         "spec = SubjectSpec('7b-d', 'random', None, 'bfloat16', 'sdpa', 0)\n"
         "sizes_for(family.geometry(spec), vision_tokens=864, options=ImageOptions())\n"
         "family.parameters(spec), family.text_tokens(spec, 'why?')\n"

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmeter.errors import Unsupported, UnsupportedSize, UserError
-from vlmeter.families import molmo2
-from vlmeter.families.base import COMPONENTS, PREFILL_PHASES, ImageOptions, SubjectSpec
-from vlmeter.families.made_tokenizer import wrapped
-from vlmeter.families.molmo2 import FAMILY, LoadedMolmo2, Molmo2Family, Molmo2Geometry
-from vlmeter.families.native import random_model
-from vlmeter.flops import count_pass
+from vlmeter.common.errors import Unsupported, UnsupportedSize, UserError
+from vlmeter.measure.count_pass import count_pass
+from vlmeter.models.families import molmo2
+from vlmeter.models.families.base import COMPONENTS, PREFILL_PHASES, ImageOptions, SubjectSpec
+from vlmeter.models.families.made_tokenizer import wrapped
+from vlmeter.models.families.molmo2 import FAMILY, LoadedMolmo2, Molmo2Family, Molmo2Geometry
+from vlmeter.models.families.random_weights import random_model
 
 from .support.processors import FREE, kinds, random_sizes, sane_sizes
 
@@ -53,7 +53,7 @@ def image_processor() -> Any:
 def processor() -> Any:
     from transformers.models.molmo2.processing_molmo2 import Molmo2Processor
 
-    from vlmeter.checkpoints import without_video
+    from vlmeter.models.pretrained import without_video
 
     tokenizer = wrapped(Molmo2Family.scales["nano"].tokenizer)
     return without_video(Molmo2Processor)(image_processor=image_processor(), video_processor=None, tokenizer=tokenizer)

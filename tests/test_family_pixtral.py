@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.base import ImageOptions, SubjectSpec
-from vlmeter.families.native import NativeFamily
-from vlmeter.families.patch_rows import PatchRowsGeometry
-from vlmeter.families.pixtral import FAMILY, GEOMETRY, PixtralFamily
-from vlmeter.processors import processor_class
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.base import ImageOptions, SubjectSpec
+from vlmeter.models.families.native import NativeFamily
+from vlmeter.models.families.patch_rows import PatchRowsGeometry
+from vlmeter.models.families.pixtral import FAMILY, GEOMETRY, PixtralFamily
+from vlmeter.models.processors import processor_class
 
 from .support.native import write_native_checkpoint
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 
-from vlmeter.checkpoints import image_processor_class
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.base import ImageOptions, SubjectSpec
-from vlmeter.families.geometry import LONGEST_SIDE_PX
-from vlmeter.families.qwen2_5_vl import FAMILY, Qwen25VLGeometry
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.base import ImageOptions, SubjectSpec
+from vlmeter.models.families.geometry import LONGEST_SIDE_PX
+from vlmeter.models.families.qwen2_5_vl import FAMILY, Qwen25VLGeometry
+from vlmeter.models.pretrained import image_processor_class
 
 from .support.geometry import blank, byte_tokenizer, predicted, processor_without_video, random_sizes
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-from vlmeter.checkpoints import image_processor_class
-from vlmeter.families.base import ImageOptions
-from vlmeter.families.qwen3_vl import FAMILY, Qwen3VLGeometry
+from vlmeter.models.families.base import ImageOptions
+from vlmeter.models.families.qwen3_vl import FAMILY, Qwen3VLGeometry
+from vlmeter.models.pretrained import image_processor_class
 
 from .support.geometry import blank, byte_tokenizer, predicted, processor_without_video, random_sizes
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from vlmeter.errors import Unsupported
-from vlmeter.families.base import SubjectSpec
-from vlmeter.families.native import NativeFamily
-from vlmeter.families.smolvlm import FAMILY, GEOMETRY, SmolVLMFamily
-from vlmeter.families.splitting import SplittingGeometry
+from vlmeter.common.errors import Unsupported
+from vlmeter.models.families.base import SubjectSpec
+from vlmeter.models.families.native import NativeFamily
+from vlmeter.models.families.smolvlm import FAMILY, GEOMETRY, SmolVLMFamily
+from vlmeter.models.families.splitting import SplittingGeometry
 
 from .support.native import write_native_checkpoint
 from .support.processors import FREE, differences, kinds, random_sizes, sane_sizes, splitting_tokenizer

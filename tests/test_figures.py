@@ -19,13 +19,23 @@ from PIL import Image
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.physics import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, records_of, rewrite, table_of
-from vlmeter import analysis, analysis_flops, components, distribution, prediction
-from vlmeter.errors import UserError
-from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.analysis import (
+    components,
+    conditions,
+    decode_runs,
+    distribution,
+    flops,
+    held_out,
+    prefill_cells,
+    reading,
+    step_times,
+)
+from vlmeter.common.errors import UserError
 from vlmeter.figures import flops_latency, notes_series, style
 from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
-from vlmeter.table import build_table
-from vlmeter.units import significant
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.units import significant
+from vlmeter.table.build import build_table
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +96,7 @@ def test_a_caption_is_made_of_sentences_with_numbers(table: pd.DataFrame, name: 
 
 def test_the_stack_adds_up_to_the_phases_and_carries_the_total(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "vision_by_tokens")
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     groups = cells.groupby(["vision_tokens", "crops"])
     assert len(axes.patches) == 5 * len(groups)
     tops: dict[float, float] = {}
@@ -123,9 +133,9 @@ def offsets(axes: Axes) -> list[np.ndarray]:
 
 def test_every_phase_of_every_cell_is_a_dot_at_its_flops_and_its_time(table: pd.DataFrame) -> None:
     upper, lower = axes_of(table, "flops_latency")
-    found = analysis_flops.points(table)
+    found = flops.points(table)
     assert isinstance(found, pd.DataFrame)
-    for phase in analysis_flops.PARTS:
+    for phase in flops.PARTS:
         own = found[found["phase"] == phase]
         expected = own[["flops", "latency_ms"]].to_numpy(dtype=float)
         assert any(dots.shape == expected.shape and np.allclose(dots, expected) for dots in offsets(upper))
@@ -136,9 +146,9 @@ def test_every_phase_of_every_cell_is_a_dot_at_its_flops_and_its_time(table: pd.
 
 def test_dots_of_launch_bound_cells_are_hollow(table: pd.DataFrame) -> None:
     upper, _ = axes_of(table, "flops_latency")
-    found = analysis_flops.points(table)
+    found = flops.points(table)
     assert isinstance(found, pd.DataFrame)
-    launch_bound = (found[found["phase"].isin(analysis_flops.PARTS)]["pace"] == "launch-bound").sum()
+    launch_bound = (found[found["phase"].isin(flops.PARTS)]["pace"] == "launch-bound").sum()
     faces = [face for dots in upper.collections for face in dots.get_facecolors()]
     assert sum(np.allclose(face[:3], 1.0) for face in faces) == launch_bound > 0
 
@@ -149,21 +159,21 @@ def test_the_ceiling_is_the_one_behind_the_utilisations(table: pd.DataFrame) -> 
 
 def test_both_models_are_drawn_with_what_they_predict_for_cells_left_out(table: pd.DataFrame) -> None:
     panels = axes_of(table, "flops_or_roofline")
-    found = analysis_flops.points(table)
+    found = flops.points(table)
     assert isinstance(found, pd.DataFrame)
-    models = analysis_flops.compare_models(found)
-    assert not isinstance(models, analysis.Unknown)
+    models = flops.compare_models(found)
+    assert not isinstance(models, reading.Unknown)
     for axes, model in zip(panels, ("flops", "roofline"), strict=True):
         own = models.frame[models.frame["phase"] == "decode"]
         expected = own[["latency_ms", f"{model}_ms"]].to_numpy(dtype=float)
         assert any(dots.shape == expected.shape and np.allclose(dots, expected) for dots in offsets(axes))
-        assert analysis_flops.MODELS[model] in axes.get_title(loc="left")
+        assert flops.MODELS[model] in axes.get_title(loc="left")
 
 
 def test_costs_of_tokens_stand_at_their_values(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "token_costs")
-    costs = analysis_flops.token_costs(table)
-    assert not isinstance(costs, analysis.Unknown)
+    costs = flops.token_costs(table)
+    assert not isinstance(costs, reading.Unknown)
     drawn = {round(float(x[0]), 12) for line in axes.lines if line.get_marker() == "o" for x in [line.get_xdata()]}
     assert sorted(drawn) == pytest.approx(sorted(cost.cost.value for cost in costs.costs))
     assert "(ms)" in axes.get_xlabel()
@@ -171,7 +181,7 @@ def test_costs_of_tokens_stand_at_their_values(table: pd.DataFrame) -> None:
 
 def test_predictions_are_drawn_over_what_was_measured_and_misses_are_circled(table: pd.DataFrame) -> None:
     upper, lower = axes_of(table, "held_out")
-    found = prediction.held_out(table)
+    found = held_out.held_out(table)
     assert isinstance(found, pd.DataFrame)
     for (kind, quantity), own in found.groupby(["kind", "quantity"]):
         shown = [(x, y) for x, y in points(upper) if len(x) == len(own)]
@@ -185,10 +195,10 @@ def test_predictions_are_drawn_over_what_was_measured_and_misses_are_circled(tab
 def test_a_prediction_of_less_than_nothing_is_at_the_edge_of_the_logarithmic_axis_and_is_counted(
     table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = prediction.held_out(table)
+    found = held_out.held_out(table)
     assert isinstance(found, pd.DataFrame)
     found.loc[found.index[:2], "predicted_ms"] *= -1
-    monkeypatch.setattr(prediction, "held_out", lambda table: found)
+    monkeypatch.setattr(held_out, "held_out", lambda table: found)
     upper, _ = axes_of(table, "held_out")
     lower_edge = upper.get_ylim()[0]
     marked = [np.asarray(line.get_ydata(), dtype=float) for line in upper.lines if line.get_marker() in ("o", "s", "^")]
@@ -208,7 +218,7 @@ def test_without_ceilings_the_limits_say_why_they_are_not_drawn(table: pd.DataFr
 
 def test_both_methods_are_drawn_where_they_were_measured(table: pd.DataFrame) -> None:
     upper, lower = axes_of(table, "two_methods")
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     drawn = [y for _, y in points(upper)]
     assert any(np.allclose(y, cells["language_ms"]) for y in drawn)
     assert any(np.allclose(y, cells["subtraction_wall_ms"]) for y in drawn)
@@ -218,7 +228,7 @@ def test_both_methods_are_drawn_where_they_were_measured(table: pd.DataFrame) ->
 
 def test_four_times_and_the_launch_bound_region_are_drawn(table: pd.DataFrame) -> None:
     upper, lower = axes_of(table, "three_clocks")
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     drawn = [y for _, y in points(upper)]
     for quantity in ("plain_wall", "plain_device", "plain_launch", "busy_prefill"):
         assert any(np.allclose(y, cells[f"{quantity}_ms"]) for y in drawn)
@@ -232,9 +242,9 @@ def test_clocks_are_not_drawn_where_there_is_no_busy_time(tmp_path: Path) -> Non
 
 
 def test_residuals_are_what_the_two_factor_fit_leaves(table: pd.DataFrame) -> None:
-    cells = analysis.vision_cells(table)
-    fit = analysis.two_factor(cells, analysis.cost_clock(cells).quantity)
-    assert not isinstance(fit, analysis.Unknown)
+    cells = prefill_cells.vision_cells(table)
+    fit = prefill_cells.two_factor(cells, prefill_cells.cost_clock(cells).quantity)
+    assert not isinstance(fit, reading.Unknown)
     axes = axes_of(table, "two_factors")
     offsets = np.asarray(axes[1].collections[-1].get_offsets())
     np.testing.assert_allclose(offsets[:, 1], fit.residuals)
@@ -263,7 +273,7 @@ def test_what_the_notes_series_misses_is_named_inside_the_axes(table: pd.DataFra
 
 def test_decode_is_drawn_in_log_log_with_the_fit_and_its_slope(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "decode_log")
-    runs = analysis.decode(table)
+    runs = decode_runs.decode(table)
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     drawn = np.concatenate([y for x, y in points(axes) if len(y) == len(runs)])
     np.testing.assert_allclose(np.sort(drawn), np.sort(runs["decode_ms"]))
@@ -277,13 +287,13 @@ def test_shares_are_parts_of_a_hundred(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "prefill_share")
     heights = [patch.get_height() for patch in axes.patches]
     assert np.add(heights[:4], heights[4:]) == pytest.approx([100] * 4)
-    shares = analysis.by_length(analysis.decode(table), "share", "_fraction")["value"]
+    shares = decode_runs.by_length(decode_runs.decode(table), "share", "_fraction")["value"]
     assert heights[:4] == pytest.approx(list(100 * shares))
 
 
 def test_total_is_drawn_in_seconds(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "total_by_length")
-    total = analysis.by_length(analysis.decode(table), "total")["value"]
+    total = decode_runs.by_length(decode_runs.decode(table), "total")["value"]
     tops = [sum(patch.get_height() for patch in axes.patches[place::4]) for place in range(4)]
     assert tops == pytest.approx(list(total / 1000), rel=0.02)
     assert "(s)" in axes.get_ylabel()
@@ -291,8 +301,8 @@ def test_total_is_drawn_in_seconds(table: pd.DataFrame) -> None:
 
 def test_steps_are_drawn_with_their_law(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "decode_steps")
-    law = analysis.step_law(table)
-    assert isinstance(law, analysis.StepLaw)
+    law = step_times.step_law(table)
+    assert isinstance(law, step_times.StepLaw)
     drawn = np.concatenate([y for _, y in points(axes)[:-1]])
     np.testing.assert_allclose(np.sort(drawn), np.sort(law.values_ms))
 
@@ -312,7 +322,7 @@ def test_drifted_visits_are_marked_and_counted(table: pd.DataFrame) -> None:
     flagged = table.copy()
     flagged["drifted"] = True
     (axes,) = axes_of(flagged, "sentinel")
-    visits = analysis.sentinel(flagged)
+    visits = conditions.sentinel(flagged)
     red = [x for x, _ in points(axes) if len(x) == int(visits["drifted"].sum())]
     assert red
     assert "are flagged" in get_figure("sentinel").caption(flagged)
@@ -320,7 +330,7 @@ def test_drifted_visits_are_marked_and_counted(table: pd.DataFrame) -> None:
 
 def test_intervals_are_drawn(table: pd.DataFrame) -> None:
     upper = axes_of(table, "two_methods")[0]
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     ends = [np.asarray(segments) for bar in upper.collections if len(segments := bar.get_segments()) == len(cells)]  # type: ignore[attr-defined]
     lows = [np.sort(segments[:, :, 1].min(axis=1)) for segments in ends]
     assert any(np.allclose(low, np.sort(cells["language_low_ms"])) for low in lows)
@@ -445,7 +455,7 @@ def test_the_distribution_function_ends_at_all_and_its_tail_at_one_request(table
 def test_the_tail_shows_the_shares_and_the_slowest_requests(table: pd.DataFrame) -> None:
     sample = distribution.sample_of(table)
     found = distribution.explain(sample)
-    assert not isinstance(found, analysis.Unknown)
+    assert not isinstance(found, reading.Unknown)
     upper, lower, *_ = axes_of(table, "latency_tail")
     gap = [patch.get_width() for patch in upper.containers[0]]
     assert gap == pytest.approx([100 * found.gap[name].value for name in (*found.factors, "rest")])
@@ -455,7 +465,7 @@ def test_the_tail_shows_the_shares_and_the_slowest_requests(table: pd.DataFrame)
 
 def test_components_are_bars_side_by_side_and_no_pie(table: pd.DataFrame) -> None:
     found = components.profile(table)
-    assert not isinstance(found, analysis.Unknown)
+    assert not isinstance(found, reading.Unknown)
     upper, lower = axes_of(table, "component_profile")
     labels = [text.get_text() for text in upper.get_legend().get_texts()]
     assert labels == ["parameters", "FLOPs", "memory traffic", "time"]

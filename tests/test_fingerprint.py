@@ -8,25 +8,25 @@ from typing import Any
 
 import pytest
 
-from tests.support.imports import closure, is_empty, module_names
 from tests.support.studies import dataset_items, run_fake, study_of
-from vlmeter import fingerprint as fingerprints
 from vlmeter.backends.registry import BACKENDS
-from vlmeter.config import Sampling, Subject
-from vlmeter.families.registry import FAMILIES, get_family
-from vlmeter.fingerprint import (
-    HARMLESS_MODULES,
-    MEASURING_MODULES,
+from vlmeter.cells.cell import Cell, DatasetImage, DummyImage
+from vlmeter.cells.keys import Sampling
+from vlmeter.common import code
+from vlmeter.models.families.registry import FAMILIES, get_family
+from vlmeter.records import fingerprint as fingerprints
+from vlmeter.records.fingerprint import (
     fingerprint,
     input_digest,
     measuring_modules,
-    module_digest,
     stale_parts,
     versions,
 )
-from vlmeter.plan import Cell, DatasetImage, DummyImage, build_plan
-from vlmeter.record import read_record
-from vlmeter.store import cell_path, state_of
+from vlmeter.records.record import read_record
+from vlmeter.records.store import state_of
+from vlmeter.study.layout import cell_path
+from vlmeter.study.plan import build_plan
+from vlmeter.study.subject import Subject
 
 CELL = build_plan(study_of())[0]
 SUBJECT = Subject(family="molmo", preset="nano", dtype="float32", cpu_threads=1)
@@ -35,7 +35,7 @@ SUBJECT = Subject(family="molmo", preset="nano", dtype="float32", cpu_threads=1)
 @pytest.fixture(autouse=True)
 def _fresh_caches() -> Iterator[None]:
     """Digests are computed once per process, and these tests change what they are computed from."""
-    caches = (fingerprints.code_digest, fingerprints.module_digest, fingerprints.versions)
+    caches = (code.code_digest, fingerprints.versions)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -128,53 +128,63 @@ def test_no_key_of_a_subject_has_been_overlooked() -> None:
 # --- code -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vlmeter.measure", "vlmeter.molmo1.modeling", "vlmeter.backends.eager"])
+def edit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a module mean something else."""
+    code.code_digest.cache_clear()
+    real = code.meaning
+    monkeypatch.setattr(code, "meaning", lambda other: "edited" if other == name else real(other))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vlmeter.measure.rounds",
+        "vlmeter.measure.requests",
+        "vlmeter.backends.clock",
+        "vlmeter.backends.eager",
+        "vlmeter.models.families.molmo",
+        "vlmeter.models.molmo1.modeling",
+        "vlmeter.models.molmo1.vision",
+        "vlmeter.inputs.images",
+    ],
+)
 def test_an_edit_of_measuring_code_is_the_codes_part(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = fingerprint(CELL, SUBJECT)
-    fingerprints.code_digest.cache_clear()
-    edited = {name: "edited"}
-    monkeypatch.setattr(fingerprints, "module_digest", lambda other: edited.get(other) or module_digest(other))
+    edit(name, monkeypatch)
     assert stale_parts(before, fingerprint(CELL, SUBJECT)) == ("code",)
 
 
-@pytest.mark.parametrize("name", ["vlmeter.units", "vlmeter.cli", "vlmeter.config"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vlmeter.cli.main",
+        "vlmeter.study.study",
+        "vlmeter.records.record",
+        "vlmeter.backends.fake",
+        "vlmeter.models.families.qwen3_vl",
+        "vlmeter.table.build",
+        "vlmeter.report.page",
+    ],
+)
 def test_an_edit_of_other_code_makes_nothing_stale(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = fingerprint(CELL, SUBJECT)
-    fingerprints.code_digest.cache_clear()
-    edited = {name: "edited"}
-    monkeypatch.setattr(fingerprints, "module_digest", lambda other: edited.get(other) or module_digest(other))
+    edit(name, monkeypatch)
     assert stale_parts(before, fingerprint(CELL, SUBJECT)) == ()
-
-
-def test_a_modules_digest_is_that_of_its_source() -> None:
-    digests = [module_digest(name) for name in measuring_modules(SUBJECT)]
-    assert len(set(digests)) == len(digests)
-    assert all(len(digest) == 16 for digest in digests)
 
 
 @pytest.mark.parametrize("backend", list(BACKENDS))
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_every_module_that_measuring_imports_is_measuring_code_or_harmless(family: str, backend: str) -> None:
-    subject = SUBJECT.model_copy(
-        update={"family": family, "preset": next(iter(get_family(family).presets)), "backend": backend}
-    )
+def test_the_code_of_a_subject_is_its_family_its_backend_and_what_takes_the_time(family: str, backend: str) -> None:
+    preset = next(iter(get_family(family).presets))
+    subject = SUBJECT.model_copy(update={"family": family, "preset": preset, "backend": backend})
     measuring = set(measuring_modules(subject))
-    reached = {name for name in closure({*measuring, "vlmeter.session"}) if not is_empty(name)}
-    assert reached - measuring - set(HARMLESS_MODULES) == set(), (
-        "add these to MEASURING_MODULES, to the family's measuring_modules, or with a reason to HARMLESS_MODULES"
-    )
-
-
-def test_the_lists_of_modules_hold_no_name_that_is_not_there() -> None:
-    own = {name for family in FAMILIES for name in get_family(family).measuring_modules}
-    assert {*MEASURING_MODULES, *HARMLESS_MODULES, *own} <= set(module_names())
-    assert not set(MEASURING_MODULES) & set(HARMLESS_MODULES)
-    assert all(HARMLESS_MODULES.values())
+    assert {FAMILIES[family], BACKENDS[backend], *fingerprints.MEASURING} <= measuring
+    assert not measuring & (set(BACKENDS.values()) - {BACKENDS[backend]})
 
 
 def test_what_draws_and_tells_is_no_measuring_code() -> None:
-    words = ("figure", "report", "table", "claims", "cli", "console")
-    assert not [name for name in measuring_modules(SUBJECT) if any(word in name for word in words)]
+    rooms = {name.split(".")[1] for name in measuring_modules(SUBJECT)}
+    assert rooms == {"backends", "cells", "common", "inputs", "measure", "models", "numbers"}
 
 
 # --- versions and input -----------------------------------------------------------------------------
@@ -217,7 +227,7 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
 def test_a_session_measures_again_what_new_code_has_made_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of()
     run_fake(study, tmp_path)
-    monkeypatch.setattr(fingerprints, "code_digest", lambda subject: "edited")
+    monkeypatch.setattr(fingerprints, "subject_code", lambda subject: "edited")
     cell = build_plan(study)[0]
     path = cell_path(tmp_path, "small", cell)
     assert state_of(path, fingerprint(cell, study.subjects["fake"])).reasons == ("code",)

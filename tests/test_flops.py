@@ -11,17 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmeter.config import Subject
-from vlmeter.families.base import PREFILL_PHASES, ImageOptions
-from vlmeter.families.molmo import LoadedMolmo
-from vlmeter.flops import Key, PassWork, count_pass, count_work, extend, independent, law_through, shapes_of
-from vlmeter.molmo1.architecture import Architecture
-from vlmeter.molmo1.modeling import empty_model
-from vlmeter.molmo1.presets import PRESETS
-from vlmeter.molmo1.tokenizer import make_tokenizer
-from vlmeter.physics import PhaseWork, StepWork
-from vlmeter.plan import build_plan
-from vlmeter.session import Picture, pictures_for
+from vlmeter.inputs.pictures import Picture, pictures_for
+from vlmeter.measure.count_pass import PassWork, count_pass
+from vlmeter.measure.count_work import count_work, shapes_of
+from vlmeter.measure.extend_work import Key, extend, independent, law_through
+from vlmeter.models.families.base import PREFILL_PHASES, ImageOptions
+from vlmeter.models.families.molmo import LoadedMolmo
+from vlmeter.models.molmo1.architecture import Architecture
+from vlmeter.models.molmo1.modeling import empty_model
+from vlmeter.models.molmo1.presets import PRESETS
+from vlmeter.models.molmo1.tokenizer import make_tokenizer
+from vlmeter.records.work import PhaseWork, StepWork
+from vlmeter.study.plan import build_plan
+from vlmeter.study.subject import Subject
 
 from .support.molmo import TINY, TINY_EXPERTS
 from .support.studies import QUESTION, dataset_items, photographs, study_of

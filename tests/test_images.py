@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlmeter.files import write_atomically
-from vlmeter.images import decode_and_settle, dummy_image, read_image, write_dummy_image
+from vlmeter.common.files import write_atomically
+from vlmeter.inputs.images import decode_and_settle, dummy_image, read_image, write_dummy_image
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -124,6 +124,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 def test_importing_images_and_datasets_loads_no_heavy_library() -> None:
     heavy = {"PIL", "numpy", "pandas", "pyarrow", "datasets", "huggingface_hub", "torch"}
-    code = f"import sys, vlmeter.dataset, vlmeter.images; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, vlmeter.inputs.dataset, vlmeter.inputs.images; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,157 +1,92 @@
-"""The one-way street: a module imports only what stands to its left, and nothing heavy before a model has to run."""
+"""The one-way street: a package imports only what stands to its left, and nothing heavy before a model has to run."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from fnmatch import fnmatchcase
-from itertools import pairwise
 
 import pytest
 
-from tests.support.imports import ROOT, all_imports, imports, module_names, source_of
+from tests.support.imports import ROOT, all_imports, closure, imports, module_names, source_of
 
-#: Every module of vlmeter, from left to right. A pattern stands for files that a newcomer adds without coming here: one
-#: per family, backend or figure, none of which imports another.
-ORDER = (
-    "vlmeter",
-    # words, files, numbers
-    "vlmeter.errors",
-    "vlmeter.files",
-    "vlmeter.locks",
-    "vlmeter.lifeline",
-    "vlmeter.units",
-    "vlmeter.pairs",
-    "vlmeter.textual",
-    "vlmeter.stats",
-    "vlmeter.uncertainty",
-    "vlmeter.wording",
-    # what a cell looks at, and what is run
-    "vlmeter.images",
-    "vlmeter.dataset_source",
-    "vlmeter.dataset",
-    "vlmeter.clock",
-    "vlmeter.processors",
-    "vlmeter.sdpa",
-    "vlmeter.shapes",
-    "vlmeter.checkpoints",
-    "vlmeter.made_words",
-    "vlmeter.molmo1",
-    "vlmeter.molmo1.architecture",
-    "vlmeter.molmo1.geometry",
-    "vlmeter.molmo1.presets",
-    "vlmeter.molmo1.configuration",
-    "vlmeter.molmo1.modeling",
-    "vlmeter.molmo1.tokenizer",
-    "vlmeter.molmo1.processing",
-    "vlmeter.molmo1.checkpoint",
-    "vlmeter.molmo1.verify",
-    "vlmeter.families",
-    "vlmeter.families.base",
-    "vlmeter.families.geometry",
-    "vlmeter.families.made_tokenizer",
-    "vlmeter.families.anyres",
-    "vlmeter.families.patch_rows",
-    "vlmeter.families.splitting",
-    "vlmeter.families.native",
-    "vlmeter.families.qwen",
-    "vlmeter.families.*",
-    "vlmeter.families.registry",
-    "vlmeter.reach",
-    "vlmeter.backends",
-    "vlmeter.backends.base",
-    "vlmeter.backends.registry",
-    # study -> plan -> records
-    "vlmeter.config",
-    "vlmeter.plan",
-    "vlmeter.backends.*",
-    "vlmeter.counts",
-    "vlmeter.fingerprint",
-    "vlmeter.device",
-    "vlmeter.budget",
-    "vlmeter.monitor",
-    "vlmeter.measure",
-    "vlmeter.block",
-    "vlmeter.record",
-    "vlmeter.environment",
-    "vlmeter.store",
-    "vlmeter.session",
-    "vlmeter.doctor",
-    "vlmeter.ceilings",
-    "vlmeter.physics",
-    "vlmeter.flops",
-    "vlmeter.layout",
-    # records -> table -> figures, claims -> report
-    "vlmeter.table",
-    "vlmeter.analysis",
-    "vlmeter.distribution",
-    "vlmeter.components",
-    "vlmeter.thumbnails",
-    "vlmeter.analysis_flops",
-    "vlmeter.prediction",
-    "vlmeter.baseline",
-    "vlmeter.compare",
-    "vlmeter.compared",
-    "vlmeter.across",
-    "vlmeter.figures",
-    "vlmeter.figures.style",
-    "vlmeter.figures.side_by_side",
-    "vlmeter.figures.*",
-    "vlmeter.figures.registry",
-    "vlmeter.claims",
-    "vlmeter.claims_across",
-    "vlmeter.report",
-    # everything put together, and shown
-    "vlmeter.work",
-    "vlmeter.worker",
-    "vlmeter.supervise",
-    "vlmeter.console",
-    "vlmeter.cli",
+#: The stages, from left to right; a module imports only of its own and of those to the left.
+STAGES = (
+    "common",
+    "numbers",
+    "models",
+    "backends",
+    "cells",
+    "experiments",
+    "study",
+    "inputs",
+    "records",
+    "measure",
+    "table",
+    "analysis",
+    "compare",
+    "claims",
+    "figures",
+    "report",
+    "workflow",
+    "cli",
 )
+
+#: What reads the table, and may not reach, even by way of others, what runs and times a model.
+READERS = ("analysis", "compare", "claims", "figures", "report")
+RUNNERS = ("backends", "inputs", "measure")
 
 #: Modules that need a model, and may import torch at once.
 NEED_A_MODEL = (
     "vlmeter.backends.eager",
-    "vlmeter.ceilings",
-    "vlmeter.flops",
-    "vlmeter.molmo1.configuration",
-    "vlmeter.molmo1.modeling",
-    "vlmeter.sdpa",
-    "vlmeter.shapes",
+    "vlmeter.measure.count_pass",
+    "vlmeter.measure.count_work",
+    "vlmeter.models.attention",
+    "vlmeter.models.meta_device",
+    "vlmeter.models.molmo1.attention",
+    "vlmeter.models.molmo1.configuration",
+    "vlmeter.models.molmo1.language",
+    "vlmeter.models.molmo1.modeling",
+    "vlmeter.models.molmo1.vision",
 )
 
-
-def place(name: str) -> int:
-    """Place of a module in ORDER; its own line goes before a pattern."""
-    if name in ORDER:
-        return ORDER.index(name)
-    return next((n for n, pattern in enumerate(ORDER) if "*" in pattern and fnmatchcase(name, pattern)), -1)
+#: Lines of a module beyond which it is two.
+MOST_LINES = 500
 
 
-def test_every_module_has_a_place() -> None:
-    assert [name for name in module_names() if place(name) < 0] == [], "give it a line in ORDER"
-
-
-def test_every_line_of_the_order_stands_for_a_module() -> None:
-    assert [line for line in ORDER if not any(fnmatchcase(name, line) for name in module_names())] == []
+def stage(name: str) -> str:
+    """The package of a module; empty for vlmeter itself."""
+    return name.split(".")[1] if "." in name else ""
 
 
 @pytest.mark.parametrize("name", module_names())
-def test_a_module_imports_only_what_stands_to_its_left(name: str) -> None:
-    assert {other for other in imports(name) if place(other) >= place(name)} == set()
+def test_a_module_imports_only_of_its_own_stage_and_of_those_to_the_left(name: str) -> None:
+    known = STAGES[: STAGES.index(stage(name)) + 1] if stage(name) in STAGES else STAGES
+    assert {other for other in imports(name) if stage(other) and stage(other) not in known} == set()
 
 
-def test_the_stages_stand_in_the_order_in_which_data_flows() -> None:
-    stages = ("config", "plan", "measure", "record", "table", "figures", "claims", "report", "cli")
-    assert all(place(f"vlmeter.{left}") < place(f"vlmeter.{right}") for left, right in pairwise(stages))
+def test_every_folder_is_a_stage_and_only_entry_points_lie_beside_them() -> None:
+    assert {stage(name) for name in module_names()} - {""} == {*STAGES, "__main__"} & {
+        stage(name) for name in module_names()
+    }
+    assert [stage for stage in STAGES if not (ROOT / "vlmeter" / stage / "__init__.py").exists()] == []
 
 
-@pytest.mark.parametrize("right", ["vlmeter.figures.style", "vlmeter.figures.*", "vlmeter.claims", "vlmeter.analysis"])
-def test_what_reads_the_table_reads_no_record(right: str) -> None:
+@pytest.mark.parametrize("name", [name for name in module_names() if stage(name) in READERS])
+def test_what_reads_the_table_never_reaches_what_runs_a_model(name: str) -> None:
+    assert {other for other in closure({name}) if stage(other) in RUNNERS} == set()
+
+
+def test_no_two_modules_import_each_other_in_a_circle() -> None:
     for name in module_names():
-        if place(name) == ORDER.index(right):
-            assert not imports(name) & {"vlmeter.record", "vlmeter.store", "vlmeter.session", "vlmeter.measure"}, name
+        below = {each for other in imports(name) for each in closure({other}) if each.count(".") > 1}
+        packages = {name.rpartition(".")[0]}
+        assert name not in below - packages, f"{name} imports itself by way of others"
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_no_module_is_longer_than_one_can_read(name: str) -> None:
+    assert len(source_of(name).read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("name", module_names())
@@ -161,9 +96,9 @@ def test_the_library_imports_nothing_of_the_workflow(name: str) -> None:
 
 def test_the_tests_see_imports_wherever_they_stand() -> None:
     """At the top of a file and inside a function, but not those that are for the type checker alone."""
-    assert "vlmeter.molmo1.checkpoint" in imports("vlmeter.families.molmo"), "inside load()"
-    assert "vlmeter.errors" in imports("vlmeter.families.molmo")
-    assert "vlmeter.config" not in imports("vlmeter.backends.registry"), "under TYPE_CHECKING"
+    assert "vlmeter.models.molmo1.checkpoint" in imports("vlmeter.models.families.molmo"), "inside load()"
+    assert "vlmeter.common.errors" in imports("vlmeter.models.families.molmo")
+    assert "vlmeter.inputs.manifest" not in imports("vlmeter.inputs.looks"), "under TYPE_CHECKING"
 
 
 def heavy_after_importing(names: list[str], heavy: tuple[str, ...]) -> dict[str, list[str]]:
@@ -187,22 +122,35 @@ def heavy_after_importing(names: list[str], heavy: tuple[str, ...]) -> dict[str,
 
 
 def test_only_what_needs_a_model_imports_torch() -> None:
-    light = [name for name in module_names() if name not in NEED_A_MODEL]
+    light = [name for name in module_names() if name not in NEED_A_MODEL and not name.endswith("__main__")]
     assert heavy_after_importing(light, ("torch", "transformers", "datasets", "snakemake")) == {}
 
 
 def test_looking_at_a_study_imports_nothing_that_takes_time() -> None:
     """`vlmeter tokens`, `plan` and `--help` answer at once."""
-    names = ["vlmeter.cli", "vlmeter.config", "vlmeter.plan", "vlmeter.families.molmo", "vlmeter.layout"]
+    names = [
+        "vlmeter.cli.main",
+        "vlmeter.study.loader",
+        "vlmeter.study.plan",
+        "vlmeter.models.families.molmo",
+        "vlmeter.study.layout",
+    ]
     slow = ("torch", "transformers", "datasets", "snakemake", "matplotlib", "scipy", "pandas", "numpy", "PIL")
     assert heavy_after_importing(names, slow) == {}
 
 
 def test_a_study_is_measured_without_what_draws_it() -> None:
-    names = ["vlmeter.session", "vlmeter.device", "vlmeter.environment", "vlmeter.dataset", "vlmeter.work"]
+    names = [
+        "vlmeter.measure.session",
+        "vlmeter.measure.devices",
+        "vlmeter.measure.environment",
+        "vlmeter.inputs.dataset",
+        "vlmeter.measure.subject",
+    ]
     assert heavy_after_importing(names, ("matplotlib", "scipy", "pandas", "jinja2")) == {}
 
 
 def test_the_list_of_modules_that_need_a_model_is_not_longer_than_it_has_to_be() -> None:
     for name in NEED_A_MODEL:
-        assert "torch" in source_of(name).read_text() or "transformers" in source_of(name).read_text(), name
+        text = source_of(name).read_text()
+        assert "\nimport torch" in text or "\nfrom transformers" in text or imports(name) & set(NEED_A_MODEL), name

@@ -17,19 +17,13 @@ from PIL import Image
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.studies import study_of
 from vlmeter.backends.base import Prompt
-from vlmeter.clock import ClockError, FakeClock
-from vlmeter.families.base import PREFILL_PHASES
-from vlmeter.measure import (
-    WARMUP_OUTPUT_TOKENS,
-    CountMismatch,
-    Measurement,
-    Sight,
-    measure_cell,
-    split_spans,
-)
-from vlmeter.monitor import HostMonitor, QuietMonitor, Reading
-from vlmeter.plan import Cell, Expected, build_plan
-from vlmeter.stats import median_estimate
+from vlmeter.backends.clock import ClockError, FakeClock
+from vlmeter.cells.cell import Cell, Expected
+from vlmeter.measure.monitors import HostMonitor, QuietMonitor, Reading
+from vlmeter.measure.rounds import WARMUP_OUTPUT_TOKENS, CountMismatch, Measurement, Sight, measure_cell, split_spans
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.medians import median_estimate
+from vlmeter.study.plan import build_plan
 
 VISION_ARMS = {"inputs", "plain", "hooks", "vision"}
 

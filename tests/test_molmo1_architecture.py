@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-from vlmeter.errors import UserError
-from vlmeter.molmo1.architecture import Architecture
-from vlmeter.molmo1.modeling import empty_model
-from vlmeter.molmo1.presets import PRESETS, preset
+from vlmeter.common.errors import UserError
+from vlmeter.models.molmo1.architecture import Architecture
+from vlmeter.models.molmo1.modeling import empty_model
+from vlmeter.models.molmo1.presets import PRESETS, preset
 
 from .support.molmo import GOLDEN, TINY, TINY_EXPERTS
 
@@ -150,7 +150,8 @@ def test_an_unknown_preset_is_refused_with_the_legal_ones() -> None:
 
 def test_shapes_presets_tokenizer_and_preprocessing_need_no_torch() -> None:
     code = (
-        "import sys, vlmeter.molmo1.presets, vlmeter.molmo1.processing, vlmeter.molmo1.checkpoint\n"
+        "import sys, vlmeter.models.molmo1.presets, vlmeter.models.molmo1.processing\n"
+        "import vlmeter.models.molmo1.checkpoint\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

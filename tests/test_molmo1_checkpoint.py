@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmeter.errors import UserError
-from vlmeter.molmo1.checkpoint import load_model, open_checkpoint, published_tensors
-from vlmeter.molmo1.modeling import empty_model
-from vlmeter.molmo1.presets import PRESETS
+from vlmeter.common.errors import UserError
+from vlmeter.models.molmo1.checkpoint import load_model, open_checkpoint, published_tensors
+from vlmeter.models.molmo1.modeling import empty_model
+from vlmeter.models.molmo1.presets import PRESETS
 
 from .support.hub import HubStandIn
 from .support.molmo import GOLDEN, TINY, TINY_EXPERTS, tiny_inputs, tiny_model, write_checkpoint
@@ -156,8 +156,8 @@ def _open_in_a_process(source: str, *, home: Path, endpoint: str, offline: bool 
     """Open a checkpoint in a process of its own: the hub client reads its environment only once."""
     code = (
         "import sys\n"
-        "from vlmeter.errors import UserError\n"
-        "from vlmeter.molmo1.checkpoint import open_checkpoint\n"
+        "from vlmeter.common.errors import UserError\n"
+        "from vlmeter.models.molmo1.checkpoint import open_checkpoint\n"
         "try:\n    opened = open_checkpoint(sys.argv[1], revision=sys.argv[2] or None)\n"
         "    print('opened', *sorted(f.name for f in opened.folder.iterdir()))\n"
         "except UserError as error:\n    print(error)\n"

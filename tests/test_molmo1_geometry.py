@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.molmo1.geometry import (
-    Geometry,
-    exact_size,
-    geometry,
-    size_for_tiling,
-    tilings,
-)
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.molmo1.geometry import Geometry, exact_size, geometry, size_for_tiling, tilings
 
 REFERENCE = Path(__file__).parent / "data" / "molmo1_geometry.csv"
 ALL_TILINGS = tilings()

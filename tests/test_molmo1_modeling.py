@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
-from vlmeter.errors import UserError
-from vlmeter.molmo1.checkpoint import load_model, open_checkpoint
-from vlmeter.molmo1.modeling import MolmoForCausalLM, build_random, empty_model, merge_features
-from vlmeter.molmo1.presets import PRESETS
-from vlmeter.molmo1.verify import case_tensors, greedy_tokens, read_case, verify
+from vlmeter.common.errors import UserError
+from vlmeter.models.molmo1.checkpoint import load_model, open_checkpoint
+from vlmeter.models.molmo1.modeling import MolmoForCausalLM, build_random, empty_model, merge_features
+from vlmeter.models.molmo1.presets import PRESETS
+from vlmeter.models.molmo1.verify import case_tensors, greedy_tokens, read_case, verify
 
 from .support.molmo import GOLDEN, TINY, TINY_EXPERTS, tiny_inputs, tiny_model
 
@@ -305,7 +305,7 @@ def _molmoe_logits(weights: dict[str, Tensor], ids: list[int]) -> Tensor:
 
 
 def test_molmoe_computes_what_a_loop_over_its_experts_computes() -> None:
-    from vlmeter.molmo1.checkpoint import published_tensors
+    from vlmeter.models.molmo1.checkpoint import published_tensors
 
     model = tiny_model(TINY_EXPERTS, seed=5)
     ids = [3, 17, 250, 301, 8, 8, 99]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmeter.errors import UnsupportedSize
-from vlmeter.molmo1.geometry import exact_size, geometry, tilings
-from vlmeter.molmo1.processing import CLIP_MEAN, CLIP_STD, MolmoInputs, prepare_prompt
-from vlmeter.molmo1.tokenizer import SpecialIds
+from vlmeter.common.errors import UnsupportedSize
+from vlmeter.models.molmo1.geometry import exact_size, geometry, tilings
+from vlmeter.models.molmo1.processing import CLIP_MEAN, CLIP_STD, MolmoInputs, prepare_prompt
+from vlmeter.models.molmo1.tokenizer import SpecialIds
 
 from .support.molmo import GOLDEN
 

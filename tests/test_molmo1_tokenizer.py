@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vlmeter.errors import UserError
-from vlmeter.made_words import question_of
-from vlmeter.molmo1.presets import PRESETS
-from vlmeter.molmo1.tokenizer import SPECIAL_TOKENS, load_tokenizer, make_tokenizer
+from vlmeter.common.errors import UserError
+from vlmeter.models.made_text import question_of
+from vlmeter.models.molmo1.presets import PRESETS
+from vlmeter.models.molmo1.tokenizer import SPECIAL_TOKENS, load_tokenizer, make_tokenizer
 
 from .support.molmo import TINY
 

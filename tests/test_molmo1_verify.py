@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmeter.errors import UserError
-from vlmeter.molmo1.verify import CaseResult, relative_error, verify
+from vlmeter.common.errors import UserError
+from vlmeter.models.molmo1.verify import CaseResult, relative_error, verify
 
 from .support.molmo import GOLDEN
 

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from vlmeter.monitor import (
+from vlmeter.measure.monitors import (
     POWER_CAP,
     THROTTLE_REASONS,
     HostMonitor,

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from tests.support.native import NATIVE, LlavaLike, spec_of
-from vlmeter.errors import UserError
-from vlmeter.families.base import ImageOptions
-from vlmeter.families.made_tokenizer import MadeTokenizer, make_tokenizer, wrapped
-from vlmeter.families.native import UNCHECKED, LoadedNative, NativeFamily
-from vlmeter.flops import count_pass
+from vlmeter.common.errors import UserError
+from vlmeter.measure.count_pass import count_pass
+from vlmeter.models.families.base import ImageOptions
+from vlmeter.models.families.loaded_native import UNCHECKED, LoadedNative
+from vlmeter.models.families.made_tokenizer import MadeTokenizer, make_tokenizer, wrapped
+from vlmeter.models.families.native import NativeFamily
 
 PLAIN = ImageOptions()
 QUESTION = "What colour is the third person's hat?"

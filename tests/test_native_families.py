@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from tests.support.native import write_native_checkpoint
-from vlmeter.errors import Unsupported, UserError
-from vlmeter.families.base import COMPONENTS, PREFILL_PHASES, ImageOptions, SubjectSpec
-from vlmeter.families.native import LoadedNative, NativeFamily
-from vlmeter.families.registry import FAMILIES, get_family
-from vlmeter.flops import count_pass
-from vlmeter.reach import reachable
+from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.measure.count_pass import count_pass
+from vlmeter.models.families.base import COMPONENTS, PREFILL_PHASES, ImageOptions, SubjectSpec
+from vlmeter.models.families.loaded_native import LoadedNative
+from vlmeter.models.families.native import NativeFamily
+from vlmeter.models.families.registry import FAMILIES, get_family
+from vlmeter.models.image_sizes import reachable
 
 NAMES = [name for name in FAMILIES if isinstance(get_family(name), NativeFamily) and name != "generic"]
 NANO = SubjectSpec(preset="nano", weights="random", revision=None, dtype="float32", attention="sdpa", seed=0)
@@ -74,8 +75,8 @@ def by_the_processor(loaded: LoadedNative, image: Image.Image, question: str = Q
 def test_planning_needs_no_torch(name: str) -> None:
     code = (
         "import sys\n"
-        "from vlmeter.families.base import ImageOptions, SubjectSpec\n"
-        "from vlmeter.families.registry import get_family\n"
+        "from vlmeter.models.families.base import ImageOptions, SubjectSpec\n"
+        "from vlmeter.models.families.registry import get_family\n"
         f"family = get_family({name!r})\n"
         "for preset in family.presets:\n"
         "    spec = SubjectSpec(preset, 'random', None, 'bfloat16', 'sdpa', 0)\n"

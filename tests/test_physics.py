@@ -9,34 +9,28 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vlmeter.ceilings import Ceilings
-from vlmeter.distribution import requests
-from vlmeter.errors import UserError
-from vlmeter.physics import (
+from vlmeter.analysis.distribution import requests
+from vlmeter.analysis.roofline import (
     COLUMNS,
-    PhaseWork,
-    ShapeWork,
-    StepWork,
-    SubjectWork,
-    Work,
     floor_of,
     floor_of_all,
     mbu_fraction,
     mfu_fraction,
     physics_table,
-    read_work,
     weight_bound_tokens,
     write_physics,
-    write_work,
 )
-from vlmeter.table import build_table
+from vlmeter.common.errors import UserError
+from vlmeter.records.ceilings import Ceilings
+from vlmeter.records.work import PhaseWork, ShapeWork, StepWork, SubjectWork, Work, read_work, write_work
+from vlmeter.table.build import build_table
 
 from .support.fakes import FakeRunner
 from .support.physics import A100, H200, ceilings_of
 from .support.studies import run_fake, study_of
 from .support.tables import table_of
 
-#: Molmo-7B-D: what `vlmeter.flops` counts (tests/test_flops.py says so).
+#: Molmo-7B-D: what `vlmeter.measure.count_work` counts (tests/test_flops.py says so).
 SEVEN_STEP = StepWork(
     flops=14_140_571_648,
     flops_per_context_token=28 * 4 * 3584,
@@ -315,7 +309,8 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 
 
 def test_physics_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import vlmeter.physics, vlmeter.ceilings, vlmeter.doctor"
+    names = "vlmeter.analysis.roofline, vlmeter.measure.ceilings, vlmeter.measure.doctor"
+    code = f"import sys; sys.modules['torch'] = None; import {names}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

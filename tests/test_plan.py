@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from tests.support.studies import QUESTION, dataset_items, study_of
-from vlmeter import plan
-from vlmeter.config import load_study
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.registry import get_family
-from vlmeter.fingerprint import fingerprint
-from vlmeter.plan import Cell, DatasetImage, DummyImage, RequestBlock, build_plan, sentinel_of
-from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE
+from vlmeter.cells.cell import Cell, DatasetImage, DummyImage, RequestBlock, sentinel_of
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.registry import get_family
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE
+from vlmeter.records.fingerprint import fingerprint
+from vlmeter.study import plan
+from vlmeter.study.loader import load_study
+from vlmeter.study.plan import build_plan
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "data" / "quickstart_plan.json"
@@ -111,7 +112,7 @@ def test_an_image_size_is_taken_as_it_is() -> None:
 
 
 def build_size_tokens(width_px: int, height_px: int) -> int:
-    from vlmeter.molmo1.geometry import geometry
+    from vlmeter.models.molmo1.geometry import geometry
 
     return geometry(width_px, height_px).vision_tokens
 

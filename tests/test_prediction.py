@@ -13,29 +13,19 @@ import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.tables import TILINGS, CpuLikeRunner, table_of
-from vlmeter import prediction
-from vlmeter.analysis import Unknown, decode, vision_cells
-from vlmeter.cli import main
-from vlmeter.errors import UserError
-from vlmeter.families.base import PREFILL_PHASES, ImageOptions, SubjectSpec
-from vlmeter.families.registry import get_family
-from vlmeter.prediction import (
-    FAR_FACTOR,
-    Forecast,
-    Model,
-    Observations,
-    Part,
-    Request,
-    accuracy,
-    choose_subject,
-    held_out,
-    learn,
-    learn_decode,
-    learn_inputs,
-    learn_prefill,
-    predict,
-)
-from vlmeter.table import write_table
+from vlmeter.analysis import prediction_laws
+from vlmeter.analysis.decode_runs import decode
+from vlmeter.analysis.held_out import accuracy, can_be_held_out, held_out
+from vlmeter.analysis.prediction import choose_subject, predict
+from vlmeter.analysis.prediction_laws import Forecast, Observations, Part, learn_decode, learn_inputs, learn_prefill
+from vlmeter.analysis.prediction_model import FAR_FACTOR, Model, Request, learn
+from vlmeter.analysis.prefill_cells import vision_cells
+from vlmeter.analysis.reading import Unknown
+from vlmeter.cli.main import main
+from vlmeter.common.errors import UserError
+from vlmeter.models.families.base import PREFILL_PHASES, ImageOptions, SubjectSpec
+from vlmeter.models.families.registry import get_family
+from vlmeter.table.files import write_table
 
 PHOTOGRAPHS = 6
 
@@ -168,7 +158,7 @@ def test_an_interval_holds_fit_and_spread() -> None:
 
 
 def test_errors_of_independent_parts_add_in_squares() -> None:
-    found = prediction.total([Forecast(10.0, 3.0, 0.0, 5.0), Forecast(20.0, 0.0, 4.0, 50.0), Forecast(0.0)])
+    found = prediction_laws.total([Forecast(10.0, 3.0, 0.0, 5.0), Forecast(20.0, 0.0, 4.0, 50.0), Forecast(0.0)])
     assert (found.value_ms, found.error_ms) == (30.0, pytest.approx(5.0))
     assert 5 < found.freedom < 55
 
@@ -272,9 +262,9 @@ def test_a_study_of_almost_nothing_says_what_is_missing(tmp_path: Path, options:
 
 
 def test_whether_cells_can_be_held_out_is_known_without_predicting(tmp_path: Path, exact: pd.DataFrame) -> None:
-    assert prediction.can_be_held_out(exact, model_of(exact))
+    assert can_be_held_out(exact, model_of(exact))
     two = table_of(tmp_path, vision={"tilings": ["1x1", "1x2"]}, output=None)
-    assert not prediction.can_be_held_out(two, model_of(two))
+    assert not can_be_held_out(two, model_of(two))
     assert isinstance(held_out(two), Unknown)
 
 

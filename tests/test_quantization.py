@@ -13,16 +13,16 @@ from PIL import Image
 from torch import nn
 
 from tests.support.native import NATIVE, spec_of, write_native_checkpoint
-from vlmeter import checkpoints
 from vlmeter.backends import eager
 from vlmeter.backends.base import MemoryUse, Prompt
+from vlmeter.backends.clock import FakeClock
 from vlmeter.backends.eager import EagerRunner, devices_beside
-from vlmeter.checkpoints import PACKED, QUANTIZED_BYTES
-from vlmeter.clock import FakeClock
-from vlmeter.config import Subject
-from vlmeter.errors import UserError
-from vlmeter.families.base import ImageOptions, LoadedModel
-from vlmeter.flops import _WeightReads, count_pass
+from vlmeter.common.errors import UserError
+from vlmeter.measure.count_pass import _WeightReads, count_pass
+from vlmeter.models import pretrained
+from vlmeter.models.families.base import ImageOptions, LoadedModel
+from vlmeter.models.weights import PACKED, QUANTIZED_BYTES
+from vlmeter.study.subject import Subject, loading
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_a_model_of_which_a_part_stays_in_the_hosts_memory_is_refused(
         model = SimpleNamespace(hf_device_map={"model.visual": 0, "lm_head": "cpu"})
         return model, {"missing_keys": [], "mismatched_keys": []}
 
-    monkeypatch.setattr(checkpoints, "find_spec", lambda name: name)
-    monkeypatch.setattr(checkpoints, "check_room", lambda *args, **kwargs: None)
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: name)
+    monkeypatch.setattr(pretrained, "check_room", lambda *args, **kwargs: None)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", dispatched)
     with pytest.raises(UserError, match="only a part of the model has room on the GPU"):
         load(folder, device="cuda:0", device_map="auto")
@@ -148,7 +148,7 @@ def test_a_subject_that_is_spread_is_run_with_all_devices_of_its_weights(monkeyp
     monkeypatch.setattr(eager, "make_clock", lambda device, beside: clocks.append(beside))
     for device_map in ("auto", None):
         subject = Subject(family="internvl", weights="acme/spoon", device_map=device_map)
-        assert eager.load_runner(subject, device="cpu").beside == clocks[-1]
+        assert eager.load_runner(loading(subject, device="cpu")).beside == clocks[-1]
     assert clocks == [("meta",), ()]
 
 

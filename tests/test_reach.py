@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmeter.errors import UnsupportedSize, UserError
-from vlmeter.families.base import ImageOptions, ImageTokens
-from vlmeter.families.molmo import MolmoGeometry
-from vlmeter.molmo1.geometry import exact_size, tilings
-from vlmeter.reach import reachable, sizes_for, spread
+from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.base import ImageOptions, ImageTokens
+from vlmeter.models.families.molmo import MolmoGeometry
+from vlmeter.models.image_sizes import reachable, sizes_for, spread
+from vlmeter.models.molmo1.geometry import exact_size, tilings
 
 MOLMO = MolmoGeometry()
 FREE = ImageOptions()

@@ -22,10 +22,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlmeter.errors import UserError
-from vlmeter.families.base import Family, ImageOptions, ImageTokens, SubjectSpec
-from vlmeter.families.generic import NANO
-from vlmeter.families.native import NativeFamily, Parts, Template
+from vlmeter.common.errors import UserError
+from vlmeter.models.families.base import Family, ImageOptions, ImageTokens, SubjectSpec
+from vlmeter.models.families.generic import NANO
+from vlmeter.models.families.native import NativeFamily
+from vlmeter.models.families.loaded_native import Parts, Template
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,18 @@ experiments:
 sampling: {min_samples: 1, max_samples: 1, max_warmup: 2, min_warmup: 1}
 """
 
-CLI = "from vlmeter.cli import main; main()"
+CLI = "from vlmeter.cli.main import main; main()"
 
 MEASURE = """
 import json, sys
 from pathlib import Path
-from vlmeter.config import load_study
-from vlmeter.images import write_dummy_image
-from vlmeter.layout import Layout
-from vlmeter.plan import build_plan
-from vlmeter.record import read_record
-from vlmeter.work import check_subject_counts, count_subject_work, dummy_images, measure_subject
+from vlmeter.study.loader import load_study
+from vlmeter.inputs.images import write_dummy_image
+from vlmeter.study.layout import Layout
+from vlmeter.study.plan import build_plan
+from vlmeter.records.record import read_record
+from vlmeter.inputs.looks import dummy_images
+from vlmeter.measure.subject import check_subject_counts, count_subject_work, measure_subject
 study = load_study(Path("study.yaml"))
 layout = Layout(study.study)
 cells = build_plan(study)
@@ -112,9 +114,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the library with one more family: the file, and the registry's line."""
     root = tmp_path_factory.mktemp("recipe")
     shutil.copytree(ROOT / "vlmeter", root / "vlmeter", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "vlmeter" / "families" / "llava15.py").write_text(OWN_FAMILY)
-    registry = root / "vlmeter" / "families" / "registry.py"
-    line = '    "llava15": "vlmeter.families.llava15",\n'
+    (root / "vlmeter" / "models" / "families" / "llava15.py").write_text(OWN_FAMILY)
+    registry = root / "vlmeter" / "models" / "families" / "registry.py"
+    line = '    "llava15": "vlmeter.models.families.llava15",\n'
     registry.write_text(registry.read_text().replace("FAMILIES = {\n", "FAMILIES = {\n" + line))
     (root / "study.yaml").write_text(STUDY)
     return root

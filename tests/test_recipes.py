@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tables import table_of
-from vlmeter.table import write_table
+from vlmeter.table.files import write_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,13 +24,13 @@ from __future__ import annotations
 import torch
 
 from vlmeter.backends import eager
-from vlmeter.config import Subject
+from vlmeter.backends.base import Loading
 
 
-def load_runner(subject: Subject, *, device: str) -> eager.EagerRunner:
+def load_runner(asked: Loading) -> eager.EagerRunner:
     """Load the subject as eager does, after ruling out what is not deterministic."""
     torch.use_deterministic_algorithms(True)
-    return eager.load_runner(subject, device=device)
+    return eager.load_runner(asked)
 '''
 
 FIGURE = '''
@@ -41,7 +41,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis.prefill_cells import vision_cells
 from vlmeter.figures import style
 
 NAME = "prompt_parts"
@@ -51,12 +51,12 @@ SECTION = "vision"
 
 def needs(table: pd.DataFrame) -> str | None:
     """Vision-token cells."""
-    return "no vision-token cell was measured" if analysis.vision_cells(table).empty else None
+    return "no vision-token cell was measured" if vision_cells(table).empty else None
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw all prompt tokens over vision tokens."""
-    cells = analysis.vision_cells(table)
+    cells = vision_cells(table)
     with style.styled():
         figure, (axes,) = style.new_figure()
         axes.plot(cells["vision_tokens"], cells["prompt_tokens"], "o")
@@ -68,23 +68,26 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say how much of the longest prompt is vision."""
-    longest = analysis.vision_cells(table).iloc[-1]
+    longest = vision_cells(table).iloc[-1]
     return f"Of {longest['prompt_tokens']} prompt tokens {longest['vision_tokens']} carry the image."
 '''
 
 CLAIM = '''
+"""Claims about prompts."""
+
+from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell
+
+
 def vision_is_most_of_a_prompt(data: Data) -> Finding:
     """Most tokens of a prompt carry the image."""
     if data.cells.empty:
-        return _unknown("no vision-token cell was measured")
+        return cannot_tell("no vision-token cell was measured")
     share = (data.cells["vision_tokens"] / data.cells["prompt_tokens"]).astype(float)
     evidence = (Evidence("smallest share", float(share.min()), None, None, "fraction"),)
     if share.min() > 0.5:
         return Finding("holds", "Most tokens of every prompt carry the image.", evidence)
     return Finding("does not hold", "There are prompts of which most is something else.", evidence)
-
-
-#: The claims, in the order'''
+'''
 
 PRESET = """        "micro": Architecture(
             vocab_size=512,
@@ -143,12 +146,12 @@ def test_a_backend_is_one_file_and_one_line(copy: Path) -> None:
         """
 import json, torch
 from vlmeter.backends.registry import load_runner
-from vlmeter.config import Subject
-from vlmeter.fingerprint import measuring_modules
-from vlmeter.images import dummy_image
-from vlmeter.families.base import ImageOptions
+from vlmeter.study.subject import Subject, loading
+from vlmeter.records.fingerprint import measuring_modules
+from vlmeter.inputs.images import dummy_image
+from vlmeter.models.families.base import ImageOptions
 subject = Subject(family="molmo", preset="nano", dtype="float32", backend="deterministic")
-runner = load_runner(subject, device="cpu")
+runner = load_runner(subject.backend, loading(subject, device="cpu"))
 prompt = runner.prepare(dummy_image(336, 336, seed=0), None, text_tokens=20, options=ImageOptions())
 runner.prefill(prompt)
 print(json.dumps([torch.are_deterministic_algorithms_enabled(), prompt.counts.vision_tokens,
@@ -168,7 +171,7 @@ def test_a_figure_is_one_file_and_one_line(copy: Path, table_file: Path) -> None
 from pathlib import Path
 from vlmeter.figures.registry import FIGURES, draw_or_explain
 from vlmeter.figures.style import save
-from vlmeter.table import read_table
+from vlmeter.table.files import read_table
 assert "prompt_parts" in FIGURES
 figure, caption = draw_or_explain(read_table(Path({str(table_file)!r})), "prompt_parts")
 save(figure, Path("prompt_parts"))
@@ -180,16 +183,18 @@ print(caption)
 
 
 def test_a_claim_is_one_function_and_one_line(copy: Path, table_file: Path) -> None:
-    claims = copy / "vlmeter/claims.py"
-    insert(claims, "#: The claims, in the order", CLAIM.lstrip())
+    claims = copy / "vlmeter/claims/registry.py"
+    (copy / "vlmeter/claims/prompts.py").write_text(CLAIM.lstrip())
+    known = "from vlmeter.claims.requests import "
+    insert(claims, known, "from vlmeter.claims.prompts import vision_is_most_of_a_prompt\n" + known)
     line = '    "vision_is_most_of_a_prompt": Entry("Most of a prompt is vision", vision_is_most_of_a_prompt, ()),\n'
     insert(claims, "CLAIMS: Mapping[str, Entry] = {\n", "CLAIMS: Mapping[str, Entry] = {\n" + line)
     said = run(
         copy,
         f"""
 from pathlib import Path
-from vlmeter.claims import judge_all
-from vlmeter.table import read_table
+from vlmeter.claims.registry import judge_all
+from vlmeter.table.files import read_table
 found = {{claim.name: claim for claim in judge_all(read_table(Path({str(table_file)!r})), "fake")}}
 print(found["vision_is_most_of_a_prompt"].verdict, "-", found["vision_is_most_of_a_prompt"].statement)
 """,
@@ -198,15 +203,17 @@ print(found["vision_is_most_of_a_prompt"].verdict, "-", found["vision_is_most_of
 
 
 def test_a_preset_is_one_entry(copy: Path) -> None:
-    insert(copy / "vlmeter/molmo1/presets.py", '        "7b-d": Architecture(', PRESET)
+    insert(copy / "vlmeter/models/molmo1/presets.py", '        "7b-d": Architecture(', PRESET)
     insert(
-        copy / "vlmeter/families/molmo.py", '    "nano": "a toy', '    "micro": "a smaller toy",\n    "nano": "a toy'
+        copy / "vlmeter/models/families/molmo.py",
+        '    "nano": "a toy',
+        '    "micro": "a smaller toy",\n    "nano": "a toy',
     )
     said = run(
         copy,
         """
-from vlmeter.config import parse_study
-from vlmeter.plan import build_plan
+from vlmeter.study.loader import parse_study
+from vlmeter.study.plan import build_plan
 study = parse_study({"study": "own", "subjects": {"mine": {"family": "molmo", "preset": "micro"}},
                      "experiments": {"vision_tokens": {"reachable": 4}}}, source="own")
 print(len(build_plan(study)))
@@ -216,9 +223,9 @@ print(len(build_plan(study)))
 
 
 def test_a_measured_quantity_is_a_column_and_its_value(copy: Path) -> None:
-    table = copy / "vlmeter/table.py"
+    table, columns = copy / "vlmeter/table/build.py", copy / "vlmeter/table/columns.py"
     described = '    ("question", "string", "the question"),\n'
-    insert(table, described, described + '    ("question_characters", "integer", "length of the question"),\n')
+    insert(columns, described, described + '    ("question_characters", "integer", "length of the question"),\n')
     value = '        "question": record.question,\n'
     own = '        "question_characters": None if record.question is None else len(record.question),\n'
     insert(table, value, value + own)
@@ -229,7 +236,7 @@ def test_a_measured_quantity_is_a_column_and_its_value(copy: Path) -> None:
         """
 from pathlib import Path
 from tests.support.tables import table_of
-from vlmeter.table import data_dictionary
+from vlmeter.table.columns import data_dictionary
 table = table_of(Path("records"), vision=None, output={"output_tokens": [4]})
 described = data_dictionary().set_index("name").loc["question_characters", "description"]
 print(described, int(table["question_characters"].min()) == len(table["question"].iloc[0]))

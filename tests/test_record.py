@@ -13,11 +13,11 @@ import pytest
 from pydantic import ValidationError
 
 from tests.support.studies import run_fake, study_of
-from vlmeter.errors import UserError
-from vlmeter.files import write_atomically
-from vlmeter.plan import build_plan
-from vlmeter.record import RECORD_VERSION, Record, Series, read_record, write_record
-from vlmeter.store import cell_path
+from vlmeter.common.errors import UserError
+from vlmeter.common.files import write_atomically
+from vlmeter.records.record import RECORD_VERSION, Record, Series, read_record, write_record
+from vlmeter.study.layout import cell_path
+from vlmeter.study.plan import build_plan
 
 
 @pytest.fixture

@@ -20,15 +20,17 @@ from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.html import Element, parse
 from tests.support.reports import DECODE_TIMES, PLAIN_SVG, PREFILL_TIMES, STUDY, inputs_of, physics_of
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
-from vlmeter import analysis, distribution
-from vlmeter.analysis import Unknown
-from vlmeter.claims import judge_all
-from vlmeter.errors import UserError
+from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, reading
+from vlmeter.analysis.reading import Unknown
+from vlmeter.claims.registry import judge_all
+from vlmeter.common.errors import UserError
 from vlmeter.figures import style
 from vlmeter.figures.registry import FIGURES, get_figure
-from vlmeter.report import DARK_COLOURS, PAGE, SERIES, follow_the_reader, render, write
-from vlmeter.table import COLUMNS
-from vlmeter.wording import with_interval
+from vlmeter.numbers.words import with_interval
+from vlmeter.report.chart import SERIES
+from vlmeter.report.page import PAGE, render, write
+from vlmeter.report.pictures import DARK_COLOURS, follow_the_reader
+from vlmeter.table.columns import COLUMNS
 
 ENVIRONMENT = {"device_model": "fake device", "device_memory_bytes": 2**31, "driver": None, "versions": {"torch": "2"}}
 
@@ -59,9 +61,9 @@ def unpacked(page: Element, name: str) -> str:
 
 
 def test_the_first_screen_gives_the_analysis_answers_with_their_intervals(page: Element, table: pd.DataFrame) -> None:
-    headlines = analysis.headlines(table)
-    assert len(headlines) == 4
-    for headline in headlines:
+    told = headlines.headlines(table)
+    assert len(told) == 4
+    for headline in told:
         assert not isinstance(headline.answer, Unknown)
         value, _, interval = with_interval(headline.answer, "ms").partition(" (")
         unit = value.split()[1]
@@ -84,7 +86,7 @@ def test_shares_fill_their_bars(page: Element, table: pd.DataFrame) -> None:
     titles = [bar.find("h3").text for bar in bars]
     assert ["prefill" in titles[0], "8 output" in titles[1], "64 output" in titles[2]] == [True] * 3
     grown = [[float(match) for match in re.findall(r"flex-grow:([\d.]+)", _styles(bar))] for bar in bars]
-    shares = analysis.phase_shares(analysis.vision_cells(table))
+    shares = prefill_cells.phase_shares(prefill_cells.vision_cells(table))
     assert grown[0] == pytest.approx((100 * shares["median_fraction"]).tolist(), abs=1e-3)
     assert [sum(parts) for parts in grown[1:]] == pytest.approx([100, 100], abs=0.01)
 
@@ -127,16 +129,16 @@ def test_claims_stand_there_with_verdict_words_and_numbers(page: Element, table:
 
 
 def test_cells_are_listed_with_the_analysis_numbers(page: Element, table: pd.DataFrame) -> None:
-    cells, runs = analysis.vision_cells(table), analysis.decode(table)
+    cells, runs = prefill_cells.vision_cells(table), decode_runs.decode(table)
     rows = page.find("div", data_grid="vision-fake").find("tbody").find_all("tr")
     assert len(rows) == len(cells)
     for row, (_, cell) in zip(rows, cells.iterrows(), strict=True):
         fields = [field.text for field in row.find_all("td")]
-        assert fields[4] == with_interval(analysis.estimate_in(cell, "plain_wall"), "ms")
+        assert fields[4] == with_interval(reading.estimate_in(cell, "plain_wall"), "ms")
         assert int(fields[1]) == cell["crops"]
     rows = page.find("div", data_grid="output-fake").find("tbody").find_all("tr")
     said = [row.find_all("td")[8].text for row in rows]
-    assert said == [with_interval(analysis.estimate_in(run, "decode"), "ms") for _, run in runs.iterrows()]
+    assert said == [with_interval(reading.estimate_in(run, "decode"), "ms") for _, run in runs.iterrows()]
 
 
 def test_answers_are_the_datasets_and_labelled_so(page: Element) -> None:
@@ -341,7 +343,7 @@ def test_cells_out_of_memory_are_listed_with_their_reason(tmp_path: Path) -> Non
     table = table_of(tmp_path / "records", runner=FakeRunner(fail={"vision": out_of_memory}))
     page = page_of(tmp_path, table)
     rows = page.find("div", data_grid="left-out-fake").find("tbody").find_all("tr")
-    lost = analysis.left_out(table)
+    lost = reading.left_out(table)
     assert len(rows) == len(lost) > 0
     assert "out of device memory" in rows[0].text
     assert str(lost["reason"].iloc[0]) in rows[0].text
@@ -383,7 +385,7 @@ def test_a_cost_that_may_be_nothing_is_not_stated_as_one(tmp_path: Path) -> None
     """Crops that cost nothing, under noise: the interval holds 0, and the card says what that means."""
     runner = FakeRunner(noise_fraction=0.2, per_crop_ms={}, per_token_ms={"llm_blocks": 0.02, "decode_step": 0.001})
     table = table_of(tmp_path / "records", runner=runner, output=None)
-    headline = analysis.headlines(table)[0]
+    headline = headlines.headlines(table)[0]
     assert not isinstance(headline.answer, Unknown)
     assert headline.answer.contains(0)
     card = page_of(tmp_path, table).find("li", data_answer="per_crop")
@@ -392,7 +394,7 @@ def test_a_cost_that_may_be_nothing_is_not_stated_as_one(tmp_path: Path) -> None
 
 def test_flagged_cells_carry_their_flags(table: pd.DataFrame, tmp_path: Path) -> None:
     flagged = table.copy()
-    first = flagged["cell_id"] == analysis.vision_cells(table)["cell_id"].iloc[0]
+    first = flagged["cell_id"] == prefill_cells.vision_cells(table)["cell_id"].iloc[0]
     flagged.loc[first, "drifted"] = True
     flagged.loc[first, "disturbed_samples"] = 2
     page = page_of(tmp_path, flagged)

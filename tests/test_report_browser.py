@@ -18,10 +18,11 @@ from tests.support.browser import WIDTHS_PX, chromium, opened, outside
 from tests.support.fakes import FakeRunner
 from tests.support.reports import inputs_of, physics_of
 from tests.support.tables import LATENCY, table_of
-from vlmeter import analysis
+from vlmeter.analysis import prefill_cells
 from vlmeter.figures.registry import FIGURES
-from vlmeter.report import DARK_COLOURS, write
-from vlmeter.table import COLUMNS
+from vlmeter.report.page import write
+from vlmeter.report.pictures import DARK_COLOURS
+from vlmeter.table.columns import COLUMNS
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
 
@@ -187,7 +188,7 @@ def test_a_point_tells_its_number_with_interval_counts_and_samples(page: Page) -
 def test_a_table_sorts_both_ways_by_number(page: Page, table: pd.DataFrame) -> None:
     grid = page.locator("[data-grid=vision-fake]")
     heading = grid.get_by_role("button", name="whole prefill")
-    medians = analysis.vision_cells(table)["plain_wall_ms"]
+    medians = prefill_cells.vision_cells(table)["plain_wall_ms"]
 
     def shown() -> list[float]:
         return grid.locator("tbody tr td:nth-child(5)").evaluate_all("cells => cells.map(c => Number(c.dataset.key))")

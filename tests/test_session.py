@@ -14,13 +14,16 @@ import pytest
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.studies import QUESTION, machine_of, run_fake, study_of
 from vlmeter.backends.base import Runner
-from vlmeter.config import Study
-from vlmeter.errors import Unsupported, UserError
-from vlmeter.measure import CountMismatch
-from vlmeter.plan import Cell, build_plan
-from vlmeter.record import RECORD_VERSION, Record, read_record
-from vlmeter.session import Progress, SessionFailed, Summary
-from vlmeter.store import cell_path, forget
+from vlmeter.cells.cell import Cell
+from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.measure.progress import Progress, Summary
+from vlmeter.measure.rounds import CountMismatch
+from vlmeter.measure.session import SessionFailed
+from vlmeter.records.record import RECORD_VERSION, Record, read_record
+from vlmeter.records.store import forget
+from vlmeter.study.layout import cell_path
+from vlmeter.study.plan import build_plan
+from vlmeter.study.study import Study
 
 ALL = 8  # cells of `study_of()`: four tilings, two photographs at two lengths
 
@@ -32,7 +35,7 @@ def test_a_record_says_which_checkpoint_was_read_once_it_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hub id is resolved by loading it, after the session has looked at what is fresh."""
-    from vlmeter import fingerprint as fingerprints
+    from vlmeter.records import fingerprint as fingerprints
 
     known: list[str] = []
     monkeypatch.setattr(fingerprints, "_checkpoint_of", lambda subject: "acme/spoon")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate, median_ranks
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate, median_ranks
 
 
 def test_interval_is_where_a_bootstrap_of_many_draws_ends_up() -> None:

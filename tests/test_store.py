@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.studies import run_fake, study_of
-from vlmeter.plan import Cell, build_plan
-from vlmeter.record import Record, read_record, write_record
-from vlmeter.store import Journal, State, cell_path, forget, state_of, touch
+from vlmeter.cells.cell import Cell
+from vlmeter.records.record import Record, read_record, write_record
+from vlmeter.records.store import Journal, State, forget, state_of, touch
+from vlmeter.study.layout import cell_path
+from vlmeter.study.plan import build_plan
 
 STUDY = study_of(experiments={"vision_tokens": {"tilings": ["1x1", "1x2"]}})
 CELLS = build_plan(STUDY)

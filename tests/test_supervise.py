@@ -15,11 +15,11 @@ import pytest
 
 from benchmarks.chaos import run_chaos
 from tests.support.sessions import CELL, IMAGE, PATIENCE_S, Bench, fake_study, wait_until, wait_until_gone, workers_of
-from vlmeter.errors import UserError
-from vlmeter.plan import DummyImage, sentinel_of
-from vlmeter.session import SessionFailed
-from vlmeter.store import forget
-from vlmeter.supervise import SessionStopped
+from vlmeter.cells.cell import DummyImage, sentinel_of
+from vlmeter.common.errors import UserError
+from vlmeter.measure.session import SessionFailed
+from vlmeter.measure.supervision import SessionStopped
+from vlmeter.records.store import forget
 
 pytestmark = pytest.mark.xdist_group("supervise")
 

@@ -13,10 +13,12 @@ import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.tables import records_of, rewrite
-from vlmeter.errors import UserError
-from vlmeter.record import read_record
-from vlmeter.stats import median_estimate
-from vlmeter.table import COLUMNS, Column, build_table, data_dictionary, read_table, write_table
+from vlmeter.common.errors import UserError
+from vlmeter.numbers.medians import median_estimate
+from vlmeter.records.record import read_record
+from vlmeter.table.build import build_table
+from vlmeter.table.columns import COLUMNS, Column, data_dictionary
+from vlmeter.table.files import read_table, write_table
 
 KEY = ["subject", "cell_id", "output_tokens", "arm", "phase", "clock", "source"]
 

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from tests.support.tables import table_of
-from vlmeter.dataset import fetch
-from vlmeter.dataset_source import EmbeddedSource
-from vlmeter.distribution import sample_of, slowest
-from vlmeter.errors import UserError
-from vlmeter.table import build_table
-from vlmeter.thumbnails import SIDE_PX, make_thumbnails, read_thumbnails, write_thumbnails
+from vlmeter.analysis.distribution import sample_of, slowest
+from vlmeter.common.errors import UserError
+from vlmeter.inputs.dataset import fetch
+from vlmeter.report.thumbnails import read_thumbnails
+from vlmeter.study.dataset_source import EmbeddedSource
+from vlmeter.table.build import build_table
+from vlmeter.workflow.thumbnails import SIDE_PX, make_thumbnails, write_thumbnails
 
 
 def test_every_photograph_among_the_slowest_has_a_small_picture(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vlmeter.stats import Estimate
-from vlmeter.uncertainty import (
+from vlmeter.numbers.intervals import (
     correlation,
     fit_linear,
     fit_power,
@@ -19,6 +18,7 @@ from vlmeter.uncertainty import (
     relative_weights,
     standard_error,
 )
+from vlmeter.numbers.medians import Estimate
 
 X = np.arange(1.0, 21.0)
 ONES = np.ones(20)

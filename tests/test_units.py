@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vlmeter.units import deviation, duration, duration_range, metric, percent, significant, size
+from vlmeter.numbers.units import deviation, duration, duration_range, metric, percent, significant, size
 
 NAN = math.nan
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from vlmeter.stats import Estimate
-from vlmeter.wording import plural, with_interval
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.words import plural, with_interval
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import pytest
 
 from tests.support.sessions import wait_until, wait_until_gone, workers_of
 from tests.support.workflow import Workflow, fake_study
-from vlmeter.distribution import sample_of
+from vlmeter.analysis.distribution import sample_of
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES
-from vlmeter.layout import ACROSS
-from vlmeter.table import read_table
+from vlmeter.study.layout import ACROSS
+from vlmeter.table.files import read_table
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -83,19 +83,26 @@ def test_another_output_length_measures_the_new_cells_and_no_other(workflow: Wor
 
 def edit(workflow: Workflow, module: str) -> None:
     with (workflow.folder / "vlmeter" / module).open("a") as file:
-        file.write("\n# edited\n")
+        file.write("\nEDITED = True\n")
 
 
 def test_an_edit_of_a_figures_code_measures_nothing_again(workflow: Workflow) -> None:
     edit(workflow, "figures/style.py")
-    edit(workflow, "report.py")
+    edit(workflow, "report/page.py")
+    assert workflow.measure().nothing_to_do
+    assert set(workflow.states().values()) == {"fresh"}
+
+
+def test_words_about_measuring_code_measure_nothing_again(workflow: Workflow) -> None:
+    path = workflow.folder / "vlmeter" / "backends" / "clock.py"
+    path.write_text(f"# a comment\n{path.read_text()}\n# and another\n")
     assert workflow.measure().nothing_to_do
     assert set(workflow.states().values()) == {"fresh"}
 
 
 def test_an_edit_of_measuring_code_measures_everything_again(workflow: Workflow) -> None:
     before = workflow.sessions()
-    edit(workflow, "clock.py")
+    edit(workflow, "backends/clock.py")
     assert {(row["state"], row["reason"]) for row in workflow.status()} == {("stale", "code")}
     ran = workflow.measure()
     assert "Measuring one: 8 of 8 cells (8 stale: code)" in ran.said
@@ -105,7 +112,7 @@ def test_an_edit_of_measuring_code_measures_everything_again(workflow: Workflow)
 
 def test_an_edit_of_the_table_makes_the_table_again_and_measures_nothing(workflow: Workflow) -> None:
     before = workflow.sessions()
-    edit(workflow, "table.py")
+    edit(workflow, "table/build.py")
     ran = workflow.measure()
     assert "into one table" in ran.said
     assert "Measuring" not in ran.said

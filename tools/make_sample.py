@@ -23,7 +23,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmeter.files import write_atomically
+from vlmeter.common.files import write_atomically
 
 SKIMAGE = ("skimage", "data")
 SKLEARN = ("sklearn", "datasets/images")

@@ -11,9 +11,10 @@ import numpy as np
 from benchmarks.compare import Noise, Plan, session
 from tests.support.fakes import FakeRunner
 from tests.support.tables import table_of
-from vlmeter.baseline import Run, run_of_table
-from vlmeter.compare import TOTAL_NAME, Comparison, Side, compare
-from vlmeter.table import write_table
+from vlmeter.compare.baseline import Run, run_of_table
+from vlmeter.compare.compare import compare
+from vlmeter.compare.comparison import TOTAL_NAME, Comparison, Side
+from vlmeter.table.files import write_table
 
 #: A device on which hardly anything moves.
 QUIET = Noise(offset_fraction=0.0005, wander_fraction=0.0005, scatter_fraction=0.002, tail_share=0.0)

@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 from vlmeter.backends.base import BusyTime, MemoryUse, OutOfDeviceMemory, Prompt
-from vlmeter.clock import FakeClock
-from vlmeter.families.base import PREFILL_PHASES, Counts, ImageOptions, SubjectSpec
-from vlmeter.families.registry import get_family
-from vlmeter.molmo1.geometry import geometry
+from vlmeter.backends.clock import FakeClock
+from vlmeter.models.families.base import PREFILL_PHASES, Counts, ImageOptions, SubjectSpec
+from vlmeter.models.families.registry import get_family
+from vlmeter.models.molmo1.geometry import geometry
 
 HOOK_ORDER = ("merge", "vision_encoder", "projector", "merge", "llm_blocks", "head")
 

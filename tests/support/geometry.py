@@ -10,8 +10,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vlmeter.errors import UnsupportedSize
-from vlmeter.families.base import ImageGeometry, ImageOptions
+from vlmeter.common.errors import UnsupportedSize
+from vlmeter.models.families.base import ImageGeometry, ImageOptions
 
 
 def random_sizes(

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from vlmeter.molmo1.architecture import Architecture, VisionArchitecture
-from vlmeter.molmo1.checkpoint import published_tensors
-from vlmeter.molmo1.modeling import MolmoForCausalLM, build_random
+from vlmeter.models.molmo1.architecture import Architecture, VisionArchitecture
+from vlmeter.models.molmo1.checkpoint import published_tensors
+from vlmeter.models.molmo1.modeling import MolmoForCausalLM, build_random
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = {"7B-D": DATA / "molmo1_golden_d", "7B-O": DATA / "molmo1_golden_o"}

@@ -8,10 +8,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from vlmeter.families.base import SubjectSpec
-from vlmeter.families.generic import NANO as LLAVA
-from vlmeter.families.made_tokenizer import MadeTokenizer
-from vlmeter.families.native import LoadedNative, NativeFamily, Parts, Scale, Template
+from vlmeter.models.families.base import SubjectSpec
+from vlmeter.models.families.generic import NANO as LLAVA
+from vlmeter.models.families.loaded_native import LoadedNative, Parts, Template
+from vlmeter.models.families.made_tokenizer import MadeTokenizer
+from vlmeter.models.families.native import NativeFamily, Scale
 
 QWEN = Scale(
     about="a toy",

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from vlmeter.ceilings import Ceiling, Ceilings
-from vlmeter.distribution import requests
-from vlmeter.families.base import PREFILL_PHASES
-from vlmeter.physics import PhaseWork, ShapeWork, StepWork, SubjectWork, Work, beside, physics_table
+from vlmeter.analysis.distribution import requests
+from vlmeter.analysis.roofline import beside, physics_table
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.records.ceilings import Ceiling, Ceilings
+from vlmeter.records.work import PhaseWork, ShapeWork, StepWork, SubjectWork, Work
 
 
 def ceilings_of(

@@ -15,8 +15,8 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from vlmeter.errors import UnsupportedSize
-from vlmeter.families.base import ImageOptions, ImageTokens
+from vlmeter.common.errors import UnsupportedSize
+from vlmeter.models.families.base import ImageOptions, ImageTokens
 
 FREE = ImageOptions()
 

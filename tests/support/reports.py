@@ -9,16 +9,18 @@ from typing import Any
 
 import pandas as pd
 
-from vlmeter import analysis
-from vlmeter.claims import judge_all, write_claims
-from vlmeter.claims_across import judge_across
+from vlmeter.analysis import reading
+from vlmeter.analysis.roofline import COLUMNS, beside, write_physics
+from vlmeter.claims.files import write_claims
+from vlmeter.claims.registry import judge_all
+from vlmeter.claims.subjects import judge_across
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES, draw_or_explain
 from vlmeter.figures.style import save
-from vlmeter.layout import ACROSS
-from vlmeter.physics import COLUMNS, beside, write_physics
-from vlmeter.report import FigureFiles, ReportInputs, Reproduction
-from vlmeter.table import write_table
+from vlmeter.report.page import ReportInputs, Reproduction
+from vlmeter.report.pictures import FigureFiles
+from vlmeter.study.layout import ACROSS
+from vlmeter.table.files import write_table
 
 #: How many times as long as its floor everything takes in `physics_of`.
 PREFILL_TIMES, DECODE_TIMES = 4.0, 6.0
@@ -91,7 +93,7 @@ def _figures(
         if table is None:
             files.svg.write_text(PLAIN_SVG, encoding="utf-8")
         else:
-            shown = table if subject == ACROSS else analysis.of_subject(table, subject)
+            shown = table if subject == ACROSS else reading.of_subject(table, subject)
             figure, caption = draw_or_explain(shown, name)
             save(figure, folder / name)
         files.caption.write_text(f"{caption}\n", encoding="utf-8")

@@ -18,14 +18,16 @@ import yaml
 
 from benchmarks.chaos import make_dummies, session_command
 from tests.support.imports import ROOT
-from vlmeter.config import Study, parse_study
-from vlmeter.layout import Layout
-from vlmeter.plan import Cell, build_plan
-from vlmeter.record import Record, read_record
-from vlmeter.session import Progress, Summary
-from vlmeter.store import Journal
-from vlmeter.supervise import supervise
-from vlmeter.work import cell_states
+from vlmeter.cells.cell import Cell
+from vlmeter.measure.progress import Progress, Summary
+from vlmeter.measure.supervision import supervise
+from vlmeter.records.record import Record, read_record
+from vlmeter.records.states import cell_states
+from vlmeter.records.store import Journal
+from vlmeter.study.layout import Layout
+from vlmeter.study.loader import parse_study
+from vlmeter.study.plan import build_plan
+from vlmeter.study.study import Study
 
 #: Nothing here takes longer than some seconds; a test that waits for longer has found a fault.
 PATIENCE_S = 60.0
@@ -144,7 +146,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
     def is_worker(process: psutil.Process) -> bool:
         try:
-            return any("vlmeter.worker" in part for part in process.cmdline())
+            return any("vlmeter.measure.worker" in part for part in process.cmdline())
         except psutil.Error:
             return False
 

@@ -9,10 +9,14 @@ from typing import Any
 from PIL import Image
 
 from tests.support.fakes import FakeRunner
-from vlmeter.config import Study, parse_study
-from vlmeter.monitor import Monitor, QuietMonitor
-from vlmeter.plan import Cell, DatasetItem, DummyImage, build_plan
-from vlmeter.session import Machine, Picture, Progress, Summary, pictures_for, run_session
+from vlmeter.cells.cell import Cell, DatasetItem, DummyImage
+from vlmeter.inputs.pictures import Picture, pictures_for
+from vlmeter.measure.monitors import Monitor, QuietMonitor
+from vlmeter.measure.progress import Progress, Summary
+from vlmeter.measure.session import Machine, run_session
+from vlmeter.study.loader import parse_study
+from vlmeter.study.plan import build_plan
+from vlmeter.study.study import Study
 
 QUESTION = "What is on the table?"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from vlmeter.table import COLUMNS
+from vlmeter.table.columns import COLUMNS
 
 #: Family -> (how many times as long everything takes, vision tokens over Molmo's).
 MODELS = {

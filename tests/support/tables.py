@@ -11,8 +11,8 @@ import pandas as pd
 
 from tests.support.fakes import FakeRunner
 from tests.support.studies import machine_of, run_fake, study_of
-from vlmeter.monitor import Monitor
-from vlmeter.table import build_table
+from vlmeter.measure.monitors import Monitor
+from vlmeter.table.build import build_table
 
 #: Tilings in which crops and tokens vary independently of each other, 1x7 and 2x4 with equal tokens among them.
 TILINGS = ["1x1", "1x2", "2x2", "1x5", "1x7", "2x4", "3x3", "1x10", "2x6", "3x4", "6x2", "1x12"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmeter.families.made_tokenizer import MadeTokenizer
-from vlmeter.families.native import Scale, made_processor
+from vlmeter.models.families.made_tokenizer import MadeTokenizer
+from vlmeter.models.families.native import Scale, made_processor
 
 _LLM = {
     "hidden_size": 64,

@@ -15,10 +15,10 @@ import yaml
 
 from benchmarks.chaos import make_workflow
 from tests.support.sessions import heed_interrupts
-from vlmeter.config import parse_study
-from vlmeter.layout import Layout
-from vlmeter.plan import build_plan
-from vlmeter.record import read_record
+from vlmeter.records.record import read_record
+from vlmeter.study.layout import Layout
+from vlmeter.study.loader import parse_study
+from vlmeter.study.plan import build_plan
 
 #: A run takes some seconds on a quiet machine, and may take minutes on a busy one.
 PATIENCE_S = 900
@@ -115,7 +115,7 @@ class Workflow:
 
     def vlmeter(self, *arguments: str) -> Ran:
         """Run the command line."""
-        code = "from vlmeter.cli import main; main()"
+        code = "from vlmeter.cli.main import main; main()"
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             cwd=self.folder,

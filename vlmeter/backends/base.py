@@ -1,6 +1,6 @@
 """What measuring needs from a way of running a model.
 
-A *runner* is one subject, loaded on one device by one backend. It does the work; `vlmeter.measure` decides how
+A *runner* is one subject, loaded on one device by one backend. It does the work; `vlmeter.measure.rounds` decides how
 often and in what order, and takes the time. The split lets a test replace the runner by one whose durations are
 declared.
 """
@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from vlmeter.clock import Clock
-from vlmeter.families.base import Counts, ImageOptions
+from vlmeter.backends.clock import Clock
+from vlmeter.models.families.base import Counts, ImageOptions, SubjectSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +36,16 @@ class Prompt:
 
     tensors: Mapping[str, Any]
     counts: Counts
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What a backend is asked to load: a model of a family, on a device (its name for torch)."""
+
+    family: str
+    spec: SubjectSpec
+    device: str
+    cpu_threads: int | None = None
 
 
 @dataclass(frozen=True)

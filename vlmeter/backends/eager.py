@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 import torch
 
-from vlmeter.backends.base import BusyTime, DeviceLost, Mark, MemoryUse, OutOfDeviceMemory, Prompt
-from vlmeter.clock import Clock, make_clock
-from vlmeter.config import Subject
-from vlmeter.families.base import ImageOptions, LoadedModel
-from vlmeter.families.registry import get_family
-from vlmeter.plan import subject_spec
+from vlmeter.backends.base import BusyTime, DeviceLost, Loading, Mark, MemoryUse, OutOfDeviceMemory, Prompt
+from vlmeter.backends.clock import Clock, make_clock
+from vlmeter.models.families.base import ImageOptions, LoadedModel
+from vlmeter.models.families.registry import get_family
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,14 +32,15 @@ NO_BUSY_TIME = "a CPU works in step with the host, so its busy time is its wall 
 ALLOCATOR_SETTING = ("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
-def load_runner(subject: Subject, *, device: str) -> EagerRunner:
-    """Load the subject's model on the device."""
+def load_runner(asked: Loading) -> EagerRunner:
+    """Load a model on a device."""
+    device = asked.device
     os.environ.setdefault(*ALLOCATOR_SETTING)
     if device == "cpu":
-        torch.set_num_threads(subject.cpu_threads or physical_cores())
+        torch.set_num_threads(asked.cpu_threads or physical_cores())
     with _memory_errors(device):
-        loaded = get_family(subject.family).load(subject_spec(subject), device=device)
-    beside = devices_beside(loaded.model, device) if subject.device_map else ()
+        loaded = get_family(asked.family).load(asked.spec, device=device)
+    beside = devices_beside(loaded.model, device) if asked.spec.device_map else ()
     return EagerRunner(loaded=loaded, device=device, clock=make_clock(device, beside=beside), beside=beside)
 
 

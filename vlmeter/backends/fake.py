@@ -24,12 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmeter.backends.base import BusyTime, DeviceLost, Mark, MemoryUse, OutOfDeviceMemory, Prompt
-from vlmeter.clock import Clock, HostClock
-from vlmeter.config import Subject
-from vlmeter.families.base import Counts, Family, ImageOptions, SubjectSpec
-from vlmeter.families.registry import get_family
-from vlmeter.plan import subject_spec
+from vlmeter.backends.base import BusyTime, DeviceLost, Loading, Mark, MemoryUse, OutOfDeviceMemory, Prompt
+from vlmeter.backends.clock import Clock, HostClock
+from vlmeter.models.families.base import Counts, Family, ImageOptions, SubjectSpec
+from vlmeter.models.families.registry import get_family
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,9 +56,9 @@ PASS = ("merge", "vision_encoder", "projector", "merge", "llm_blocks", "head")
 SLEEP_SLACK_S = 0.0002
 
 
-def load_runner(subject: Subject, *, device: str) -> FakeRunner:
+def load_runner(asked: Loading) -> FakeRunner:
     """Load nothing."""
-    family, spec = get_family(subject.family), subject_spec(subject)
+    family, spec = get_family(asked.family), asked.spec
     faults = [Fault(**fault) for fault in json.loads(os.environ.get(FAULTS_VARIABLE, "[]"))]
     return FakeRunner(family, spec, parameters=family.parameters(spec) or {}, faults=faults)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from vlmeter.backends.base import Runner
-
-if TYPE_CHECKING:
-    from vlmeter.config import Subject
+from vlmeter.backends.base import Loading, Runner
 
 #: backend name -> module that defines load_runner
 BACKENDS = {
@@ -17,6 +14,6 @@ BACKENDS = {
 }
 
 
-def load_runner(subject: Subject, *, device: str) -> Runner:
-    """Load a subject on a device with the backend that it names."""
-    return cast(Runner, import_module(BACKENDS[subject.backend]).load_runner(subject, device=device))
+def load_runner(backend: str, asked: Loading) -> Runner:
+    """Load a model on a device with a backend."""
+    return cast(Runner, import_module(BACKENDS[backend]).load_runner(asked))

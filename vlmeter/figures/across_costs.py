@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import across
-from vlmeter.analysis import Headline, Unknown
+from vlmeter.analysis import subjects
+from vlmeter.analysis.headlines import Headline
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import side_by_side, style
-from vlmeter.units import significant
-from vlmeter.wording import plural
+from vlmeter.numbers.units import significant
+from vlmeter.numbers.words import plural
 
 NAME = "across_costs"
 TITLE = "Costs side by side"
@@ -23,7 +24,7 @@ def rows(table: pd.DataFrame) -> dict[str, dict[str, Headline]]:
     """Costs of every subject that has one at least."""
     return {
         name: found
-        for name, found in across.costs(table).items()
+        for name, found in subjects.costs(table).items()
         if not all(isinstance(found[panel].answer, Unknown) for panel in PANELS)
     }
 
@@ -56,7 +57,7 @@ def caption(table: pd.DataFrame) -> str:
         answers = {name: costs[panel].answer for name, costs in found.items()}
         question = next(iter(found.values()))[panel].question
         seen = {name: answer for name, answer in answers.items() if isinstance(answer, Unknown) or answer.low > 0}
-        spread = across.spread(seen)
+        spread = subjects.spread(seen)
         if isinstance(spread, Unknown):
             unknown = sum(isinstance(answer, Unknown) for answer in answers.values())
             sentences.append(f"The cost of {question} is known of {plural(len(answers) - unknown, 'subject')} only.")

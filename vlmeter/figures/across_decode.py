@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import across, analysis
-from vlmeter.analysis import Unknown
+from vlmeter.analysis import step_times, subjects
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import side_by_side, style
-from vlmeter.stats import Estimate
-from vlmeter.units import significant
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.units import significant
 
 NAME = "across_decode"
 TITLE = "Decode by output token and by context"
@@ -19,18 +19,18 @@ SECTION = "across"
 
 def per_token(table: pd.DataFrame) -> dict[str, Estimate | Unknown]:
     """Cost of one more output token, of every subject that decoded."""
-    answers = {name: found["per_output_token"].answer for name, found in across.costs(table).items()}
-    return {name: answers[name] for name in across.steps(table)}
+    answers = {name: found["per_output_token"].answer for name, found in subjects.costs(table).items()}
+    return {name: answers[name] for name in subjects.steps(table)}
 
 
 def needs(table: pd.DataFrame) -> str | None:
     """Two subjects that decoded."""
-    return None if len(across.steps(table)) > 1 else "fewer than two subjects have a decode step that was measured"
+    return None if len(subjects.steps(table)) > 1 else "fewer than two subjects have a decode step that was measured"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the cost per output token as rows, and below it the duration of a step over the context, a line each."""
-    found, drawn, steps = per_token(table), side_by_side.looks(table), across.steps(table)
+    found, drawn, steps = per_token(table), side_by_side.looks(table), subjects.steps(table)
     with style.styled():
         figure, (upper, lower) = side_by_side.new_panels([len(found), 3.2 if len(found) < 8 else 4.2])
         side_by_side.draw_rows(upper, found, drawn)
@@ -67,7 +67,7 @@ def caption(table: pd.DataFrame) -> str:
     sentences = [
         "Above: the slope of decode time over output tokens. Below: the longest run of each photograph, step by step."
     ]
-    spread = across.spread(found)
+    spread = subjects.spread(found)
     if not isinstance(spread, Unknown):
         sentences.append(
             f"The cost of an output token is least in {spread.least} and largest in {spread.most}, "
@@ -76,7 +76,7 @@ def caption(table: pd.DataFrame) -> str:
     grows: list[str] = []
     flat: list[str] = []
     for name in found:
-        law = analysis.step_law(table, name)
+        law = step_times.step_law(table, name)
         if not isinstance(law, Unknown):
             (grows if law.fit["per_context_token"].low > 0 else flat).append(name)
     if grows:

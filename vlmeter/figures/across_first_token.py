@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import across
+from vlmeter.analysis import subjects
 from vlmeter.figures import side_by_side, style
-from vlmeter.units import duration, significant
+from vlmeter.numbers.units import duration, significant
 
 NAME = "across_first_token"
 TITLE = "Time to first token by vision tokens"
@@ -19,7 +19,7 @@ SECTION = "across"
 
 def lines(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Per subject the median over images with the same vision tokens, in their order, with its interval."""
-    frame = across.first_tokens(table)
+    frame = subjects.first_tokens(table)
     numbers = [f"first_token{part}_ms" for part in ("", "_low", "_high")]
     dummies = frame[frame["kind"] == "dummy"]
     return {

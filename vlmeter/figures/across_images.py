@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import across, analysis
+from vlmeter.analysis import reading, subjects
 from vlmeter.figures import side_by_side, style
-from vlmeter.units import duration, significant
-from vlmeter.wording import plural
+from vlmeter.numbers.units import duration, significant
+from vlmeter.numbers.words import plural
 
 NAME = "across_images"
 TITLE = "Time to first token of the same image"
@@ -19,13 +19,13 @@ SECTION = "across"
 
 def images(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Rows of `across.shared_images` for each image that is shown."""
-    shared = across.shared_images(table)
-    return {image: shared[shared["image"] == image] for image in across.shown_images(shared)}
+    shared = subjects.shared_images(table)
+    return {image: shared[shared["image"] == image] for image in subjects.shown_images(shared)}
 
 
 def needs(table: pd.DataFrame) -> str | None:
     """An image that two subjects measured."""
-    return None if len(across.shared_images(table)) else "no image was measured in two subjects or more"
+    return None if len(subjects.shared_images(table)) else "no image was measured in two subjects or more"
 
 
 def _tokens(row: Any) -> str:
@@ -37,10 +37,10 @@ def draw(table: pd.DataFrame) -> Figure:
     found, drawn = images(table), side_by_side.looks(table)
     with style.styled():
         figure, axes = side_by_side.new_panels([len(rows) for rows in found.values()])
-        every = [estimate for rows in found.values() for estimate in across.estimates_of(rows).values()]
+        every = [estimate for rows in found.values() for estimate in subjects.estimates_of(rows).values()]
         for place, ((image, rows), own) in enumerate(zip(found.items(), axes, strict=True)):
             remarks = {str(row["subject"]): _tokens(row) for row in rows.to_dict("records")}
-            side_by_side.draw_rows(own, across.estimates_of(rows), drawn, remarks=remarks, beside=every)
+            side_by_side.draw_rows(own, subjects.estimates_of(rows), drawn, remarks=remarks, beside=every)
             own.set_xlabel(f"{image}: time to first token (ms)")
             if place == 0:
                 side_by_side.title(own, TITLE, table, _subjects(found))
@@ -53,14 +53,14 @@ def _subjects(found: dict[str, pd.DataFrame]) -> list[str]:
 
 def caption(table: pd.DataFrame) -> str:
     """Say for the largest image where it costs least and most, and what it becomes there."""
-    found, shared = images(table), across.shared_images(table)
+    found, shared = images(table), subjects.shared_images(table)
     image, rows = next(reversed(found.items()))
     sentences = [
         "Preprocessing, copy to the device and prefill"
         + (", without marks." if (rows["kind"] == "dummy").all() else ", summed over its phases.")
     ]
-    spread = across.spread(across.estimates_of(rows))
-    if not isinstance(spread, analysis.Unknown):
+    spread = subjects.spread(subjects.estimates_of(rows))
+    if not isinstance(spread, reading.Unknown):
         ends = {str(row["subject"]): row for row in rows.to_dict("records")}
         least, most = ends[spread.least], ends[spread.most]
         named = f"An image of {image}" if image[0].isdigit() else f"The {image}"

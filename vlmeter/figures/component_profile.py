@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlmeter import components
-from vlmeter.analysis import Unknown
-from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.analysis import components
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
-from vlmeter.stats import Estimate
-from vlmeter.units import percent
-from vlmeter.wording import with_interval
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.units import percent
+from vlmeter.numbers.words import with_interval
 
 NAME = "component_profile"
 TITLE = "Shares of the components"

@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import decode_runs, reading
 from vlmeter.figures import style
-from vlmeter.units import percent
-from vlmeter.wording import with_interval
+from vlmeter.numbers.units import percent
+from vlmeter.numbers.words import with_interval
 
 NAME = "decode_linear"
 TITLE = "Decode latency by output tokens, both axes linear"
@@ -19,15 +19,15 @@ SECTION = "output"
 
 def needs(table: pd.DataFrame) -> str | None:
     """Two output lengths make a line."""
-    law = analysis.decode_law(analysis.decode(table))
-    return law.reason if isinstance(law, analysis.Unknown) else None
+    law = decode_runs.decode_law(decode_runs.decode(table))
+    return law.reason if isinstance(law, reading.Unknown) else None
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw decode time and the fitted line; below, what the line leaves over in percent."""
-    runs = analysis.decode(table)
-    law = analysis.decode_law(runs)
-    assert isinstance(law, analysis.DecodeLaw)
+    runs = decode_runs.decode(table)
+    law = decode_runs.decode_law(runs)
+    assert isinstance(law, decode_runs.DecodeLaw)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=5.2, ratios=(3, 2))
         unit, name = style.time_unit(float(runs["decode_ms"].max()))
@@ -46,7 +46,7 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def residuals(axes: Axes, runs: pd.DataFrame, law: analysis.DecodeLaw) -> None:
+def residuals(axes: Axes, runs: pd.DataFrame, law: decode_runs.DecodeLaw) -> None:
     """Draw what the line leaves over, in percent of the measured time."""
     left = 100 * law.line.residuals / runs["decode_ms"].to_numpy(dtype=np.float64)
     axes.axhline(0, color=style.MUTED, linewidth=0.8)
@@ -56,8 +56,8 @@ def residuals(axes: Axes, runs: pd.DataFrame, law: analysis.DecodeLaw) -> None:
 
 def caption(table: pd.DataFrame) -> str:
     """Say how far the measured times are from the line, and that R² does not tell."""
-    law = analysis.decode_law(analysis.decode(table))
-    assert isinstance(law, analysis.DecodeLaw)
+    law = decode_runs.decode_law(decode_runs.decode(table))
+    assert isinstance(law, decode_runs.DecodeLaw)
     text = (
         f"The line through all lengths leaves at most {percent(law.line.largest_residual_fraction)} of a measured "
         f"time. R² is {law.line.r_squared:.6f}, as it would be for many a bent curve"

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import decode_runs, reading
 from vlmeter.figures import style
-from vlmeter.wording import with_interval
+from vlmeter.numbers.words import with_interval
 
 NAME = "decode_log"
 TITLE = "Decode latency by output tokens, both axes logarithmic"
@@ -17,16 +17,16 @@ SECTION = "output"
 
 def needs(table: pd.DataFrame) -> str | None:
     """Two output lengths make a line."""
-    law = analysis.decode_law(analysis.decode(table))
-    return law.reason if isinstance(law, analysis.Unknown) else None
+    law = decode_runs.decode_law(decode_runs.decode(table))
+    return law.reason if isinstance(law, reading.Unknown) else None
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw every photograph, the median over them, and the fitted line `k * steps + b`."""
-    runs = analysis.decode(table)
-    law = analysis.decode_law(runs)
-    assert isinstance(law, analysis.DecodeLaw)
-    lengths = analysis.by_length(runs, "decode")
+    runs = decode_runs.decode(table)
+    law = decode_runs.decode_law(runs)
+    assert isinstance(law, decode_runs.DecodeLaw)
+    lengths = decode_runs.by_length(runs, "decode")
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.4)
         unit, name = style.time_unit(float(runs["decode_ms"].max()))
@@ -85,9 +85,9 @@ def marks(runs: pd.DataFrame) -> str:
 
 def caption(table: pd.DataFrame) -> str:
     """Give the fit, the slope and the curvature, and what a slope of 1 does not say."""
-    runs = analysis.decode(table)
-    law = analysis.decode_law(runs)
-    assert isinstance(law, analysis.DecodeLaw)
+    runs = decode_runs.decode(table)
+    law = decode_runs.decode_law(runs)
+    assert isinstance(law, decode_runs.DecodeLaw)
     sentences = [
         f"Over {law.shortest_tokens} to {law.longest_tokens:,} output tokens and {law.images} photographs, one more "
         f"token costs {with_interval(law.line['per_token'], 'ms')}, with a constant of "

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import reading, step_times
 from vlmeter.figures import style
-from vlmeter.wording import plural, with_interval
+from vlmeter.numbers.words import plural, with_interval
 
 NAME = "decode_steps"
 TITLE = "Time of one decode step by context length"
@@ -17,14 +17,14 @@ SECTION = "output"
 
 def needs(table: pd.DataFrame) -> str | None:
     """A few decode steps."""
-    law = analysis.step_law(table)
-    return law.reason if isinstance(law, analysis.Unknown) else None
+    law = step_times.step_law(table)
+    return law.reason if isinstance(law, reading.Unknown) else None
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw steps (median of neighbours) of every photograph's longest run, and the fitted line."""
-    law = analysis.step_law(table)
-    assert isinstance(law, analysis.StepLaw)
+    law = step_times.step_law(table)
+    assert isinstance(law, step_times.StepLaw)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.2)
         green = style.COLOURS["decode"]
@@ -41,7 +41,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_ylabel("one decode step (ms)")
         lines = [
             f"at no context: {with_interval(law.fit['constant'], 'ms')}",
-            f"per 1,000 tokens: {with_interval(analysis.scaled(law.fit['per_context_token'], 1000), 'ms')}",
+            f"per 1,000 tokens: {with_interval(reading.scaled(law.fit['per_context_token'], 1000), 'ms')}",
         ]
         style.note(axes, "\n".join(lines))
         style.title(axes, TITLE, table)
@@ -50,9 +50,9 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say what the constant and the slope are, and whether the slope is one."""
-    law = analysis.step_law(table)
-    assert isinstance(law, analysis.StepLaw)
-    slope = analysis.scaled(law.fit["per_context_token"], 1000)
+    law = step_times.step_law(table)
+    assert isinstance(law, step_times.StepLaw)
+    slope = reading.scaled(law.fit["per_context_token"], 1000)
     text = (
         f"Longest run of {plural(len(np.unique(law.images)), 'photograph')}. A step costs "
         f"{with_interval(law.fit['constant'], 'ms')} whatever the context, for reading the weights or for launching, "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
-from vlmeter.units import duration
+from vlmeter.numbers.units import duration
 
 NAME = "decode_zoom"
 TITLE = "Short outputs: prefill, decode and both"
@@ -27,7 +27,7 @@ def needs(table: pd.DataFrame) -> str | None:
 
 def short(table: pd.DataFrame) -> pd.DataFrame:
     """Runs of up to LONGEST_TOKENS tokens."""
-    runs = analysis.decode(table)
+    runs = decode_runs.decode(table)
     return runs[runs["steps"] < LONGEST_TOKENS]
 
 
@@ -38,7 +38,7 @@ def draw(table: pd.DataFrame) -> Figure:
         figure, (axes,) = style.new_figure(height_in=4.0)
         labels = []
         for quantity, colour in (("total", style.INK), ("decode", style.COLOURS["decode"]), ("prefill", "#D55E00")):
-            data = analysis.by_length(runs, quantity)
+            data = decode_runs.by_length(runs, quantity)
             if data.empty:
                 continue
             reach = style.bars(data["value"], data["low"], data["high"])
@@ -61,7 +61,7 @@ def draw(table: pd.DataFrame) -> Figure:
 def caption(table: pd.DataFrame) -> str:
     """Say where decode overtakes the prefill."""
     runs = short(table)
-    decode, prefill = analysis.by_length(runs, "decode"), analysis.by_length(runs, "prefill")
+    decode, prefill = decode_runs.by_length(runs, "decode"), decode_runs.by_length(runs, "prefill")
     if prefill.empty:
         return "Medians over photographs with their 95 % intervals."
     both = decode.merge(prefill, on="output_tokens", suffixes=("_decode", "_prefill"))

@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlmeter import analysis_flops
-from vlmeter.analysis import Unknown, estimate_in
+from vlmeter.analysis import flops
+from vlmeter.analysis.reading import Unknown, estimate_in
 from vlmeter.figures import style
-from vlmeter.units import metric, significant
-from vlmeter.wording import with_interval
+from vlmeter.numbers.units import metric, significant
+from vlmeter.numbers.words import with_interval
 
 NAME = "flops_latency"
 TITLE = "FLOPs and latency, phase by phase"
@@ -22,14 +22,14 @@ SECTION = "flops"
 
 def needs(table: pd.DataFrame) -> str | None:
     """Work beside the measured times."""
-    found = analysis_flops.points(table)
+    found = flops.points(table)
     return found.reason if isinstance(found, Unknown) else None
 
 
 def _parts(table: pd.DataFrame) -> pd.DataFrame:
-    found = analysis_flops.points(table)
+    found = flops.points(table)
     assert not isinstance(found, Unknown)
-    return found[found["phase"].isin(analysis_flops.PARTS)]
+    return found[found["phase"].isin(flops.PARTS)]
 
 
 def ceiling_flops_per_s(table: pd.DataFrame) -> float:
@@ -104,18 +104,18 @@ def _lines(axes: Axes, parts: pd.DataFrame) -> None:
 
 def _labels(parts: pd.DataFrame, values: pd.Series[float]) -> list[tuple[float, str, str]]:
     return [
-        (float(values[own.index].iloc[-1]), analysis_flops.NAMES[str(phase)], style.COLOURS[str(phase)])
+        (float(values[own.index].iloc[-1]), flops.NAMES[str(phase)], style.COLOURS[str(phase)])
         for phase, own in parts.groupby("phase", sort=False)
     ]
 
 
 def caption(table: pd.DataFrame) -> str:
     """Say how FLOPs and latency go together within a phase and over all, and where equal FLOPs differ."""
-    found = analysis_flops.points(table)
+    found = flops.points(table)
     assert not isinstance(found, Unknown)
-    relations = analysis_flops.relations(found).set_index("phase")
+    relations = flops.relations(found).set_index("phase")
     sentences = [f"Each point is a phase of one cell ({len(_parts(table))} points)."]
-    inside = relations.loc[[phase for phase in analysis_flops.PARTS if phase in relations.index], "r_squared"].dropna()
+    inside = relations.loc[[phase for phase in flops.PARTS if phase in relations.index], "r_squared"].dropna()
     if len(inside):
         sentences.append(
             f"Within a phase, a line in log-log explains {significant(100 * float(inside.min()), 3)} to "
@@ -135,14 +135,14 @@ def caption(table: pd.DataFrame) -> str:
 
 def _differences(found: pd.DataFrame) -> list[str]:
     sentences = []
-    equal = analysis_flops.equal_flops(found)
+    equal = flops.equal_flops(found)
     if not isinstance(equal, Unknown):
         how = "At equal FLOPs" if equal.matched else "FLOP by FLOP (their ranges do not meet)"
         sentences.append(
             f"{how} decoding takes {with_interval(equal.times, '')} times as long as the LLM blocks of a prefill: it "
             f"reads every weight for each token, of which the floors expect {significant(equal.floor_times, 2)} times."
         )
-    pace = analysis_flops.pace_cost(found)
+    pace = flops.pace_cost(found)
     if not isinstance(pace, Unknown):
         sentences.append(
             f"A FLOP of a prefill takes {with_interval(pace.times, '')} times as long in launch-bound cells as in "

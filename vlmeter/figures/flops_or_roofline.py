@@ -8,11 +8,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from vlmeter import analysis_flops
-from vlmeter.analysis import Unknown
+from vlmeter.analysis import flops
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
-from vlmeter.units import percent
-from vlmeter.wording import with_interval
+from vlmeter.numbers.units import percent
+from vlmeter.numbers.words import with_interval
 
 NAME = "flops_or_roofline"
 TITLE = "Latency as FLOPs predict it, and as the roofline does"
@@ -25,9 +25,9 @@ MANY_TIMES = 1e5
 SHOWN = ("flops", "roofline")
 
 
-def _models(table: pd.DataFrame) -> analysis_flops.Models | Unknown:
-    found = analysis_flops.points(table)
-    return found if isinstance(found, Unknown) else analysis_flops.compare_models(found)
+def _models(table: pd.DataFrame) -> flops.Models | Unknown:
+    found = flops.points(table)
+    return found if isinstance(found, Unknown) else flops.compare_models(found)
 
 
 def needs(table: pd.DataFrame) -> str | None:
@@ -54,7 +54,7 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.plot(ends, ends, color=style.MUTED, linewidth=1)
             axes.fill_between(ends, ends / 2, ends * 2, color=style.FAINT, alpha=0.45, linewidth=0, zorder=0)
             for phase, own in frame.groupby("phase", sort=False):
-                name = analysis_flops.NAMES[str(phase)]
+                name = flops.NAMES[str(phase)]
                 colour = style.COLOURS[str(phase)]
                 axes.scatter(
                     own["latency_ms"], own[f"{model}_ms"], s=15, color=colour, label=name, linewidths=0, zorder=3
@@ -66,7 +66,7 @@ def draw(table: pd.DataFrame) -> Figure:
             if ends[1] / ends[0] > MANY_TIMES:
                 axes.xaxis.set_major_locator(LogLocator(base=100))
             axes.set_xlabel("measured time of the phase (ms)")
-            name = analysis_flops.MODELS[model]
+            name = flops.MODELS[model]
             said = f"{name}\nmedian error {with_interval(models.errors[model], 'fraction')}"
             axes.set_title(said, fontsize=8.5, fontweight="normal")
         panels[0].set_ylabel("predicted time, cell left out (ms)")
@@ -96,6 +96,6 @@ def caption(table: pd.DataFrame) -> str:
     )
 
 
-def _worst(models: analysis_flops.Models, model: str) -> str:
+def _worst(models: flops.Models, model: str) -> str:
     phase = max(models.by_phase, key=lambda name: models.by_phase[name][model])
-    return f"{analysis_flops.NAMES[phase]} ({percent(models.by_phase[phase][model])})"
+    return f"{flops.NAMES[phase]} ({percent(models.by_phase[phase][model])})"

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vlmeter.compare import TOTAL_NAME, Comparison, Effect, QuantityComparison
-from vlmeter.compared import VERDICTS, change, interval, ordered, pair_name
+from vlmeter.compare.comparison import TOTAL_NAME, Comparison, Effect, QuantityComparison
+from vlmeter.compare.rendering import VERDICTS, change, interval, ordered, pair_name
 from vlmeter.figures import style
-from vlmeter.wording import plural
+from vlmeter.numbers.words import plural
 
 #: Verdict -> colour and mark: told apart without colours as well.
 MARKS = {

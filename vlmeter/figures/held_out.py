@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlmeter import prediction
-from vlmeter.analysis import Unknown
+from vlmeter.analysis import held_out, prediction_model
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
-from vlmeter.units import percent
-from vlmeter.wording import plural
+from vlmeter.numbers.units import percent
+from vlmeter.numbers.words import plural
 
 NAME = "held_out"
 TITLE = "Predicted and measured, each cell held out"
@@ -29,15 +29,15 @@ _LOOKS = {
 
 def needs(table: pd.DataFrame) -> str | None:
     """Cells enough to hold one of them out."""
-    model = prediction.learn(table)
+    model = prediction_model.learn(table)
     if isinstance(model, Unknown):
         return model.reason
-    return None if prediction.can_be_held_out(table, model) else "too few cells were measured to hold one of them out"
+    return None if held_out.can_be_held_out(table, model) else "too few cells were measured to hold one of them out"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw predictions with their 95 % intervals over the measured times, and below them their relative errors."""
-    found = prediction.held_out(table)
+    found = held_out.held_out(table)
     assert not isinstance(found, Unknown)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=6.2, ratios=(3, 2))
@@ -99,14 +99,14 @@ def _limit_errors(axes: Axes, found: pd.DataFrame) -> None:
 
 def caption(table: pd.DataFrame) -> str:
     """Give median error and coverage, quantity by quantity."""
-    found = prediction.held_out(table)
+    found = held_out.held_out(table)
     assert not isinstance(found, Unknown)
     sentences = [
         "Every image size and every photograph in turn is left out of the study, predicted from the rest as `vlmeter "
         "predict` does it, and compared with what was measured."
     ]
-    for quantity, name in prediction.QUANTITIES.items():
-        worth = prediction.accuracy(found, quantity)
+    for quantity, name in held_out.QUANTITIES.items():
+        worth = held_out.accuracy(found, quantity)
         if isinstance(worth, Unknown):
             continue
         own = found[found["quantity"] == quantity]

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import step_times
 from vlmeter.figures import style
-from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE
-from vlmeter.wording import with_interval
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE
+from vlmeter.numbers.words import with_interval
 
 NAME = "inter_token"
 TITLE = "Inter-token latency"
@@ -21,13 +21,13 @@ DRAWN_FRACTION = 0.995
 
 def needs(table: pd.DataFrame) -> str | None:
     """A handful of steps."""
-    count, least = len(analysis.inter_token(table)), MIN_SAMPLES_FOR_PERCENTILE[0.5]
+    count, least = len(step_times.inter_token(table)), MIN_SAMPLES_FOR_PERCENTILE[0.5]
     return None if count >= least else f"there are {count} decode steps, and a distribution wants {least}"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw a histogram with percentiles as lines."""
-    samples = analysis.inter_token(table)
+    samples = step_times.inter_token(table)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.0)
         limit = float(np.quantile(samples, DRAWN_FRACTION))
@@ -37,7 +37,7 @@ def draw(table: pd.DataFrame) -> Figure:
         top = axes.get_ylim()[1]
         axes.set_ylim(0, top * 1.3)
         height = 1.28
-        for fraction, estimate in analysis.inter_token_percentiles(samples).items():
+        for fraction, estimate in step_times.inter_token_percentiles(samples).items():
             if estimate is None:
                 continue
             axes.plot([estimate.value] * 2, [0, top * height], color=style.INK, linewidth=1, linestyle="--")
@@ -55,8 +55,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Give the percentiles, and why one is missing."""
-    samples = analysis.inter_token(table)
-    found = analysis.inter_token_percentiles(samples)
+    samples = step_times.inter_token(table)
+    found = step_times.inter_token_percentiles(samples)
     parts = [f"P{fraction * 100:.0f} {with_interval(e, 'ms')}" for fraction, e in found.items() if e is not None]
     text = f"{len(samples):,} decode steps of the longest runs, all rounds: {', '.join(parts)}."
     beyond = int((samples > np.quantile(samples, DRAWN_FRACTION)).sum())

@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlmeter import distribution
-from vlmeter.analysis import Unknown
+from vlmeter.analysis import distribution
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
-from vlmeter.stats import MIN_SAMPLES_FOR_PERCENTILE, Estimate
-from vlmeter.uncertainty import Array
-from vlmeter.wording import plural, with_interval
+from vlmeter.numbers.intervals import Array
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
+from vlmeter.numbers.words import plural, with_interval
 
 NAME = "latency_cdf"
 TITLE = "Requests done within a time"

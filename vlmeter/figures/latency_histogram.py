@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import distribution
+from vlmeter.analysis import distribution
 from vlmeter.figures import style
-from vlmeter.uncertainty import Array
-from vlmeter.units import duration
-from vlmeter.wording import plural, with_interval
+from vlmeter.numbers.intervals import Array
+from vlmeter.numbers.units import duration
+from vlmeter.numbers.words import plural, with_interval
 
 NAME = "latency_histogram"
 TITLE = "Latency of many requests"

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import distribution
-from vlmeter.analysis import Unknown
+from vlmeter.analysis import distribution
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
-from vlmeter.stats import Estimate
-from vlmeter.units import duration, percent
-from vlmeter.wording import plural, with_interval
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.units import duration, percent
+from vlmeter.numbers.words import plural, with_interval
 
 NAME = "latency_tail"
 TITLE = "What makes slow requests slow"

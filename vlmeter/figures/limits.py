@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vlmeter.figures import style
-from vlmeter.units import percent, significant
+from vlmeter.numbers.units import percent, significant
 
 NAME = "limits"
 TITLE = "Measured time and the physical limit"

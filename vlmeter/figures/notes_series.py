@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from vlmeter import analysis
+from vlmeter.analysis import prefill_cells
 from vlmeter.figures import style
-from vlmeter.molmo1.geometry import CROP_PX, DEFAULT_MAX_CROPS, Geometry, geometry, size_for_tiling
+from vlmeter.models.molmo1.geometry import CROP_PX, DEFAULT_MAX_CROPS, Geometry, geometry, size_for_tiling
 
 NAME = "notes_series"
 TITLE = "Crops of 336k x 336 images, and of exact ones"
@@ -23,7 +23,7 @@ def needs(table: pd.DataFrame) -> str | None:
     """The two series are sizes of Molmo's crops."""
     if (table["family"] != "molmo").any() or table.empty:
         return "the series are image sizes of the family molmo"
-    if analysis.vision_cells(table).empty:
+    if prefill_cells.vision_cells(table).empty:
         return "no vision-token cell was measured"
     return None
 
@@ -94,7 +94,7 @@ def draw(table: pd.DataFrame) -> Figure:
 def caption(table: pd.DataFrame) -> str:
     """Name the counts that the notes' series misses, and which of them this study measured."""
     gaps = missed(table)
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     measured = sorted({int(crops) for crops in cells["crops"].dropna()} & set(gaps))
     if not gaps:
         return "Images of 336k x 336 px reach every crop count that exact images reach, at this limit of crops."

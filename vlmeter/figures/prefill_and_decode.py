@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
-from vlmeter.units import duration
+from vlmeter.numbers.units import duration
 
 NAME = "prefill_and_decode"
 TITLE = "Prefill and decode apart"
@@ -16,13 +16,13 @@ SECTION = "output"
 
 def needs(table: pd.DataFrame) -> str | None:
     """A generation with its phases."""
-    runs = analysis.decode(table)
+    runs = decode_runs.decode(table)
     return None if runs["prefill_ms"].notna().any() else "no generation of two tokens or more was measured"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the prefill of the generations that were run (linear, from zero), and below it decode (logarithmic)."""
-    runs = analysis.decode(table)
+    runs = decode_runs.decode(table)
     direct = runs[runs["direct"]]
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=5.2, ratios=(1, 1))
@@ -32,7 +32,7 @@ def draw(table: pd.DataFrame) -> Figure:
             (upper, direct, "prefill", style.COLOURS["prefill"]),
             (lower, runs, "decode", style.COLOURS["decode"]),
         ):
-            middle = analysis.by_length(data, quantity)
+            middle = decode_runs.by_length(data, quantity)
             unit, name = style.time_unit(float(data[f"{quantity}_ms"].max()))
             axes.plot(
                 data["output_tokens"], data[f"{quantity}_ms"] / unit, "o", markersize=3.5, alpha=0.35, color=colour
@@ -60,10 +60,10 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say what varies with what: the prefill with the photograph, decode with the length."""
-    runs = analysis.decode(table)
+    runs = decode_runs.decode(table)
     direct = runs[runs["direct"]]
     prefill = direct["prefill_ms"].dropna()
-    decode = analysis.by_length(runs, "decode")
+    decode = decode_runs.by_length(runs, "decode")
     return (
         f"The prefill does not know how many tokens will follow: it takes {duration(float(prefill.min()))} to "
         f"{duration(float(prefill.max()))} depending on the photograph. Decode takes "

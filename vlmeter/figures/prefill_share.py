@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
-from vlmeter.units import percent, significant
+from vlmeter.numbers.units import percent, significant
 
 NAME = "prefill_share"
 TITLE = "Share of the prefill by output tokens"
@@ -17,13 +17,13 @@ SECTION = "output"
 
 def needs(table: pd.DataFrame) -> str | None:
     """A generation with its phases."""
-    runs = analysis.decode(table)
+    runs = decode_runs.decode(table)
     return None if runs["share_fraction"].notna().any() else "no generation of two tokens or more was measured"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw prefill and decode as parts of 100 %, with the interval over photographs at their border."""
-    shares = analysis.by_length(analysis.decode(table), "share", "_fraction")
+    shares = decode_runs.by_length(decode_runs.decode(table), "share", "_fraction")
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=3.8)
         x = np.arange(len(shares))
@@ -58,9 +58,9 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say from what to what the share falls."""
-    runs = analysis.decode(table)
-    shares = analysis.by_length(runs, "share", "_fraction")
-    ratio = analysis.by_length(runs, "of_decode", "_fraction")
+    runs = decode_runs.decode(table)
+    shares = decode_runs.by_length(runs, "share", "_fraction")
+    ratio = decode_runs.by_length(runs, "of_decode", "_fraction")
     first, last = shares.iloc[0], shares.iloc[-1]
     text = (
         f"At {first['output_tokens']} output tokens the prefill is {percent(first['value'])} of the time "

@@ -17,7 +17,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
-from vlmeter.errors import UserError
+from vlmeter.common.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,10 +7,10 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import conditions
 from vlmeter.figures import style
-from vlmeter.units import percent
-from vlmeter.wording import plural
+from vlmeter.numbers.units import percent
+from vlmeter.numbers.words import plural
 
 NAME = "sentinel"
 TITLE = "Drift of the sentinel cell over the session"
@@ -19,12 +19,12 @@ SECTION = "session"
 
 def needs(table: pd.DataFrame) -> str | None:
     """A session in which the sentinel was seen twice."""
-    return None if len(analysis.sentinel(table)) > 1 else "the sentinel was not seen twice in any session"
+    return None if len(conditions.sentinel(table)) > 1 else "the sentinel was not seen twice in any session"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the sentinel's move from its first visit, in percent, session by session; drifted visits in red."""
-    visits = analysis.sentinel(table)
+    visits = conditions.sentinel(table)
     noise = float(table["drift_noise_fraction"].median())
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=3.4)
@@ -61,7 +61,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say how far the sentinel moved, and how many cells are flagged."""
-    visits = analysis.sentinel(table)
+    visits = conditions.sentinel(table)
     flagged = table.loc[table["drifted"].fillna(False).astype(bool), "cell_id"].nunique()
     text = (
         f"{plural(len(visits), 'visit')}; the farthest is {percent(float(visits['fraction'].abs().max()))} away from "

@@ -18,11 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vlmeter import across, analysis
-from vlmeter.analysis import Unknown
+from vlmeter.analysis import conditions, reading, subjects
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
-from vlmeter.stats import Estimate
-from vlmeter.wording import with_interval
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.words import with_interval
 
 #: Of the palette of Okabe and Ito, without the yellow, which is hardly seen on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", style.INK)
@@ -50,7 +50,7 @@ class Look:
 
 def looks(table: pd.DataFrame) -> dict[str, Look]:
     """A look for every subject of the table, in alphabetical order, those without numbers included."""
-    names = analysis.subjects_of(table)
+    names = reading.subjects_of(table)
     return {
         name: Look(
             PALETTE[place % len(PALETTE)], MARKS[place % len(MARKS)], DASHES[place // len(PALETTE) % len(DASHES)]
@@ -229,10 +229,10 @@ def _of_whom(table: pd.DataFrame, shown: Sequence[str]) -> str:
     random = rows.groupby("subject")["random_weights"].first().fillna(False).astype(bool)
     if random.any():
         parts.append("random weights" if random.all() else f"random weights in {int(random.sum())}")
-    unquiet = [name for name in shown if analysis.trust(table, name).verdict != "quiet"]
+    unquiet = [name for name in shown if conditions.trust(table, name).verdict != "quiet"]
     if unquiet:
         parts.append(f"conditions not quiet in {len(unquiet)}")
-    if missing := across.absent(table, shown):
+    if missing := subjects.absent(table, shown):
         parts.append(textwrap.shorten(f"no numbers of {', '.join(map(short, missing))}", 60, placeholder="\u2026"))
     return ", ".join(parts)
 
@@ -248,10 +248,10 @@ def who_is_missing(table: pd.DataFrame, shown: Sequence[str]) -> list[str]:
     """Sentences for a caption: who has no numbers here and why, and whose conditions were bad."""
     said = [
         f"Nothing is shown of {name}: {textwrap.shorten(reason, 160, placeholder='...').rstrip('.')}."
-        for name, reason in across.absent(table, shown).items()
+        for name, reason in subjects.absent(table, shown).items()
     ]
     for verdict, words in (("disturbed", "the machine was disturbed"), ("unusable", "conditions were unusable")):
-        names = [name for name in shown if analysis.trust(table, name).verdict == verdict]
+        names = [name for name in shown if conditions.trust(table, name).verdict == verdict]
         if names:
             be = "was" if len(names) == 1 else "were"
             said.append(f"While {listed(names, len(shown))} {be} measured, {words}.")

@@ -22,11 +22,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from vlmeter.analysis import trust
-from vlmeter.errors import UserError
-from vlmeter.families.base import PREFILL_PHASES
-from vlmeter.files import write_atomically
-from vlmeter.uncertainty import Array
+from vlmeter.analysis.conditions import trust
+from vlmeter.common.errors import UserError
+from vlmeter.common.files import write_atomically
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.intervals import Array
 
 INK = "#222222"
 MUTED = "#767676"

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import prefill_cells, reading
 from vlmeter.figures import style
-from vlmeter.units import significant
+from vlmeter.numbers.units import significant
 
 NAME = "three_clocks"
 TITLE = "One prefill, by every clock"
@@ -25,7 +25,7 @@ CLOCKS = (
 
 def needs(table: pd.DataFrame) -> str | None:
     """A device that works beside the host: busy time must have been measured."""
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     if cells.empty:
         return "no vision-token cell was measured"
     if cells["busy_prefill_ms"].notna().any():
@@ -36,7 +36,7 @@ def needs(table: pd.DataFrame) -> str | None:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw four times over prompt tokens; cells whose wall time is well above busy time lie in the shaded region."""
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=5.4, ratios=(3, 2))
         x = cells["prompt_tokens"].to_numpy(dtype=np.float64)
@@ -47,7 +47,7 @@ def draw(table: pd.DataFrame) -> Figure:
         ratio = cells["wall_over_busy"].to_numpy(dtype=np.float64)
         reach = style.bars(ratio, cells["wall_over_busy_low"], cells["wall_over_busy_high"])
         lower.errorbar(x, ratio, yerr=reach, fmt="o", markersize=4, color=style.INK, elinewidth=1, markeredgewidth=0)
-        limit = analysis.DEVICE_BOUND_RATIO
+        limit = prefill_cells.DEVICE_BOUND_RATIO
         lower.axhline(limit, color=style.MUTED, linewidth=1, linestyle="--")
         lower.set_ylim(min(0.95, float(np.nanmin(ratio)) - 0.03), max(float(np.nanmax(ratio + reach[1])) * 1.05, 1.25))
         lower.set_ylabel("wall / busy")
@@ -61,8 +61,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _shade(upper: Axes, lower: Axes, cells: pd.DataFrame) -> None:
     """Shade the tokens up to the last launch-bound cell, if launch-bound ends cleanly there."""
-    found = analysis.crossover(cells)
-    if isinstance(found, analysis.Unknown) or found.last_launch_bound_tokens is None or not found.clean:
+    found = prefill_cells.crossover(cells)
+    if isinstance(found, reading.Unknown) or found.last_launch_bound_tokens is None or not found.clean:
         return
     low, high = lower.get_xlim()
     for axes in (upper, lower):
@@ -73,13 +73,13 @@ def _shade(upper: Axes, lower: Axes, cells: pd.DataFrame) -> None:
 
 def caption(table: pd.DataFrame) -> str:
     """Say where the host sets the pace and where the device does."""
-    cells = analysis.vision_cells(table)
-    found = analysis.crossover(cells)
+    cells = prefill_cells.vision_cells(table)
+    found = prefill_cells.crossover(cells)
     sentences = [
         "Wall time is what a user waits; device events lie at both ends of the work and count the gaps in between; "
         "launch time is how long the host needs to hand the work over; busy time has no gaps."
     ]
-    if isinstance(found, analysis.Unknown):
+    if isinstance(found, reading.Unknown):
         return f"{sentences[0]} Who sets the pace cannot be told: {found.reason}."
     counts = (
         f"{found.launch_bound_cells} of {len(cells)} cells are launch-bound and {found.device_bound_cells} device-bound"

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis, analysis_flops
-from vlmeter.analysis import Unknown
+from vlmeter.analysis import flops, prefill_cells
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
-from vlmeter.units import significant
-from vlmeter.wording import with_interval
+from vlmeter.numbers.units import significant
+from vlmeter.numbers.words import with_interval
 
 NAME = "token_costs"
 TITLE = "What one more token costs"
@@ -23,7 +23,7 @@ _COLOURS = {"vision": "vision", "text": "language", "output": "decode", "output_
 
 def needs(table: pd.DataFrame) -> str | None:
     """A cost that is positive: two kinds of token, to compare."""
-    found = analysis_flops.token_costs(table)
+    found = flops.token_costs(table)
     if isinstance(found, Unknown):
         return found.reason
     if sum(cost.cost.value > 0 for cost in found.costs) < 2:
@@ -31,8 +31,8 @@ def needs(table: pd.DataFrame) -> str | None:
     return None
 
 
-def _shown(table: pd.DataFrame) -> list[analysis_flops.TokenCost]:
-    found = analysis_flops.token_costs(table)
+def _shown(table: pd.DataFrame) -> list[flops.TokenCost]:
+    found = flops.token_costs(table)
     assert not isinstance(found, Unknown)
     return [cost for cost in found.costs if cost.cost.value > 0]
 
@@ -81,7 +81,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Give every cost, and how many vision tokens an output token buys."""
-    found = analysis_flops.token_costs(table)
+    found = flops.token_costs(table)
     assert not isinstance(found, Unknown)
     sentences = []
     for cost in found.costs:
@@ -91,6 +91,6 @@ def caption(table: pd.DataFrame) -> str:
     text = f"{said[0].upper()}{said[1:]}. A vision token brings its share of the crops along; a text token does not."
     if not math.isnan(found.output_over_vision.value):
         text += f" One output token costs as much as {with_interval(found.output_over_vision, '')} vision tokens."
-    if (why := analysis.cost_clock(analysis.vision_cells(table)).why) and "vision" in found:
+    if (why := prefill_cells.cost_clock(prefill_cells.vision_cells(table)).why) and "vision" in found:
         text += f" {why[0].upper()}{why[1:]}."
     return text

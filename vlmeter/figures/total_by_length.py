@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
-from vlmeter.units import duration, significant
+from vlmeter.numbers.units import duration, significant
 
 NAME = "total_by_length"
 TITLE = "Prefill and decode, stacked, by output tokens"
@@ -19,21 +19,21 @@ PARTS = (("vision", "vision"), ("language", "LLM prefill"), ("decode", "decode")
 
 def needs(table: pd.DataFrame) -> str | None:
     """A generation with its phases."""
-    runs = analysis.decode(table)
+    runs = decode_runs.decode(table)
     return None if runs["total_ms"].notna().any() else "no generation of two tokens or more was measured"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw one bar per output length; the interval is that of the total over photographs."""
-    runs = analysis.decode(table).dropna(subset=["total_ms"])
-    total = analysis.by_length(runs, "total")
+    runs = decode_runs.decode(table).dropna(subset=["total_ms"])
+    total = decode_runs.by_length(runs, "total")
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.2)
         x = np.arange(len(total))
         base = np.zeros(len(total))
         labels = []
         for quantity, name in PARTS:
-            height = analysis.by_length(runs, quantity)["value"].to_numpy(dtype=np.float64) / 1000
+            height = decode_runs.by_length(runs, quantity)["value"].to_numpy(dtype=np.float64) / 1000
             colour = style.COLOURS[quantity]
             axes.bar(x, height, 0.72, bottom=base, color=colour)
             labels.append((float(base[-1] + height[-1] / 2), name, colour))
@@ -63,7 +63,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say what a user waits at both ends."""
-    total = analysis.by_length(analysis.decode(table).dropna(subset=["total_ms"]), "total")
+    total = decode_runs.by_length(decode_runs.decode(table).dropna(subset=["total_ms"]), "total")
     first, last = total.iloc[0], total.iloc[-1]
     text = f"{int(first['output_tokens'])} output tokens take {duration(first['value'])} from prefill to last token"
     if len(total) > 1:

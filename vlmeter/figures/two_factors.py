@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import prefill_cells, reading
 from vlmeter.figures import style
-from vlmeter.units import percent
-from vlmeter.wording import with_interval
+from vlmeter.numbers.units import percent
+from vlmeter.numbers.words import with_interval
 
 NAME = "two_factors"
 TITLE = "Prefill = a crops + b tokens + c"
@@ -20,19 +20,19 @@ SECTION = "vision"
 
 def needs(table: pd.DataFrame) -> str | None:
     """Cells in which crops and tokens vary independently."""
-    cells = analysis.vision_cells(table)
-    fit = analysis.two_factor(cells, analysis.cost_clock(cells).quantity)
-    return fit.reason if isinstance(fit, analysis.Unknown) else None
+    cells = prefill_cells.vision_cells(table)
+    fit = prefill_cells.two_factor(cells, prefill_cells.cost_clock(cells).quantity)
+    return fit.reason if isinstance(fit, reading.Unknown) else None
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw measured over fitted time, and below it residuals over prompt tokens, coloured by crops."""
-    cells = analysis.vision_cells(table)
-    clock = analysis.cost_clock(cells)
+    cells = prefill_cells.vision_cells(table)
+    clock = prefill_cells.cost_clock(cells)
     measured, low, high = (f"{clock.quantity}{part}_ms" for part in ("", "_low", "_high"))
     cells = cells.dropna(subset=[measured])
-    fit = analysis.two_factor(cells, clock.quantity)
-    assert not isinstance(fit, analysis.Unknown)
+    fit = prefill_cells.two_factor(cells, clock.quantity)
+    assert not isinstance(fit, reading.Unknown)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=6.0, ratios=(3, 2), share_x=False)
         crops = cells["crops"].to_numpy(dtype=np.float64)
@@ -47,7 +47,7 @@ def draw(table: pd.DataFrame) -> Figure:
         upper.set_ylabel(f"measured {clock.name} (ms)")
         lines = [
             f"a = {with_interval(fit['crop'], 'ms')} per crop",
-            f"b = {with_interval(analysis.scaled(fit['token'], 1000), 'ms')} per 1,000 tokens",
+            f"b = {with_interval(reading.scaled(fit['token'], 1000), 'ms')} per 1,000 tokens",
             f"c = {with_interval(fit['constant'], 'ms')}",
             f"R² = {fit.r_squared:.4f}",
         ]
@@ -67,22 +67,22 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Give both costs, and whether the plane is a good description."""
-    cells = analysis.vision_cells(table)
-    clock = analysis.cost_clock(cells)
-    fit = analysis.two_factor(cells, clock.quantity)
-    assert not isinstance(fit, analysis.Unknown)
+    cells = prefill_cells.vision_cells(table)
+    clock = prefill_cells.cost_clock(cells)
+    fit = prefill_cells.two_factor(cells, clock.quantity)
+    assert not isinstance(fit, reading.Unknown)
     text = (
         f"With crops and tokens varied independently over {fit.count} cells, one more crop costs "
         f"{with_interval(fit['crop'], 'ms')} and 1,000 more prompt tokens cost "
-        f"{with_interval(analysis.scaled(fit['token'], 1000), 'ms')} of {clock.name}; "
+        f"{with_interval(reading.scaled(fit['token'], 1000), 'ms')} of {clock.name}; "
         f"{with_interval(fit['constant'], 'ms')} do not depend on either. The cell that is farthest from the plane is "
         f"{percent(fit.largest_residual_fraction)} away."
     )
-    costs = analysis.part_costs(cells)
-    if not isinstance(costs.crop, analysis.Unknown) and not isinstance(costs.token, analysis.Unknown):
+    costs = prefill_cells.part_costs(cells)
+    if not isinstance(costs.crop, reading.Unknown) and not isinstance(costs.token, reading.Unknown):
         text += (
             f" Each part of the model fitted by itself says {with_interval(costs.crop, 'ms')} per crop (vision side) "
-            f"and {with_interval(analysis.scaled(costs.token, 1000), 'ms')} per 1,000 tokens (language side); that is "
+            f"and {with_interval(reading.scaled(costs.token, 1000), 'ms')} per 1,000 tokens (language side); that is "
             "sharper, since crops and tokens grow nearly together."
         )
     return f"{text} {clock.why}." if clock.why else text

@@ -7,11 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
+from vlmeter.analysis import conditions, prefill_cells, reading
 from vlmeter.figures import style
-from vlmeter.stats import Estimate
-from vlmeter.units import duration, duration_range
-from vlmeter.wording import plural, with_interval
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.units import duration, duration_range
+from vlmeter.numbers.words import plural, with_interval
 
 NAME = "two_methods"
 TITLE = "LLM prefill by hooks and by subtraction"
@@ -24,7 +24,7 @@ SAME_CLOCK_FRACTION = 0.002
 
 def needs(table: pd.DataFrame) -> str | None:
     """A cell that was measured in both ways."""
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     both = cells["language_ms"].notna() & cells["subtraction_wall_ms"].notna()
     return None if both.any() else "no cell was measured by hooks and by subtraction"
 
@@ -36,7 +36,7 @@ def clocks_differ(cells: pd.DataFrame) -> bool:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw both methods over prompt tokens, and below them hooks minus subtraction, paired."""
-    cells = analysis.vision_cells(table).dropna(subset=["language_ms", "subtraction_wall_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=["language_ms", "subtraction_wall_ms"])
     two_clocks = clocks_differ(cells)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=5.4, ratios=(3, 2))
@@ -65,8 +65,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _mark_fall(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame) -> None:
     """Point at the largest fall of subtraction, if there is one beyond noise."""
-    found = analysis.falls(cells, "subtraction_wall", spread_fraction=analysis.sentinel_spread(table))
-    if isinstance(found, analysis.Unknown) or not found:
+    found = prefill_cells.falls(cells, "subtraction_wall", spread_fraction=conditions.sentinel_spread(table))
+    if isinstance(found, reading.Unknown) or not found:
         return
     worst, red = found[0], style.COLOURS["subtraction"]
     axes.annotate(
@@ -81,22 +81,22 @@ def _mark_fall(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame) -> None:
 
 def caption(table: pd.DataFrame) -> str:
     """Say by how much the methods differ, and where subtraction falls."""
-    cells = analysis.vision_cells(table).dropna(subset=["language_ms", "subtraction_wall_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=["language_ms", "subtraction_wall_ms"])
     sentences = [
         "Both methods measure what a prefill does behind the vision side: subtraction takes the time of vision run "
         "alone from the whole, hooks place marks inside one pass. Samples of one round are paired."
     ]
-    difference = analysis.pooled(cells, "method_difference_wall")
+    difference = prefill_cells.pooled(cells, "method_difference_wall")
     if isinstance(difference, Estimate):
         values = cells["method_difference_wall_ms"]
         sentences.append(
             f"Hooks minus subtraction (wall time) is {with_interval(difference, 'ms')} in the median over "
             f"{plural(len(cells), 'cell')}, from {duration_range(float(values.min()), float(values.max()))}."
         )
-    spread = analysis.sentinel_spread(table)
+    spread = conditions.sentinel_spread(table)
     for quantity, name in (("subtraction_wall", "By subtraction"), ("language", "By hooks")):
-        found = analysis.falls(cells, quantity, spread_fraction=spread)
-        if isinstance(found, analysis.Unknown):
+        found = prefill_cells.falls(cells, quantity, spread_fraction=spread)
+        if isinstance(found, reading.Unknown):
             continue
         if found:
             worst = found[0]

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
-from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.analysis import prefill_cells
 from vlmeter.figures import style
-from vlmeter.units import duration
-from vlmeter.wording import plural
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.units import duration
+from vlmeter.numbers.words import plural
 
 NAME = "vision_by_crops"
 TITLE = "Prefill latency by crops and phase"
@@ -19,13 +19,13 @@ SECTION = "vision"
 
 def needs(table: pd.DataFrame) -> str | None:
     """Any finished vision-token cell will do."""
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     return None if cells["phases_ms"].notna().any() else "no vision-token cell was measured"
 
 
 def groups(table: pd.DataFrame) -> pd.DataFrame:
     """Median phases of all cells with the same crops; the ends of plain are its smallest and largest cell."""
-    cells = analysis.vision_cells(table).dropna(subset=["phases_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=["phases_ms"])
     by_crops = cells.groupby("crops", as_index=False)
     numbers = [f"{phase}_ms" for phase in PREFILL_PHASES] + ["plain_wall_ms"]
     data = by_crops[numbers].median()

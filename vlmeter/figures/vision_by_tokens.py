@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter import analysis
-from vlmeter.families.base import PREFILL_PHASES
+from vlmeter.analysis import prefill_cells
 from vlmeter.figures import style
-from vlmeter.units import duration, duration_range, percent
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.units import duration, duration_range, percent
 
 NAME = "vision_by_tokens"
 TITLE = "Prefill latency by vision tokens and phase"
@@ -21,13 +21,13 @@ SECTION = "vision"
 
 def needs(table: pd.DataFrame) -> str | None:
     """Any finished vision-token cell will do."""
-    cells = analysis.vision_cells(table)
+    cells = prefill_cells.vision_cells(table)
     return None if cells["phases_ms"].notna().any() else "no vision-token cell was measured"
 
 
 def groups(table: pd.DataFrame) -> pd.DataFrame:
     """Median phases of all cells with the same vision tokens and crops, in that order."""
-    cells = analysis.vision_cells(table).dropna(subset=["phases_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=["phases_ms"])
     numbers = [f"{phase}_ms" for phase in PREFILL_PHASES]
     numbers += [f"plain_wall{part}_ms" for part in ("", "_low", "_high")]
     return cells.groupby(["vision_tokens", "crops"], as_index=False)[numbers].median()
@@ -48,9 +48,9 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say how far latency grows, what dominates, and what equal tokens with unequal crops show."""
-    cells = analysis.vision_cells(table).dropna(subset=["phases_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=["phases_ms"])
     first, last = cells.iloc[0], cells.iloc[-1]
-    shares = analysis.phase_shares(cells).sort_values("median_fraction", ascending=False)
+    shares = prefill_cells.phase_shares(cells).sort_values("median_fraction", ascending=False)
     top = shares.iloc[0]
     sentences = []
     if len(cells) > 1:
@@ -65,7 +65,7 @@ def caption(table: pd.DataFrame) -> str:
     least, most = percent(top["smallest_fraction"]), percent(top["largest_fraction"])
     share = least if least == most else f"{least} to {most}"
     sentences.append(f"The largest phase is {style.LABELS[str(top['phase'])]}, with {share} of the sum of phases.")
-    repeated = analysis.repeated_counts(cells)
+    repeated = prefill_cells.repeated_counts(cells)
     if repeated:
         counts = " and ".join(f"{tokens:,}" for tokens in repeated)
         sentences.append(

@@ -1,0 +1,7 @@
+"""`python -m vlmeter` is `vlmeter`."""
+
+from __future__ import annotations
+
+from vlmeter.cli.main import main
+
+main()

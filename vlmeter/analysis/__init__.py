@@ -1,0 +1,1 @@
+"""What the table says: phases, laws, limits, predictions, all with their intervals."""

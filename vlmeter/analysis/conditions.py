@@ -1,0 +1,116 @@
+"""Under what conditions a subject was measured, and whether its numbers may be believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from vlmeter.analysis.reading import of_subject
+from vlmeter.analysis.step_times import UNEVEN_RATIO, StepBound, StepUnevenness, step_bound, step_unevenness
+from vlmeter.numbers.units import deviation, duration_range
+
+
+def sentinel(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """List the sentinel's visits.
+
+    Columns: session_id, position (cells measured before it), median_ms, fraction (over the first visit, minus
+    1), drifted.
+    """
+    rows = of_subject(table, subject)
+    seen = rows.dropna(subset=["drift_reference_ms"]).drop_duplicates("cell_id")
+    found = []
+    for session, cells in seen.groupby("session_id"):
+        reference = float(cells["drift_reference_ms"].iloc[0])
+        visits = {0: (reference, False)}
+        for (_, _, drifted), batch in cells.groupby(["drift_before_ms", "drift_after_ms", "drifted"]):
+            position = int(batch["session_position"].max()) + 1
+            visits[position] = (float(batch["drift_after_ms"].iloc[0]), bool(drifted))
+        found += [
+            {
+                "session_id": str(session),
+                "position": position,
+                "median_ms": value,
+                "fraction": value / reference - 1,
+                "drifted": drifted,
+            }
+            for position, (value, drifted) in sorted(visits.items())
+        ]
+    return pd.DataFrame(found, columns=["session_id", "position", "median_ms", "fraction", "drifted"])
+
+
+def sentinel_spread(table: pd.DataFrame, subject: str | None = None) -> float:
+    """Standard deviation of the sentinel from visit to visit, as a fraction; 0 below three visits."""
+    visits = sentinel(table, subject)["fraction"].to_numpy(dtype=np.float64)
+    return float(np.std(visits, ddof=1)) if len(visits) >= 3 else 0.0
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whether the numbers may be trusted: "quiet", "disturbed" or "unusable", with the reasons."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+
+
+#: Share of cells above which a trouble makes the whole disturbed, and unusable.
+DISTURBED_SHARE, UNUSABLE_SHARE = 0.05, 0.5
+
+
+#: Share of cells with restless warm-up above which the whole is disturbed; of a few, the median takes no notice.
+UNSETTLED_SHARE = 0.25
+
+
+#: Spread of the sentinel from visit to visit above which the whole is disturbed, and unusable: cells that differ by
+#: less than this cannot be told apart. (A quiet GPU stays within 1 %, a quiet desktop within some percent.)
+DISTURBED_SPREAD, UNUSABLE_SPREAD = 0.05, 0.25
+
+
+def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
+    """Judge the conditions under which the cells were measured.
+
+    A cell is in trouble if the sentinel around it had drifted, or if most of its rounds were disturbed (a few
+    disturbed rounds are left out of its statistics). The whole is, too, if the sentinel varied from visit to visit.
+    Uneven decode steps are said and change no verdict: they are in the intervals of what is told about decode, and
+    prefills need not be uneven for it.
+    """
+    rows = of_subject(table, subject)
+    totals = rows[(rows["status"] == "ok") & (rows["phase"] == "total")].drop_duplicates("cell_id")
+    if totals.empty:
+        return Trust("unusable", ("no cell was measured",))
+    count = len(totals)
+    drifted = totals["drifted"].fillna(False).astype(bool)
+    kept = totals["disturbed_samples"] * 2 > totals["rounds"]
+    some = (totals["disturbed_samples"] > 0) & ~kept
+    unsettled = ~totals["warmup_settled"].fillna(True).astype(bool)
+    reasons = []
+    if drifted.any():
+        reasons.append(f"the sentinel had drifted around {drifted.sum()} of {count} cells")
+    if kept.any():
+        seen = {name for text in totals.loc[kept, "disturbances"].dropna() for name in text.split("; ")}
+        names = "; ".join(sorted(seen))
+        reasons.append(f"most rounds of {kept.sum()} of {count} cells were disturbed ({names})")
+    if some.any():
+        reasons.append(f"single rounds of {some.sum()} of {count} cells were disturbed, and are left out")
+    if unsettled.any():
+        reasons.append(f"warm-up had not settled in {unsettled.sum()} of {count} cells")
+    spread = sentinel_spread(rows)
+    if spread > DISTURBED_SPREAD:
+        varied = deviation(spread, "its first value")
+        reasons.append(f"the sentinel, one and the same cell, varied by {varied} from visit to visit")
+    steps = step_unevenness(rows)
+    if isinstance(steps, StepUnevenness) and steps.ratio > UNEVEN_RATIO:
+        pace = step_bound(rows)
+        host = isinstance(pace, StepBound) and pace.bound == "launch-bound"
+        reasons.append(
+            f"decode steps that do the same work took {duration_range(steps.fast_ms, steps.slow_ms)} (5th to 95th "
+            f"percentile): the {'host, which sets their pace,' if host else 'machine'} is uneven"
+        )
+    share = float((drifted | kept).mean())
+    verdict = "quiet"
+    if share > DISTURBED_SHARE or unsettled.mean() > UNSETTLED_SHARE or spread > DISTURBED_SPREAD:
+        verdict = "disturbed"
+    if share > UNUSABLE_SHARE or spread > UNUSABLE_SPREAD:
+        verdict = "unusable"
+    return Trust(verdict, tuple(reasons) or ("no disturbance was seen",))

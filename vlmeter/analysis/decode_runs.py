@@ -1,0 +1,225 @@
+"""Decode: what an output token costs, by length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vlmeter.analysis.prefill_cells import LANGUAGE_PHASES, VISION_PHASES
+from vlmeter.analysis.reading import NO_ESTIMATE, Samples, Unknown, median_of, of_subject, paired_estimate, put_estimate
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.intervals import Fit, fit_linear, fit_power, paired_ratio, relative_weights
+from vlmeter.numbers.medians import Estimate
+
+#: Decode steps that stand for "right behind the prompt".
+FIRST_STEPS = 16
+
+
+DECODE_QUANTITIES = {
+    "decode": "all decode steps",
+    "prefill": "sum of the prefill's phases",
+    "vision": "vision encoder and projector",
+    "language": "the prefill's other phases",
+    "total": "prefill and decode",
+    "inputs_wall": "preprocessing and copy to the device",
+    "first_token": "time to first token: preprocessing, copy and prefill",
+}
+
+
+_DECODE_FIELDS = (
+    "image_index",
+    "image_id",
+    "question_id",
+    "cell_id",
+    "crops",
+    "vision_tokens",
+    "prompt_tokens",
+    "output_tokens",
+    "source",
+    "stop",
+    "drifted",
+)
+
+
+def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """One row per photograph and number of output tokens, measured directly where it was, derived elsewhere.
+
+    Columns: what was run; steps (decode steps: the output tokens that were generated, less the first);
+    DECODE_QUANTITIES with their intervals in milliseconds of device time; share_fraction (prefill / total)
+    and of_decode_fraction (prefill / decode) with theirs. A derived row takes its prefill from the run that
+    it is made of.
+    """
+    rows = of_subject(table, subject)
+    samples = Samples(rows)
+    fine = rows[(rows["experiment"] == "output_tokens") & (rows["status"] == "ok")]
+    decodes = fine[(fine["arm"] == "hooks") & (fine["phase"] == "decode")]
+    found = []
+    for cell in decodes.to_dict("records"):
+        name = str(cell["cell_id"])
+        row: dict[str, Any] = {field: cell[field] for field in _DECODE_FIELDS}
+        generated = cell["output_tokens"]
+        if cell["source"] == "measured" and not pd.isna(cell["generated_tokens"]):
+            generated = cell["generated_tokens"]
+        row["steps"] = int(generated) - 1
+        if row["steps"] < 1:
+            continue
+        steps = np.asarray(cell["samples_ms"], dtype=np.float64)
+        prefill, inputs = samples.phases(name, PREFILL_PHASES), samples.get(name, "inputs", "total", "wall")
+        paired = prefill is not None and len(prefill) == len(steps)
+        total = prefill + steps if paired and prefill is not None else None
+        first = prefill + inputs if paired and prefill is not None and inputs is not None else None
+        put_estimate(row, "decode", "_ms", median_of(steps))
+        put_estimate(row, "prefill", "_ms", median_of(prefill))
+        put_estimate(row, "vision", "_ms", median_of(samples.phases(name, VISION_PHASES)))
+        put_estimate(row, "language", "_ms", median_of(samples.phases(name, LANGUAGE_PHASES)))
+        put_estimate(row, "total", "_ms", median_of(total))
+        put_estimate(row, "inputs_wall", "_ms", median_of(inputs))
+        put_estimate(row, "first_token", "_ms", median_of(first))
+        put_estimate(row, "share", "_fraction", paired_estimate(paired_ratio, prefill, total))
+        put_estimate(row, "of_decode", "_fraction", paired_estimate(paired_ratio, prefill, steps))
+        found.append(row)
+    columns = [
+        *_DECODE_FIELDS,
+        "steps",
+        *(f"{name}{part}_ms" for name in DECODE_QUANTITIES for part in ("", "_low", "_high")),
+        *(f"{name}{part}_fraction" for name in ("share", "of_decode") for part in ("", "_low", "_high")),
+    ]
+    frame = pd.DataFrame(found, columns=columns)
+    frame["direct"] = frame["source"] == "measured"
+    frame = frame.sort_values(["image_index", "output_tokens", "direct"], ascending=[True, True, False])
+    return frame.drop_duplicates(["image_index", "output_tokens"]).reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class DecodeLaw:
+    """How decode time grows with the number of output tokens.
+
+    line: decode = per_token * steps + constant, in ms; power: slope of ln(decode) over ln(steps), and
+    power_tokens over ln(output tokens); curvature: what a quadratic term contributes at the longest output,
+    as a fraction of it.
+    """
+
+    line: Fit
+    power: Fit
+    power_tokens: Fit
+    curvature: Estimate
+    shortest_tokens: int
+    longest_tokens: int
+    images: int
+
+
+def decode_law(runs: pd.DataFrame) -> DecodeLaw | Unknown:
+    """Fit the laws of `decode` rows.
+
+    Errors are weighted as fractions of the value, since lengths span a large factor; photographs are
+    resampled whole.
+    """
+    lengths = runs["steps"].nunique() if len(runs) else 0
+    if lengths < 2:
+        return Unknown(f"a law needs two output lengths at least, and there {'is 1' if lengths == 1 else 'are 0'}")
+    steps = runs["steps"].to_numpy(dtype=np.float64)
+    values = runs["decode_ms"].to_numpy(dtype=np.float64)
+    images, ones = runs["image_index"].to_numpy(dtype=np.int64), np.ones(len(runs))
+    weights = relative_weights(values)
+    line = fit_linear({"per_token": steps, "constant": ones}, values, weights=weights, clusters=images)
+    curvature = NO_ESTIMATE
+    if lengths > 2:
+        # One slope per photograph: a longer prompt makes every step longer, which is no bend.
+        own = {f"linear {image}": np.where(images == image, steps, 0.0) for image in np.unique(images)}
+        columns = {**own, "quadratic": steps**2, "constant": ones}
+        bent = fit_linear(columns, values, weights=weights, clusters=images)
+        longest = float(steps.max())
+        share = longest**2 / float(np.median(values[steps == longest]))
+        quadratic = bent["quadratic"]
+        curvature = Estimate(quadratic.value * share, quadratic.low * share, quadratic.high * share)
+    return DecodeLaw(
+        line=line,
+        power=fit_power(steps, values, clusters=images),
+        power_tokens=fit_power(steps + 1, values, clusters=images),
+        curvature=curvature,
+        shortest_tokens=int(steps.min()) + 1,
+        longest_tokens=int(steps.max()) + 1,
+        images=len(np.unique(images)),
+    )
+
+
+def growth(runs: pd.DataFrame) -> pd.DataFrame:
+    """How decode time grows from each output length to the next, over photographs that have both.
+
+    Columns: from_tokens, to_tokens, images; ratio (T(to) / T(from)), slope_steps (log-log slope over steps)
+    and slope_tokens (over output tokens), each with `_low` and `_high`.
+    """
+    wide = runs.pivot_table(index="image_index", columns="steps", values="decode_ms", aggfunc="first")
+    found = []
+    for one, other in pairwise(sorted(int(str(steps)) for steps in wide.columns)):
+        both = wide[[one, other]].dropna()
+        if both.empty:
+            continue
+        ratios = (both[other] / both[one]).to_numpy(dtype=np.float64)
+        row: dict[str, Any] = {"from_tokens": one + 1, "to_tokens": other + 1, "images": len(both)}
+        put_estimate(row, "ratio", "", median_of(ratios))
+        put_estimate(row, "slope_steps", "", median_of(np.log(ratios) / math.log(other / one)))
+        put_estimate(row, "slope_tokens", "", median_of(np.log(ratios) / math.log((other + 1) / (one + 1))))
+        found.append(row)
+    columns = ["from_tokens", "to_tokens", "images"]
+    columns += [f"{n}{part}" for n in ("ratio", "slope_steps", "slope_tokens") for part in ("", "_low", "_high")]
+    return pd.DataFrame(found, columns=columns)
+
+
+def by_length(runs: pd.DataFrame, quantity: str, unit: str = "_ms") -> pd.DataFrame:
+    """Median over photographs of a quantity of `decode`, by output length; the interval is over photographs.
+
+    Columns: output_tokens, steps, images, value, low, high (low and high are the smallest and largest
+    photograph where there are too few for an interval), derived (whether any of them is).
+    """
+    found = []
+    for steps, group in runs.groupby("steps"):
+        values = group[f"{quantity}{unit}"].dropna().to_numpy(dtype=np.float64)
+        if not len(values):
+            continue
+        middle = median_of(values)
+        exact = not math.isnan(middle.low)
+        found.append(
+            {
+                "output_tokens": int(str(steps)) + 1,
+                "steps": int(str(steps)),
+                "images": len(values),
+                "value": middle.value,
+                "low": middle.low if exact else float(values.min()),
+                "high": middle.high if exact else float(values.max()),
+                "derived": bool((group["source"] == "derived").any()),
+            }
+        )
+    columns = ["output_tokens", "steps", "images", "value", "low", "high", "derived"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def agreement(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """Compare output lengths that were run directly with the first steps of the photograph's longest run.
+
+    Columns: image_index, output_tokens, direct and derived (ms, with intervals), difference_fraction
+    (derived over direct, minus 1), agrees (the intervals overlap; absent where one has no interval).
+    """
+    rows = of_subject(table, subject)
+    decodes = rows[(rows["arm"] == "hooks") & (rows["phase"] == "decode") & (rows["stop"] == "length")]
+    key = ["image_index", "output_tokens"]
+    numbers = ["median_ms", "low_ms", "high_ms"]
+    direct, derived = (decodes.loc[decodes["source"] == source, key + numbers] for source in ("measured", "derived"))
+    both = direct.merge(derived, on=key, suffixes=("_direct", "_derived"))
+    frame = both[key].copy()
+    for name in ("direct", "derived"):
+        frame[f"{name}_ms"] = both[f"median_ms_{name}"]
+        frame[f"{name}_low_ms"], frame[f"{name}_high_ms"] = both[f"low_ms_{name}"], both[f"high_ms_{name}"]
+    frame["difference_fraction"] = frame["derived_ms"] / frame["direct_ms"] - 1
+    slack = 1 + 1e-9  # sums of the same numbers in another order
+    overlap = (frame["derived_low_ms"] <= frame["direct_high_ms"] * slack) & (
+        frame["direct_low_ms"] <= frame["derived_high_ms"] * slack
+    )
+    known = frame["derived_low_ms"].notna() & frame["direct_low_ms"].notna()
+    frame["agrees"] = overlap.astype("boolean").where(known)
+    return frame

@@ -1,0 +1,400 @@
+"""What the latencies of many requests say: percentiles, what makes the tail, and the slowest ones by name.
+
+A percentile of latency belongs to a population of requests as much as to a machine: a few large pictures or long
+answers make a tail without anything being slow. So the tail is taken apart by what is known of every request (output
+tokens, prompt tokens, crops, pixels) in two ways: how much of the variance of latency each accounts for, and how much
+of the gap between the slowest requests and the middle ones. What none accounts for is the machine's own unevenness, and
+what is not linear.
+
+Everything takes the tidy table, as `vlmeter.analysis.prefill_cells` does, and says `Unknown` with the reason where
+there is too little.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats as distributions
+
+from vlmeter.analysis.headlines import Headline
+from vlmeter.analysis.reading import Unknown, of_subject
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
+from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
+from vlmeter.numbers.units import duration
+from vlmeter.numbers.words import plural
+
+EXPERIMENT = "latency_distribution"
+
+#: Percentiles that are told, as fractions.
+FRACTIONS = (0.50, 0.90, 0.95, 0.99)
+
+#: What may make one request slower than another: column of `requests` -> its name in words.
+FACTORS: Mapping[str, str] = {
+    "generated_tokens": "output tokens",
+    "prompt_tokens": "prompt tokens",
+    "crops": "crops",
+    "image_px": "pixels of the image",
+}
+
+#: Requests that the tail is taken to be: the slowest 1 % where these are TAIL_REQUESTS at least, else the slowest 5 %,
+#: which `MIN_SAMPLES_FOR_PERCENTILE` lets one speak of from 59 requests on.
+TAIL_FRACTIONS, TAIL_REQUESTS = (0.01, 0.05), 30
+
+#: Requests with which the tail is compared: those around the median.
+MIDDLE = (0.40, 0.60)
+
+#: Bootstrap replicates of what takes a sort and a fit each: ends of intervals move by a twentieth of their width.
+REPLICATES = 400
+
+_INPUTS = ("preprocess", "copy")
+_DURATIONS = (*_INPUTS, *PREFILL_PHASES, "decode", "longest_step")
+
+#: Durations of `requests`, in milliseconds of device time but for the first, which is wall time.
+DURATIONS: Mapping[str, str] = {
+    "total_ms": "from the opened picture to the last token, as a user waits",
+    "first_token_ms": "time to first token: preprocessing, copy and prefill",
+    "inputs_ms": "preprocessing and copy to the device",
+    "prefill_ms": "sum of the prefill's phases",
+    "decode_ms": "all decode steps",
+    "longest_step_ms": "the longest of the decode steps",
+}
+
+_FIELDS = (
+    "number",
+    "image_index",
+    "image_id",
+    "question_id",
+    "question",
+    "width_px",
+    "height_px",
+    "crops",
+    "vision_tokens",
+    "special_tokens",
+    "text_tokens",
+    "prompt_tokens",
+    "output_tokens",
+    "generated_tokens",
+)
+
+
+def requests(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """One row per measured request, in the order of their numbers.
+
+    Columns: number (place among all requests), what it was, DURATIONS, every phase of the prefill, disturbances
+    (reasons to doubt it, joined; empty: none seen), disturbed, cell_id.
+    """
+    rows = of_subject(table, subject)
+    own = rows[(rows["experiment"] == EXPERIMENT) & (rows["arm"] == "request")]
+    frames = []
+    for cell_id, block in own.groupby("cell_id", sort=True):
+        taken = block[["phase", "clock", "samples_ms", "requests"]].to_dict("records")
+        by_phase = {(row["phase"], row["clock"]): row for row in taken}
+        whole = by_phase[("total", "wall")]
+        frame = pd.DataFrame(json.loads(whole["requests"]))
+        frame["total_ms"] = np.asarray(whole["samples_ms"], dtype=np.float64)
+        for phase in _DURATIONS:
+            found = by_phase.get((phase, "device"))
+            frame[f"{phase}_ms"] = np.nan if found is None else np.asarray(found["samples_ms"], dtype=np.float64)
+        frame["cell_id"] = str(cell_id)
+        frames.append(frame)
+    columns = [*_FIELDS, "total_ms", *(f"{phase}_ms" for phase in _DURATIONS), "disturbances", "cell_id"]
+    result = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+    prefill = result[[f"{phase}_ms" for phase in PREFILL_PHASES]].sum(axis=1, skipna=False)
+    inputs = result[[f"{phase}_ms" for phase in _INPUTS]].sum(axis=1, skipna=False)
+    result["prefill_ms"], result["inputs_ms"], result["first_token_ms"] = prefill, inputs, prefill + inputs
+    result["image_px"] = result["width_px"].astype("float64") * result["height_px"].astype("float64")
+    result["disturbances"] = ["; ".join(reasons) for reasons in result["disturbances"]]
+    result["disturbed"] = result["disturbances"] != ""
+    return result.sort_values("number").reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The requests that statistics rest on, and how many others there were.
+
+    disturbed: requests that were left out because the machine was disturbed; kept: whether most were, so that all count
+    (a few quiet ones may be no better than chance); failed: requests for which the memory did not suffice.
+    """
+
+    requests: pd.DataFrame
+    disturbed: int
+    kept: bool
+    failed: int
+
+    @property
+    def size(self) -> int:
+        """How many requests count."""
+        return len(self.requests)
+
+    @property
+    def distinct(self) -> int:
+        """How many of them are different pairs of photograph and question."""
+        return len(self.requests.drop_duplicates(["image_id", "question_id", "image_index"]))
+
+    @property
+    def too_few(self) -> str | None:
+        """Why nothing can be said of a distribution; None if something can."""
+        least = MIN_SAMPLES_FOR_PERCENTILE[0.50]
+        if not self.size:
+            return "no request was measured"
+        return None if self.size >= least else f"a distribution wants {least} requests, and there are {self.size}"
+
+
+def sample_of(table: pd.DataFrame, subject: str | None = None) -> Sample:
+    """The requests of a subject that count, by the same rule by which rounds of a cell do."""
+    rows = of_subject(table, subject)
+    found = requests(rows)
+    failed = int(rows.loc[rows["experiment"] == EXPERIMENT, "failed_requests"].fillna(0).sum())
+    quiet = found[~found["disturbed"].astype(bool)]
+    disturbed = len(found) - len(quiet)
+    if len(quiet) * 2 < len(found):
+        return Sample(found, disturbed, kept=True, failed=failed)
+    return Sample(quiet.reset_index(drop=True), disturbed, kept=False, failed=failed)
+
+
+def percentiles(values: Sequence[float] | Array) -> dict[float, Estimate | None]:
+    """P50, P90, P95 and P99 with their intervals; None where there are too few requests for one."""
+    return {fraction: percentile_estimate(values, fraction) for fraction in FRACTIONS}
+
+
+def too_few(fraction: float, count: int) -> str:
+    """Say why a percentile is absent."""
+    return f"P{100 * fraction:.0f} wants {MIN_SAMPLES_FOR_PERCENTILE[fraction]} requests, and there are {count}"
+
+
+def conditions(sample: Sample) -> str:
+    """Say what the requests were and what is not among them, in sentences that begin with a space."""
+    text = ""
+    if sample.distinct < sample.size:
+        text += (
+            f" The dataset has {plural(sample.distinct, 'pair')} of photograph and question for them, which come round "
+            "again: the intervals say what these requests do, and not what other photographs would."
+        )
+    if sample.kept:
+        text += f" The machine was disturbed during {sample.disturbed:,} of them; since these are the most, all count."
+    elif sample.disturbed:
+        text += f" {plural(sample.disturbed, 'request')} during which the machine was disturbed are left out."
+    if sample.failed:
+        text += f" {plural(sample.failed, 'request')} ran out of device memory and took no time that could be told."
+    return text
+
+
+def tail_over_middle(values: Sequence[float] | Array) -> Estimate | Unknown:
+    """P99 over P50, with a bootstrap interval over requests; with fewer than 299 requests there is no P99."""
+    data = np.asarray(values, dtype=np.float64)
+    if len(data) < MIN_SAMPLES_FOR_PERCENTILE[0.99]:
+        return Unknown(too_few(0.99, len(data)))
+    drawn = np.random.default_rng(0).integers(0, len(data), size=(REPLICATES, len(data)))
+    ends = np.quantile(data[drawn], [0.5, 0.99], axis=1)
+    low, high = _interval(ends[1] / ends[0])
+    middle, tail = np.quantile(data, [0.5, 0.99])
+    return Estimate(float(tail / middle), low, high)
+
+
+def _interval(draws: Array) -> tuple[float, float]:
+    beside = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(draws, [beside, 1 - beside])
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What makes the tail
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Latency of requests by what they were.
+
+    fit: latency over the factors that vary, in ms; fixed: factors that are the same in all requests (or follow from the
+    others), with the reason. variance: share of each factor in the variance of latency, `rest` what none accounts for.
+    gap: share of each factor in the gap between the slowest requests and the middle ones, which is gap_ms long.
+    """
+
+    fit: Fit
+    fixed: Mapping[str, str]
+    variance: Mapping[str, Estimate]
+    gap: Mapping[str, Estimate]
+    gap_ms: Estimate
+    tail_fraction: float
+    tail_requests: int
+
+    @property
+    def factors(self) -> list[str]:
+        """Factors that vary."""
+        return [name for name in FACTORS if name in self.fit.coefficients]
+
+
+def explain(sample: Sample) -> Explanation | Unknown:
+    """Fit total latency on the factors and share variance and gap out among them.
+
+    The share of variance is what a factor adds to R squared, averaged over all orders in which the factors may come in
+    (Lindeman, Merenda and Gold 1980, section 4.4), since large pictures have many crops and many tokens. Its share of
+    the gap is found in the same way: a fit on some factors expects so much of it, from what they are on the average in
+    the tail and in the middle. Requests of one photograph are resampled together, where some come more than once.
+    """
+    found = sample.requests.dropna(subset=["total_ms"])
+    least = MIN_SAMPLES_FOR_PERCENTILE[0.95]
+    if len(found) < least:
+        return Unknown(f"to take a tail apart wants {least} requests, and there are {len(found)}")
+    values = found["total_ms"].to_numpy(dtype=np.float64)
+    names, fixed = _independent(found)
+    if not names:
+        return Unknown("all requests are of one kind, so nothing can explain how they differ")
+    design = found[names].to_numpy(dtype=np.float64)
+    clusters = found["image_id"].fillna(found["image_index"].astype(str)).astype(str).to_numpy()
+    columns = {**{name: design[:, place] for place, name in enumerate(names)}, "constant": np.ones(len(found))}
+    try:
+        fit = fit_linear(columns, values, clusters=clusters, method="pairs", replicates=REPLICATES)
+    except ValueError as error:
+        return Unknown(str(error))
+    tail_fraction = next((part for part in TAIL_FRACTIONS if part * len(found) >= TAIL_REQUESTS), TAIL_FRACTIONS[-1])
+    parts = ("rest", *names)
+    draws: dict[str, list[Array]] = {"variance": [], "gap": []}
+    gaps: list[float] = []
+    for rows in _resamples(clusters):
+        if np.linalg.matrix_rank(_centred(design[rows])) < len(names):
+            continue
+        draws["variance"].append(_variance_shares(design[rows], values[rows]))
+        gap_ms, gap_shares = _gap_shares(design[rows], values[rows], tail_fraction)
+        draws["gap"].append(gap_shares)
+        gaps.append(gap_ms)
+    gap_ms, gap_shares = _gap_shares(design, values, tail_fraction)
+    shares = {"variance": _variance_shares(design, values), "gap": gap_shares}
+    estimates = {
+        what: {
+            name: Estimate(float(shares[what][place]), *_interval(np.array(draws[what])[:, place]))
+            for place, name in enumerate(parts)
+        }
+        for what in shares
+    }
+    return Explanation(
+        fit=fit,
+        fixed=fixed,
+        variance=estimates["variance"],
+        gap=estimates["gap"],
+        gap_ms=Estimate(gap_ms, *_interval(np.array(gaps))),
+        tail_fraction=tail_fraction,
+        tail_requests=int((values >= np.quantile(values, 1 - tail_fraction)).sum()),
+    )
+
+
+def _independent(found: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
+    """Factors that vary by themselves, in the order of FACTORS, and why the others are left out."""
+    names: list[str] = []
+    fixed: dict[str, str] = {}
+    for name, word in FACTORS.items():
+        column = found[name].to_numpy(dtype=np.float64)
+        if np.ptp(column) == 0:
+            fixed[name] = f"all requests have {int(column[0]):,} {word}"
+            continue
+        design = _centred(found[[*names, name]].to_numpy(dtype=np.float64))
+        scaled = design / np.abs(design).max(axis=0)
+        if np.linalg.matrix_rank(scaled, tol=1e-6 * math.sqrt(len(found))) < len(names) + 1:
+            alone = next((other for other in names if _follows(column, found[other])), None)
+            others = FACTORS[alone] if alone else "the other factors together"
+            fixed[name] = f"{word} cannot be told apart from {others} in these requests"
+        else:
+            names.append(name)
+    return names, fixed
+
+
+def _follows(column: Array, other: pd.Series[Any]) -> bool:
+    """Whether a factor is a straight line of another one."""
+    return abs(float(np.corrcoef(column, other.to_numpy(dtype=np.float64))[0, 1])) > 1 - 1e-9
+
+
+def _centred(design: Array) -> Array:
+    return np.asarray(design - design.mean(axis=0))
+
+
+def _resamples(clusters: npt.NDArray[Any]) -> list[npt.NDArray[np.intp]]:
+    """Places of the requests in each bootstrap replicate: clusters drawn with replacement."""
+    rng = np.random.default_rng(0)
+    labels, codes = np.unique(clusters, return_inverse=True)
+    if len(labels) == len(clusters) or len(labels) == 1:
+        return list(rng.integers(0, len(clusters), size=(REPLICATES, len(clusters))))
+    members = [np.flatnonzero(codes == label) for label in range(len(labels))]
+    drawn = rng.integers(0, len(labels), size=(REPLICATES, len(labels)))
+    return [np.concatenate([members[label] for label in chosen]) for chosen in drawn]
+
+
+def _variance_shares(design: Array, values: Array) -> Array:
+    """Shares of variance: what is left, then each factor's."""
+    joint = np.cov(np.column_stack([design, values]), rowvar=False)
+    total = float(joint[-1, -1])
+    if total <= 0:
+        return np.full(design.shape[1] + 1, np.nan)
+    return _shared_out(lambda chosen: float(joint[chosen, -1] @ _slopes(joint, chosen)) / total, design.shape[1])
+
+
+def _gap_shares(design: Array, values: Array, tail_fraction: float) -> tuple[float, Array]:
+    """Gap between the means of tail and middle in ms, and the shares: what is left, then each factor's."""
+    ranks = distributions.rankdata(values, method="ordinal") / len(values)
+    tail, middle = ranks > 1 - tail_fraction, (ranks > MIDDLE[0]) & (ranks <= MIDDLE[1])
+    gap_ms = float(values[tail].mean() - values[middle].mean())
+    if gap_ms <= 0:
+        return gap_ms, np.full(design.shape[1] + 1, np.nan)
+    joint = np.cov(np.column_stack([design, values]), rowvar=False)
+    apart = design[tail].mean(axis=0) - design[middle].mean(axis=0)
+    return gap_ms, _shared_out(lambda chosen: float(apart[chosen] @ _slopes(joint, chosen)) / gap_ms, design.shape[1])
+
+
+def _slopes(joint: Array, chosen: list[int]) -> Array:
+    """Slopes of a fit on some of the factors, from the covariances of all of them and the values."""
+    return np.asarray(np.linalg.lstsq(joint[np.ix_(chosen, chosen)], joint[chosen, -1], rcond=None)[0])
+
+
+def _shared_out(explained: Callable[[list[int]], float], factors: int) -> Array:
+    """What no factor explains, then what each adds to the others, averaged over all orders of coming in."""
+    known: dict[tuple[int, ...], float] = {(): 0.0}
+    for mask in range(1, 2**factors):
+        chosen = [place for place in range(factors) if mask >> place & 1]
+        known[tuple(chosen)] = explained(chosen)
+    shares = np.zeros(factors)
+    orders = list(permutations(range(factors)))
+    for order in orders:
+        for place, factor in enumerate(order):
+            before = tuple(sorted(order[:place]))
+            after = tuple(sorted(order[: place + 1]))
+            shares[factor] += (known[after] - known[before]) / len(orders)
+    return np.concatenate([[1 - known[tuple(range(factors))]], shares])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The slowest, and the first screen
+
+SLOWEST = 10
+
+
+def slowest(sample: Sample, count: int = SLOWEST) -> pd.DataFrame:
+    """The slowest requests, slowest first, with `fitted_ms`: what their crops and tokens let one expect.
+
+    fitted_ms is NaN where the factors could not be fitted.
+    """
+    found = sample.requests.dropna(subset=["total_ms"])
+    explained = explain(sample)
+    fitted = math.nan if isinstance(explained, Unknown) else explained.fit.fitted
+    return found.assign(fitted_ms=fitted).sort_values("total_ms", ascending=False, kind="stable").head(count)
+
+
+def headlines(sample: Sample) -> list[Headline]:
+    """The answer of the first screen: the time that 99 of 100 requests stay below, or as many as can be told."""
+    if not sample.size:
+        return []
+    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    found = {fraction: one for fraction, one in percentiles(values).items() if one is not None}
+    if not found:
+        return [Headline("slow_request", "a slow request", Unknown(too_few(0.5, sample.size)), "ms")]
+    last = max(found)
+    note = f"of {plural(sample.size, 'request')} with {int(sample.requests['generated_tokens'].median())} output tokens"
+    note += f" in the median; half of them stay below {duration(found[0.5].value)}"
+    return [Headline("slow_request", f"a slow request, P{100 * last:.0f}", found[last], "ms", note)]

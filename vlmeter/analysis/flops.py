@@ -1,0 +1,456 @@
+"""Does arithmetic tell latency? FLOPs beside measured time, phase by phase, and what tells it better.
+
+Papers count FLOPs because they need no device. Whether they stand for latency is a question to the data: here every
+phase of every cell is one point, FLOPs across and time up. Two reasons why points of equal FLOPs lie apart can be
+named in advance. A decode step does little arithmetic and reads all weights, so memory sets its pace and not
+arithmetic; the roofline's floor (`vlmeter.analysis.roofline`) knows that. And where the host sets the pace, no
+property of the work tells the time.
+
+All functions take the table with physics beside it (`physics.beside`). Cells are resampled whole: the phases of one
+cell, and the lengths of one photograph, err together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
+from vlmeter.analysis.reading import NO_ESTIMATE, Unknown
+from vlmeter.numbers.intervals import Array, fit_linear
+from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
+
+#: Phases that share no time with one another: parts of a prefill, and decoding. Embedding and merge do no arithmetic.
+PARTS = ("vision_encoder", "projector", "llm_blocks", "head", "decode")
+
+#: What a user waits for, in one piece: a prefill, and a prefill with its decode steps.
+WHOLES = ("prefill", "request")
+
+#: What the phases, and groups of them, are called.
+NAMES = {
+    "vision_encoder": "vision encoder",
+    "projector": "projector",
+    "llm_blocks": "LLM blocks",
+    "head": "head",
+    "decode": "decode",
+    "parts": "all of these",
+    "prefill": "whole prefill",
+    "request": "prefill and decode",
+    "wholes": "whole prefills and requests",
+}
+
+#: Replicates of the bootstrap over cells.
+REPLICATES = 2000
+
+_FIELDS = ("cell_id", "crops", "prompt_tokens", "output_tokens", "flops", "floor_ms")
+
+_COLUMNS = (*_FIELDS, "group", "phase", "latency_ms", "latency_low_ms", "latency_high_ms", "floor_bound", "pace")
+
+
+def points(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Unknown:
+    """List work and time of every phase of every cell: one row is one point of a FLOPs-latency plot.
+
+    Columns: cell_id, group (cells that err together), phase (of PARTS or WHOLES), crops, prompt_tokens, output_tokens,
+    flops, floor_ms, latency_ms with its interval, floor_bound (arithmetic or traffic), pace (who sets it: launch-bound,
+    device-bound, cannot tell).
+
+    Phases are taken from the pass with marks (device time); a whole prefill is that without (wall time); a request is a
+    generation with marks (wall time). A photograph's prefill is the same at every output length and counts once.
+    """
+    rows = reading.of_subject(table, subject)
+    if "floor_ms" not in rows:
+        return Unknown("work and the device's ceilings were not measured")
+    rows = rows[rows["flops"].notna() & (rows["flops"] > 0) & (rows["floor_ms"] > 0) & (rows["median_ms"] > 0)]
+    hooks = rows[rows["arm"] == "hooks"]
+    dummies, photographs = (hooks[hooks["experiment"] == name] for name in ("vision_tokens", "output_tokens"))
+    longest = photographs.sort_values("output_tokens").drop_duplicates(["image_index", "phase"], keep="last")
+    parts = pd.concat([dummies, longest])
+    parts = parts[(parts["clock"] == "device") & parts["phase"].isin(PARTS[:-1])]
+    decodes = photographs[photographs["phase"] == "decode"].sort_values("source", ascending=False)
+    decodes = decodes.drop_duplicates(["image_index", "output_tokens"])  # measured before derived
+    totals = rows[(rows["phase"] == "total") & (rows["clock"] == "wall")]
+    prefills = totals[(totals["experiment"] == "vision_tokens") & (totals["arm"] == "plain")]
+    requests = totals[(totals["experiment"] == "output_tokens") & (totals["arm"] == "hooks")]
+    requests = requests[requests["output_tokens"] > 1]
+    found = pd.concat([parts, decodes, prefills.assign(phase="prefill"), requests.assign(phase="request")])
+    if found.empty:
+        return Unknown("no phase with work and a floor was measured")
+    frame = found[list(_FIELDS)].copy()
+    frame["group"] = [
+        str(cell) if pd.isna(image) else f"photograph {image}"
+        for cell, image in zip(found["cell_id"], found["image_index"], strict=True)
+    ]
+    frame["phase"] = found["phase"].astype(str)
+    for mine, theirs in (("latency_ms", "median_ms"), ("latency_low_ms", "low_ms"), ("latency_high_ms", "high_ms")):
+        frame[mine] = found[theirs]
+    frame["floor_bound"] = found["bound"]
+    frame["pace"] = _paces(table, frame)
+    order = [*PARTS, *WHOLES]
+    frame["place"] = [order.index(phase) for phase in frame["phase"]]
+    return frame.sort_values(["place", "flops", "cell_id", "output_tokens"])[list(_COLUMNS)].reset_index(drop=True)
+
+
+def _paces(table: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
+    cells = prefill_cells.vision_cells(table)
+    known = dict(zip(cells["cell_id"], cells["bound"], strict=True))
+    step = step_times.step_bound(table)
+    decoding = "cannot tell" if isinstance(step, Unknown) else step.bound
+    return [
+        decoding if phase == "decode" else str(known.get(cell, "cannot tell"))
+        for cell, phase in zip(frame["cell_id"], frame["phase"], strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bootstrap over cells
+
+
+class _Bootstrap:
+    """How often each point is drawn when its cells are drawn with replacement.
+
+    One row of `draws` per replicate; the first row is the data as they are.
+    """
+
+    def __init__(self, groups: pd.Series[str], *, seed: int = 0) -> None:
+        labels, codes = np.unique(groups.to_numpy(dtype=str), return_inverse=True)
+        self.cells = len(labels)
+        drawn = np.random.default_rng(seed).multinomial(
+            self.cells, np.full(self.cells, 1 / self.cells), size=REPLICATES
+        )
+        self.draws: Array = np.vstack([np.ones(len(codes)), drawn[:, codes]]).astype(np.float64)
+
+    def estimate(self, values: Array) -> Estimate:
+        """Estimate from the values of all replicates, the data's own first; no interval from few cells."""
+        if self.cells < MIN_SAMPLES_FOR_PERCENTILE[0.50] or math.isnan(values[0]):
+            return Estimate(float(values[0]), math.nan, math.nan)
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.nanquantile(values[1:], [tail, 1 - tail])
+        return Estimate(float(values[0]), float(low), float(high))
+
+
+def _centred(draws: Array, values: Array) -> Array:
+    """Values [n] or [draws, n] less their weighted mean, per draw."""
+    values = np.broadcast_to(values, draws.shape)
+    return np.asarray(values - (draws * values).sum(axis=1, keepdims=True) / draws.sum(axis=1, keepdims=True))
+
+
+def _correlate(draws: Array, first: Array, second: Array) -> tuple[Array, Array]:
+    """Correlation, and slope of the second over the first, per draw; NaN where one of them does not vary."""
+    one, other = _centred(draws, first), _centred(draws, second)
+    both, ones, others = ((draws * part).sum(axis=1) for part in (one * other, one * one, other * other))
+    # What is left of equal numbers after rounding is no variation.
+    size = draws.sum(axis=1)
+    vary = (ones > 1e-18 * size * np.square(first).max()) & (others > 1e-18 * size * np.square(second).max())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.where(vary, both / np.sqrt(ones * others), np.nan)
+        return np.asarray(found), np.asarray(np.where(vary, both / ones, np.nan))
+
+
+def _ranks(draws: Array, values: Array) -> Array:
+    """Ranks of the values among what is drawn, ties in the middle, per draw [draws, n]."""
+    distinct, codes = np.unique(values, return_inverse=True)
+    counts = draws @ (codes[:, None] == np.arange(len(distinct))).astype(np.float64)
+    return np.asarray((counts.cumsum(axis=1) - counts / 2)[:, codes])
+
+
+def _weighted_median(draws: Array, values: Array) -> Array:
+    """Median of the values [n] or [draws, n] under the weights of each draw."""
+    values = np.broadcast_to(values, draws.shape)
+    order = np.argsort(values, axis=1)
+    cumulated = np.take_along_axis(draws, order, axis=1).cumsum(axis=1)
+    middle = (cumulated >= cumulated[:, -1:] / 2).argmax(axis=1)
+    return np.asarray(np.take_along_axis(values, order, axis=1)[np.arange(len(draws)), middle])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How well FLOPs go with latency
+
+RELATION_QUANTITIES = {
+    "pearson": "linear correlation of FLOPs and latency",
+    "spearman": "correlation of their ranks",
+    "slope": "slope of latency over FLOPs in log-log: 1 is proportional, 0 is indifferent",
+    "r_squared": "share of the variance of log latency that the line in log-log explains",
+}
+
+
+def relations(found: pd.DataFrame) -> pd.DataFrame:
+    """Say how FLOPs and latency go together among `points`, phase by phase and over several.
+
+    One row per phase of PARTS, over all PARTS ("parts"), per whole, and over all WHOLES ("wholes"). Columns: phase,
+    points, cells, smallest_flops, largest_flops, and RELATION_QUANTITIES with their bootstrap intervals over cells;
+    absent where FLOPs do not vary.
+    """
+    groups: list[tuple[tuple[str, ...], str]] = [((phase,), phase) for phase in PARTS] + [(PARTS, "parts")]
+    groups += [((phase,), phase) for phase in WHOLES] + [(WHOLES, "wholes")]
+    rows = []
+    for phases, name in groups:
+        own = found[found["phase"].isin(phases)]
+        if len(own) < 3 or (len(phases) > 1 and own["phase"].nunique() < 2):
+            continue
+        flops, latency = (own[column].to_numpy(dtype=np.float64) for column in ("flops", "latency_ms"))
+        bootstrap = _Bootstrap(own["group"])
+        draws = bootstrap.draws
+        in_logs, slope = _correlate(draws, np.log(flops), np.log(latency))
+        values = {
+            "pearson": _correlate(draws, flops, latency)[0],
+            "spearman": _correlate(draws, _ranks(draws, flops), _ranks(draws, latency))[0],
+            "slope": slope,
+            "r_squared": in_logs**2,
+        }
+        row: dict[str, Any] = {"phase": name, "points": len(own), "cells": bootstrap.cells}
+        row |= {"smallest_flops": float(flops.min()), "largest_flops": float(flops.max())}
+        for quantity in RELATION_QUANTITIES:
+            estimate = bootstrap.estimate(values[quantity])
+            row |= {quantity: estimate.value, f"{quantity}_low": estimate.low, f"{quantity}_high": estimate.high}
+        rows.append(row)
+    columns = ["phase", "points", "cells", "smallest_flops", "largest_flops"]
+    columns += [f"{name}{end}" for name in RELATION_QUANTITIES for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Equal FLOPs
+
+
+@dataclass(frozen=True)
+class EqualFlops:
+    """How much longer decoding takes than the LLM blocks of a prefill do for the same FLOPs.
+
+    times: of measured time; floor_times: of the floors, which is how much the roofline expects. matched: whether both
+    were measured at the same FLOPs (pairs of them, in the range given); if not, the time of one FLOP is compared.
+    """
+
+    times: Estimate
+    floor_times: float
+    matched: bool
+    pairs: int
+    smallest_flops: float
+    largest_flops: float
+
+
+def equal_flops(found: pd.DataFrame) -> EqualFlops | Unknown:
+    """Compare decoding with the LLM blocks of a prefill at equal FLOPs, among `points`.
+
+    The blocks' time at a decode run's FLOPs is read off between its neighbours, on logarithmic axes.
+    """
+    decodes, blocks = (found[found["phase"] == phase] for phase in ("decode", "llm_blocks"))
+    if decodes.empty or blocks.empty:
+        return Unknown("prefill and decode were not both measured")
+    by_size = blocks.groupby("flops")[["latency_ms", "floor_ms"]].median()
+    sizes = by_size.index.to_numpy(dtype=np.float64)
+    inside = decodes[decodes["flops"].between(sizes.min(), sizes.max())]
+    if len(inside):
+        at = np.log(inside["flops"].to_numpy(dtype=np.float64))
+        other = {
+            name: np.exp(np.interp(at, np.log(sizes), np.log(by_size[name].to_numpy(dtype=np.float64))))
+            for name in by_size
+        }
+        chosen, ends = inside, (float(inside["flops"].min()), float(inside["flops"].max()))
+    else:
+        other = {
+            name: decodes["flops"].to_numpy(dtype=np.float64) * float((blocks[name] / blocks["flops"]).median())
+            for name in by_size
+        }
+        chosen, ends = decodes, (math.nan, math.nan)
+    times, floors = (chosen[name].to_numpy(dtype=np.float64) / other[name] for name in ("latency_ms", "floor_ms"))
+    bootstrap = _Bootstrap(chosen["group"])
+    estimate = bootstrap.estimate(_weighted_median(bootstrap.draws, times))
+    return EqualFlops(estimate, float(np.median(floors)), bool(len(inside)), len(chosen), *ends)
+
+
+@dataclass(frozen=True)
+class PaceCost:
+    """Time of one GFLOP of a whole prefill where the host sets the pace and where the device does, in ms."""
+
+    launch_bound: Estimate
+    device_bound: Estimate
+    times: Estimate
+    launch_bound_cells: int
+    device_bound_cells: int
+
+
+def pace_cost(found: pd.DataFrame) -> PaceCost | Unknown:
+    """Compare what a FLOP of a prefill takes in launch-bound and in device-bound cells, among `points`."""
+    whole = found[found["phase"] == "prefill"]
+    costs = {
+        pace: (1e9 * own["latency_ms"] / own["flops"]).to_numpy(dtype=np.float64) for pace, own in whole.groupby("pace")
+    }
+    if "launch-bound" not in costs or "device-bound" not in costs:
+        return Unknown("not both launch-bound and device-bound prefills are known")
+    one, other = (median_estimate(costs[pace].tolist()) for pace in ("launch-bound", "device-bound"))
+    counts = (len(costs["launch-bound"]), len(costs["device-bound"]))
+    return PaceCost(one, other, prefill_cells.over(one, other), *counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# FLOPs or roofline: which predicts a cell that it has not seen?
+
+#: The models, by what they know of the work: at one rate or efficiency, and with a fitted power besides.
+MODELS = {
+    "flops": "FLOPs at one rate",
+    "flops_power": "a power of FLOPs",
+    "roofline": "roofline floor at one efficiency",
+    "roofline_power": "a power of the roofline floor",
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    """What each model of MODELS predicts for cells that were left out of its fit.
+
+    frame: the `points` of PARTS, with `<model>_ms` beside them. errors: median relative error by model, every phase
+    counting the same, over the smaller of predicted and measured: half and double are both 100 % off (the usual error,
+    over the measured, calls whatever is far too low at most 100 % off and so favours low predictions; Tofallis, J.
+    Oper. Res. Soc. 66, 2015). by_phase: the same, phase by phase, without intervals. gain: the error of the better
+    model that knows FLOPs less that of the better one that knows floors, both over the same draws of cells. efficiency:
+    floor over time, as fitted.
+    """
+
+    frame: pd.DataFrame
+    errors: dict[str, Estimate]
+    by_phase: dict[str, dict[str, float]]
+    gain: Estimate
+    efficiency: float
+
+    def better(self, *models: str) -> str:
+        """Return which of some models errs least."""
+        return min(models, key=lambda model: self.errors[model].value)
+
+    @property
+    def best_flops(self) -> str:
+        """The better model that knows only FLOPs."""
+        return self.better("flops", "flops_power")
+
+    @property
+    def best_roofline(self) -> str:
+        """The better model that knows the floor."""
+        return self.better("roofline", "roofline_power")
+
+
+def compare_models(found: pd.DataFrame) -> Models | Unknown:
+    """Predict every cell's phases from the other cells, by FLOPs and by the roofline, and compare the errors.
+
+    One number is fitted for all phases together, a rate or an efficiency; two with a power. Least squares on
+    logarithms, since an error of half and one of double weigh the same; phases weigh the same however many points they
+    have.
+    """
+    frame = found[found["phase"].isin(PARTS)].reset_index(drop=True)
+    groups = frame["group"].to_numpy(dtype=str)
+    if frame["phase"].nunique() < 2 or len(np.unique(groups)) < 3:
+        return Unknown("models are compared over two phases and three cells at least")
+    weights = 1 / frame.groupby("phase")["flops"].transform("count").to_numpy(dtype=np.float64)
+    flops, floors, measured = (
+        np.log(frame[name].to_numpy(dtype=np.float64)) for name in ("flops", "floor_ms", "latency_ms")
+    )
+    sizes = {model: flops if model.startswith("flops") else floors for model in MODELS}
+    predicted = {model: np.full(len(frame), np.nan) for model in MODELS}
+    for group in np.unique(groups):
+        out, kept = groups == group, groups != group
+        for model, size in sizes.items():
+            free = model.endswith("_power")
+            slope, constant = _line(size[kept], measured[kept], weights[kept], free_slope=free)
+            predicted[model][out] = slope * size[out] + constant
+    wrong = {model: np.expm1(np.abs(predicted[model] - measured)) for model in MODELS}
+    bootstrap = _Bootstrap(frame["group"])
+    draws = bootstrap.draws * weights
+    medians = {model: _weighted_median(draws, wrong[model]) for model in MODELS}
+    errors = {model: bootstrap.estimate(medians[model]) for model in MODELS}
+    _, constant = _line(floors, measured, weights, free_slope=False)
+    found_models = Models(
+        frame=frame.assign(**{f"{model}_ms": np.exp(predicted[model]) for model in MODELS}),
+        errors=errors,
+        by_phase={
+            str(phase): {model: float(np.median(wrong[model][rows])) for model in MODELS}
+            for phase, rows in frame.groupby("phase", sort=False).indices.items()
+        },
+        gain=NO_ESTIMATE,
+        efficiency=math.exp(-constant),
+    )
+    gain = medians[found_models.best_flops] - medians[found_models.best_roofline]
+    return replace(found_models, gain=bootstrap.estimate(gain))
+
+
+def _line(size: Array, value: Array, weights: Array, *, free_slope: bool) -> tuple[float, float]:
+    """Slope (1 unless it is free) and constant of a line, by least squares."""
+    middle, height = float(np.average(size, weights=weights)), float(np.average(value, weights=weights))
+    slope, spread = 1.0, float(np.sum(weights * (size - middle) ** 2))
+    if free_slope:
+        slope = float(np.sum(weights * (size - middle) * (value - height))) / spread if spread > 0 else 0.0
+    return slope, height - slope * middle
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a token costs
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """What one more token of a kind costs, in ms, and on which clock."""
+
+    name: str
+    label: str
+    cost: Estimate
+    clock: str
+
+
+@dataclass(frozen=True)
+class TokenCosts:
+    """Costs of one more token of each kind that is known; output_over_vision is the ratio of two of them."""
+
+    costs: tuple[TokenCost, ...]
+    output_over_vision: Estimate
+
+    def __getitem__(self, name: str) -> TokenCost:
+        return next(cost for cost in self.costs if cost.name == name)
+
+    def __contains__(self, name: str) -> bool:
+        return any(cost.name == name for cost in self.costs)
+
+
+def token_costs(table: pd.DataFrame, subject: str | None = None) -> TokenCosts | Unknown:
+    """Set the cost of one more vision token, text token and output token beside one another.
+
+    A vision token brings its share of the crops along, so its cost is the slope of the whole prefill over vision
+    tokens. A text token is work for the language model alone: the slope of the phases behind the vision side over
+    prompt tokens. An output token is a decode step. Needs no physics.
+    """
+    rows = reading.of_subject(table, subject)
+    cells = prefill_cells.vision_cells(rows)
+    clock = prefill_cells.cost_clock(cells)
+    busy = clock.quantity == "busy_prefill"
+    costs = []
+    if (vision := _slope(cells, clock.quantity, "vision_tokens")) is not None:
+        costs.append(TokenCost("vision", "one vision token", vision, clock.name))
+    language = cells.assign(language_ms=cells["busy_prefill_ms"] - cells["busy_vision_ms"]) if busy else cells
+    if (text := _slope(language, "language", "prompt_tokens")) is not None:
+        costs.append(TokenCost("text", "one text token", text, clock.name if busy else "device time"))
+    law = decode_runs.decode_law(decode_runs.decode(rows))
+    if not isinstance(law, Unknown):
+        costs.append(TokenCost("output", "one output token", law.line["per_token"], "device time with gaps"))
+    step = step_times.step_bound(rows)
+    if not isinstance(step, Unknown):
+        costs.append(TokenCost("output_busy", "one output token", step.busy, "device busy time"))
+    if not costs:
+        return Unknown("neither vision tokens nor output tokens were varied")
+    found = TokenCosts(tuple(costs), NO_ESTIMATE)
+    if "vision" not in found or "output" not in found:
+        return found
+    by = found["vision"].cost
+    # A cost that cannot be told from nothing has no ratio.
+    known = by.value > 0 and not by.low <= 0
+    return TokenCosts(tuple(costs), prefill_cells.over(found["output"].cost, by) if known else NO_ESTIMATE)
+
+
+def _slope(cells: pd.DataFrame, quantity: str, along: str) -> Estimate | None:
+    """Slope of a quantity over a count; None with fewer than three cells, or where the count does not vary."""
+    known = cells.dropna(subset=[f"{quantity}_ms", along])
+    if len(known) < 3 or known[along].nunique() < 2:
+        return None
+    sizes: npt.NDArray[np.float64] = known[along].to_numpy(dtype=np.float64)
+    fit = fit_linear({"token": sizes, "constant": np.ones(len(sizes))}, known[f"{quantity}_ms"].to_numpy(dtype=float))
+    return fit["token"]

@@ -1,0 +1,62 @@
+"""The answers that lead a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from vlmeter.analysis.decode_runs import decode, decode_law
+from vlmeter.analysis.prefill_cells import part_costs, vision_cells
+from vlmeter.analysis.reading import Unknown, median_of, of_subject, scaled
+from vlmeter.numbers.medians import Estimate
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One answer of the first screen."""
+
+    name: str
+    question: str
+    answer: Estimate | Unknown
+    unit: str
+    note: str = ""
+
+
+def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]:
+    """What one more crop, 1,000 more tokens, one more output token cost; and the time to first token."""
+    rows = of_subject(table, subject)
+    cells, runs = vision_cells(rows), decode(rows)
+    costs, law = part_costs(cells), decode_law(runs)
+    why = f"; {costs.clock.why}" if costs.clock.why else ""
+    token = costs.token if isinstance(costs.token, Unknown) else scaled(costs.token, 1000)
+    answers = [
+        Headline("per_crop", "one more crop", costs.crop, "ms", f"{costs.clock.name} of the vision side{why}"),
+        Headline(
+            "per_1000_tokens",
+            "1,000 more vision tokens",
+            token,
+            "ms",
+            f"{costs.clock.name} of {costs.token_is_of}{why}",
+        ),
+        Headline(
+            "per_output_token",
+            "one more output token",
+            law if isinstance(law, Unknown) else law.line["per_token"],
+            "ms",
+            "" if isinstance(law, Unknown) else f"from {law.shortest_tokens} to {law.longest_tokens} output tokens",
+        ),
+    ]
+    first = runs.drop_duplicates("image_index") if len(runs) else runs
+    values = first["first_token_ms"].dropna().to_numpy(dtype=np.float64)
+    answers.append(
+        Headline(
+            "first_token",
+            "time to first token",
+            median_of(values) if len(values) else Unknown("no photograph was measured"),
+            "ms",
+            f"median over {len(values)} photographs; preprocessing, copy and prefill" if len(values) else "",
+        )
+    )
+    return answers

@@ -1,0 +1,122 @@
+"""Test predictions on cells that were left out of the study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy import stats as distributions
+
+from vlmeter.analysis import decode_runs, prefill_cells, reading
+from vlmeter.analysis.prediction_laws import Part
+from vlmeter.analysis.prediction_model import Model, Request, learn, photograph_group, photograph_runs, size_group
+from vlmeter.analysis.reading import Unknown
+from vlmeter.numbers.medians import CONFIDENCE, Estimate, median_estimate
+from vlmeter.numbers.units import percent
+
+#: What is predicted for cells that were held out.
+QUANTITIES = {"first_token": "time to first token", "total": "whole request"}
+
+
+def held_out(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Unknown:
+    """Predict every image size and every photograph from a study without it, and set the measurement beside.
+
+    Columns: group (what was held out), kind (dummy or photograph), quantity (of QUANTITIES), crops, prompt_tokens,
+    output_tokens, predicted_ms with its interval (predicted_low_ms, predicted_high_ms), measured_ms, error_fraction
+    (predicted over measured, minus 1) and inside (whether the interval holds the measurement).
+    """
+    rows = reading.of_subject(table, subject)
+    model = learn(rows)
+    if isinstance(model, Unknown):
+        return model
+    found = []
+    kept: dict[str, Model | None] = {}
+    for group, kind, quantity, request, measured_ms in _measured(rows, model):
+        if group not in kept:
+            kept[group] = model.without(group)
+        own = kept[group]
+        if own is None or not _enough(own, quantity):
+            continue
+        forecast = own.first_token_of(request) if quantity == "first_token" else own.total_of(request)
+        predicted = forecast.interval
+        found.append(
+            {
+                "group": group,
+                "kind": kind,
+                "quantity": quantity,
+                "crops": request.crops,
+                "prompt_tokens": request.prompt_tokens,
+                "output_tokens": request.output_tokens,
+                "predicted_ms": predicted.value,
+                "predicted_low_ms": predicted.low,
+                "predicted_high_ms": predicted.high,
+                "measured_ms": measured_ms,
+                "error_fraction": predicted.value / measured_ms - 1,
+                "inside": predicted.low <= measured_ms <= predicted.high,
+            }
+        )
+    if not found:
+        return Unknown("too few cells were measured to hold one of them out")
+    return pd.DataFrame(found)
+
+
+def can_be_held_out(table: pd.DataFrame, model: Model) -> bool:
+    """Whether `held_out` has anything to say of the table that a model was learnt from, without predicting."""
+    return any(_enough(model.without(group), quantity) for group, _, quantity, _, _ in _measured(table, model))
+
+
+def _enough(model: Model | None, quantity: str) -> bool:
+    return model is not None and not (quantity == "total" and isinstance(model.decode, Unknown))
+
+
+def _measured(rows: pd.DataFrame, model: Model) -> list[tuple[str, str, str, Request, float]]:
+    """What held-out predictions are compared with: group, kind, quantity, request, time in ms."""
+    cells, runs = prefill_cells.vision_cells(rows), decode_runs.decode(rows)
+    found: list[tuple[str, str, str, Request, float]] = []
+    dummies = cells.dropna(subset=["inputs_wall_ms", "plain_wall_ms"])
+    for group, row in zip(size_group(dummies), dummies.to_dict("records"), strict=True):
+        request = Request(int(row["crops"]), int(row["prompt_tokens"]), 1, photograph=False)
+        found.append((str(group), "dummy", "first_token", request, float(row["inputs_wall_ms"] + row["plain_wall_ms"])))
+    photographs = photograph_runs(runs, "first_token")
+    for group, row in zip(photograph_group(photographs), photographs.to_dict("records"), strict=True):
+        request = Request(int(row["crops"]), int(row["prompt_tokens"]), 1)
+        found.append((str(group), "photograph", "first_token", request, float(row["first_token_ms"])))
+    direct = runs[runs["direct"]].dropna(subset=["first_token_ms", "decode_ms"])
+    if isinstance(model.decode, Part):
+        for group, row in zip(photograph_group(direct), direct.to_dict("records"), strict=True):
+            request = Request(int(row["crops"]), int(row["prompt_tokens"]), int(row["steps"]) + 1)
+            found.append((str(group), "photograph", "total", request, float(row["first_token_ms"] + row["decode_ms"])))
+    return found
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How good held-out predictions were: median absolute relative error, and how many intervals held."""
+
+    error: Estimate
+    coverage: Estimate
+    count: int
+    inside: int
+
+    def said(self) -> str:
+        """In words, such as 'median error 2.1 %, and 37 of 39 intervals hold'."""
+        return f"median error {percent(self.error.value)}, and {self.inside} of {self.count} intervals hold"
+
+
+def accuracy(found: pd.DataFrame, quantity: str | None = None) -> Accuracy | Unknown:
+    """Summarise `held_out`, all of it or one quantity.
+
+    The error's interval is over groups (lengths of one photograph err together); that of the coverage is the exact
+    binomial one (Clopper and Pearson, Biometrika 26, 1934).
+    """
+    own = found if quantity is None else found[found["quantity"] == quantity]
+    if own.empty:
+        return Unknown(f"no {QUANTITIES[quantity] if quantity else 'cell'} was held out")
+    errors = own["error_fraction"].abs()
+    by_group = median_estimate(errors.groupby(own["group"]).median().tolist())
+    count, inside = len(own), int(own["inside"].sum())
+    tail = (1 - CONFIDENCE) / 2
+    low = float(distributions.beta.ppf(tail, inside, count - inside + 1)) if inside else 0.0
+    high = float(distributions.beta.ppf(1 - tail, inside + 1, count - inside)) if inside < count else 1.0
+    error = Estimate(by_group.value, by_group.low, by_group.high)
+    return Accuracy(error, Estimate(inside / count, low, high), count, inside)

@@ -1,0 +1,180 @@
+"""What would a request cost that was not measured? Laws learnt from a study's cells, and what they are worth.
+
+A request is an image (crops and tokens, by the family's own geometry), a question and a number of output tokens. Its
+time is the sum of three parts, each with a law of its own:
+
+- inputs: preprocessing and copy, a cost per crop; photographs are resized first, dummy images of exact sizes are not,
+  so that the two have their own cost;
+- prefill: a cost per crop and one per prompt token (two factors). Where some cells are launch-bound, the plane is that
+  of the device's busy time, and no prefill, however small, takes less time than the host needs for its launches;
+- decode: a constant per step (weights read, or launches) and a cost per token of context (keys and values read).
+
+Every law is fitted by relative least squares, and again with each cell left out (of many, several at once). How much
+those fits differ at the request is the error of the fit (the jackknife; Efron and Stein, Ann. Stat. 9(3), 1981); how
+far a left-out cell lies from what the others predict is the spread of a single request. The interval of a prediction
+holds both, so it widens away from what was measured. The same leaving out says what the predictions are worth:
+`held_out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from vlmeter.analysis import reading
+from vlmeter.analysis.conditions import trust
+from vlmeter.analysis.held_out import QUANTITIES, Accuracy, accuracy, held_out
+from vlmeter.analysis.prediction_model import Request, learn
+from vlmeter.analysis.reading import Unknown
+from vlmeter.common.errors import UserError
+from vlmeter.models.families.base import ImageOptions, ImageTokens, SubjectSpec
+from vlmeter.models.families.registry import get_family
+from vlmeter.numbers.units import duration
+from vlmeter.numbers.words import plural
+
+
+def image_tokens(table: pd.DataFrame, *, width_px: int, height_px: int, max_crops: int | None) -> ImageTokens:
+    """Ask the subject's family what an image becomes; `table` holds the subject's rows.
+
+    The table knows no revision: a hub checkpoint is taken as it is in the cache.
+    """
+    first = table.iloc[0]
+    spec = SubjectSpec(
+        preset=None if pd.isna(first["preset"]) else str(first["preset"]),
+        weights=str(first["weights"]),
+        revision=None,
+        dtype=str(first["dtype"]),
+        attention=str(first["attention"]),
+        seed=0,
+    )
+    geometry = get_family(str(first["family"])).geometry(spec)
+    return geometry.image_tokens(width_px, height_px, options=ImageOptions(max_crops=max_crops))
+
+
+def choose_subject(table: pd.DataFrame, subject: str | None) -> pd.DataFrame:
+    """Return the rows of a subject; without a name, of the only one. Raises UserError."""
+    names = reading.subjects_of(table)
+    if subject is None and len(names) != 1:
+        raise UserError(f"--subject: the study has several subjects; legal: {', '.join(names)}")
+    if subject is not None and subject not in names:
+        raise UserError(f"--subject: {subject!r} is not in the study; legal: {', '.join(names)}")
+    return reading.of_subject(table, subject or names[0])
+
+
+def predict(
+    table: pd.DataFrame,
+    *,
+    width_px: int,
+    height_px: int,
+    output_tokens: int,
+    question_tokens: int,
+    max_crops: int | None = None,
+) -> dict[str, Any]:
+    """Predict one request from a subject's rows.
+
+    question_tokens: all text tokens of the prompt. max_crops: None is the study's own limit. Returns what is to be
+    shown: subject, device, the image's counts, predictions with their 95 % intervals in ms, notes, and how well
+    held-out cells of the study were predicted. Raises UserError where the study says too little, or the request is too
+    far from it.
+    """
+    model = learn(table)
+    if isinstance(model, Unknown):
+        raise UserError(f"--study: nothing can be predicted from this table: {model.reason}")
+    if max_crops is None:
+        limits = table["max_crops"].dropna().unique()
+        max_crops = int(limits[0]) if len(limits) == 1 else None
+    image = image_tokens(table, width_px=width_px, height_px=height_px, max_crops=max_crops)
+    sizes = set(zip(table["width_px"].dropna(), table["height_px"].dropna(), strict=True))
+    prompt = image.image_tokens + question_tokens
+    request = Request(image.crops, prompt, output_tokens, photograph=(width_px, height_px) not in sizes)
+    if (reason := model.refusal(request)) is not None:
+        raise UserError(f"--image {width_px}x{height_px}, --output-tokens {output_tokens}: {reason}")
+    notes = model.notes(request)
+    if request.photograph and not (model.inputs.seen.features["photograph"] > 0).any():
+        notes.append("the study's images needed no resizing, so preprocessing will take longer than predicted")
+    pixels = (table["width_px"] * table["height_px"]).dropna()
+    if request.photograph and len(pixels) and width_px * height_px > int(pixels.max()):
+        notes.append(
+            f"preprocessing is predicted from crops, and {width_px * height_px / 1e6:.1f} megapixels take longer to "
+            f"read than the study's dummy images, which have up to {int(pixels.max()) / 1e6:.1f}"
+        )
+    if (conditions := trust(table)).verdict != "quiet":
+        notes.append(f"conditions of the study were {conditions.verdict}: {conditions.reasons[0]}")
+    forecasts = {
+        "preprocess_and_copy": model.inputs_of(request),
+        "prefill": model.prefill_of(request),
+        "time_to_first_token": model.first_token_of(request),
+        "decode": model.decode_of(request),
+        "total": model.total_of(request),
+    }
+    tested = held_out(table)
+    worth = {} if isinstance(tested, Unknown) else {name: accuracy(tested, name) for name in QUANTITIES}
+    first = table.iloc[0]
+    return {
+        "study": str(first["study"]),
+        "subject": str(first["subject"]),
+        "device": None if pd.isna(first["device_model"]) else str(first["device_model"]),
+        "random_weights": bool(first["random_weights"]),
+        "image": {
+            "width_px": width_px,
+            "height_px": height_px,
+            "crops": image.crops,
+            "vision_tokens": image.vision_tokens,
+            "special_tokens": image.special_tokens,
+        },
+        "question_tokens": question_tokens,
+        "prompt_tokens": prompt,
+        "output_tokens": output_tokens,
+        "predictions": {
+            name: {"predicted_ms": found.value, "low_ms": found.low, "high_ms": found.high}
+            for name, found in ((name, forecast.interval) for name, forecast in forecasts.items())
+        },
+        "notes": notes,
+        "held_out": {
+            ("time_to_first_token" if name == "first_token" else name): {
+                "predictions": found.count,
+                "median_error_fraction": found.error.value,
+                "inside_fraction": found.coverage.value,
+                "said": found.said(),
+            }
+            for name, found in worth.items()
+            if isinstance(found, Accuracy)
+        },
+    }
+
+
+#: What the predicted quantities are called.
+LABELS = {
+    "preprocess_and_copy": "preprocessing and copy",
+    "prefill": "prefill",
+    "time_to_first_token": "time to first token",
+    "decode": "decode",
+    "total": "total",
+}
+
+
+def prediction_rows(found: Mapping[str, Any], *, form: str) -> list[dict[str, Any]]:
+    """Lay the predictions of `predict` out as rows: in ms for a program, rounded in the unit that suits for people."""
+    rows = []
+    for name, values in found["predictions"].items():
+        if form == "table":
+            said = {key.removesuffix("_ms"): duration(value) for key, value in values.items()}
+            rows.append({"quantity": LABELS[name], **said})
+        else:
+            rows.append({"quantity": name, **values})
+    return rows
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """Say for what the predictions of `predict` are made."""
+    image = found["image"]
+    device = f" on {found['device']}" if found["device"] else ""
+    weights = ", random weights" if found["random_weights"] else ""
+    return (
+        f"{found['subject']}{device}{weights} (study {found['study']})\n"
+        f"image {image['width_px']}x{image['height_px']}: {plural(image['crops'], 'crop')}, "
+        f"{plural(image['vision_tokens'], 'vision token')}; prompt of {found['prompt_tokens']:,} tokens, "
+        f"{plural(found['output_tokens'], 'output token')}\n"
+    )

@@ -1,0 +1,256 @@
+"""The model of a subject: its laws put together, and how far they reach."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vlmeter.analysis import decode_runs, prefill_cells, reading
+from vlmeter.analysis.prediction_laws import (
+    Forecast,
+    Observations,
+    Part,
+    learn_decode,
+    learn_inputs,
+    learn_prefill,
+    total,
+)
+from vlmeter.analysis.reading import Unknown
+from vlmeter.numbers.intervals import Array
+
+#: How far beyond the measured range a prediction may go, as a factor: a law that was seen to hold up to some size is
+#: trusted up to twice that size (attention's quadratic term, caches and other kernels wait beyond), and down to half.
+FAR_FACTOR = 2.0
+
+
+#: Groups of cells without which a law is not learnt: of a single one nothing can be left out.
+FEWEST_GROUPS = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; photograph: whether the image is resized first, as one of no exact size is."""
+
+    crops: int
+    prompt_tokens: int
+    output_tokens: int
+    photograph: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Decode steps: the first token comes out of the prefill."""
+        return self.output_tokens - 1
+
+    @property
+    def contexts(self) -> float:
+        """Sum of the steps' contexts: step s of n reads the prompt's keys and values, and those of s tokens."""
+        return self.steps * self.prompt_tokens + self.steps * (self.steps + 1) / 2
+
+
+@dataclass(frozen=True)
+class Range:
+    """What of a count was measured, and where predictions refuse; to_zero: whether any smaller count is known, too."""
+
+    name: str
+    unit: str
+    key: str
+    low: float
+    high: float
+    to_zero: bool = False
+
+    def beyond(self, value: float, factor: float = 1.0) -> bool:
+        """Whether a value lies outside of what was measured, by more than a factor."""
+        return value > self.high * factor or (value < self.low / factor and not self.to_zero)
+
+    def said(self) -> str:
+        """The range in words."""
+        if self.low == self.high:
+            return f"{self.low:,.0f} {self.unit}"
+        return f"{self.low:,.0f} to {self.high:,.0f} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that a study says about requests of one subject; decode is unknown where nothing was generated."""
+
+    inputs: Part
+    prefill: Part
+    decode: Part | Unknown
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        """Measured ranges of crops, prompt tokens, contexts and output tokens."""
+        crops, tokens = (self.prefill.seen.features[name] for name in ("crops", "tokens"))
+        images = "experiments.vision_tokens"
+        found = {
+            "crops": Range("crops", "crops", images, crops.min(), crops.max()),
+            "prompt_tokens": Range("prompt tokens", "tokens", images, tokens.min(), tokens.max()),
+        }
+        if isinstance(self.decode, Part):
+            steps, prompts = (self.decode.seen.features[name] for name in ("steps", "prompt_tokens"))
+            key = "experiments.output_tokens"
+            # A shorter output than any measured one is between them and none at all, where decoding takes no time.
+            found["output_tokens"] = Range(
+                "output tokens", "tokens", key, steps.min() + 1, steps.max() + 1, to_zero=True
+            )
+            contexts = (prompts.min() + 1, (prompts + steps).max())
+            found["context"] = Range("tokens in the last step's context", "tokens", key, *contexts)
+        return found
+
+    def refusal(self, request: Request) -> str | None:
+        """Say why a request is too far from what was measured to be predicted; None if it is not."""
+        if request.steps and isinstance(self.decode, Unknown):
+            return f"no decode step can be predicted: {self.decode.reason}; one output token asks for the prefill alone"
+        for name, value in self._values(request):
+            limits = self.ranges[name]
+            if limits.beyond(value, FAR_FACTOR):
+                return (
+                    f"{value:,} {limits.name} are too far from what the study measured, {limits.said()}: a prediction "
+                    f"goes no farther than {FAR_FACTOR:g} times beyond; measure nearer to it ({limits.key})"
+                )
+        return None
+
+    def notes(self, request: Request) -> list[str]:
+        """Say what a reader of the prediction should know: where it leaves what was measured, and who sets the pace."""
+        said = [
+            f"extrapolated: {value:,} {self.ranges[name].name}, and the study measured {self.ranges[name].said()}"
+            for name, value in self._values(request)
+            if self.ranges[name].beyond(value)
+        ]
+        if self.prefill_of(request).by_host:
+            said.append("the prefill is launch-bound: its time is what the host needs, whatever the image")
+        return said
+
+    def _values(self, request: Request) -> list[tuple[str, int]]:
+        found = [("crops", request.crops), ("prompt_tokens", request.prompt_tokens)]
+        if request.steps:
+            found += [
+                ("output_tokens", request.output_tokens),
+                ("context", request.prompt_tokens + request.steps),
+            ]
+        return found
+
+    def inputs_of(self, request: Request) -> Forecast:
+        """Predict preprocessing and copy."""
+        return self.inputs.at(crops=float(request.crops), photograph=float(request.photograph))
+
+    def prefill_of(self, request: Request) -> Forecast:
+        """Predict the prefill."""
+        return self.prefill.at(crops=float(request.crops), tokens=float(request.prompt_tokens))
+
+    def decode_of(self, request: Request) -> Forecast:
+        """Predict all decode steps; no time for none."""
+        if not request.steps:
+            return Forecast(0.0)
+        assert isinstance(self.decode, Part)
+        return self.decode.at(steps=float(request.steps), contexts=request.contexts)
+
+    def first_token_of(self, request: Request) -> Forecast:
+        """Predict the time to first token."""
+        return total([self.inputs_of(request), self.prefill_of(request)])
+
+    def total_of(self, request: Request) -> Forecast:
+        """Predict the whole request."""
+        return total([self.inputs_of(request), self.prefill_of(request), self.decode_of(request)])
+
+    def without(self, group: str) -> Model | None:
+        """Return the model of a study in which a group was not measured; None if too little is left."""
+        parts = {name: part.without(group) for name, part in self.__dict__.items() if isinstance(part, Part)}
+        if any(parts[name].group_count < FEWEST_GROUPS for name in ("inputs", "prefill")):
+            return None
+        decode = parts.get("decode", self.decode)
+        if isinstance(decode, Part) and decode.group_count < FEWEST_GROUPS:
+            decode = Unknown("too few photographs are left")
+        return Model(parts["inputs"], parts["prefill"], decode)
+
+
+def learn(table: pd.DataFrame, subject: str | None = None) -> Model | Unknown:
+    """Learn the laws of one subject from its table.
+
+    The prefill is learnt from the vision-token cells if there are enough (photographs then test it), else from the
+    photographs; inputs are learnt from both.
+    """
+    rows = reading.of_subject(table, subject)
+    cells, runs = prefill_cells.vision_cells(rows), decode_runs.decode(rows)
+    inputs = Part(learn_inputs, _inputs_seen(cells, runs))
+    prefill = Part(learn_prefill, _prefill_seen(cells))
+    if prefill.group_count < FEWEST_GROUPS:
+        prefill = Part(learn_prefill, _prefill_of_photographs(runs))
+    for name, part in (("prefills", prefill), ("images", inputs)):
+        if part.group_count < FEWEST_GROUPS:
+            return Unknown(
+                f"a law needs {FEWEST_GROUPS} {name} of different size at least, and there are {part.group_count}"
+            )
+    decode = Part(learn_decode, _decode_seen(runs))
+    if decode.group_count < FEWEST_GROUPS:
+        why = (
+            f"{FEWEST_GROUPS} photographs with two output tokens or more are needed, and there are {decode.group_count}"
+        )
+        return Model(inputs, prefill, Unknown(why))
+    return Model(inputs, prefill, decode)
+
+
+def size_group(cells: pd.DataFrame) -> npt.NDArray[np.str_]:
+    """Dummy images that become the same crops and tokens are one size, and are held out together."""
+    pairs = zip(cells["crops"], cells["prompt_tokens"], strict=True)
+    return np.array([f"{crops} crops, {tokens:,} tokens" for crops, tokens in pairs], dtype=str)
+
+
+def photograph_group(runs: pd.DataFrame) -> npt.NDArray[np.str_]:
+    """Name the photograph of each run: what is held out together."""
+    return np.array([f"photograph {index}" for index in runs["image_index"]], dtype=str)
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> Array:
+    return frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def photograph_runs(runs: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """One row per photograph: its counts, and the median over its runs of a quantity of the prefill or before."""
+    direct = runs[runs["direct"]].dropna(subset=[f"{quantity}_ms"])
+    names = ["image_index", "crops", "prompt_tokens"]
+    return direct.groupby(names, sort=True)[[f"{quantity}_ms"]].median().reset_index()
+
+
+def _inputs_seen(cells: pd.DataFrame, runs: pd.DataFrame) -> Observations:
+    dummies, photographs = cells.dropna(subset=["inputs_wall_ms"]), photograph_runs(runs, "inputs_wall")
+    kinds = np.concatenate([np.zeros(len(dummies)), np.ones(len(photographs))])
+    crops, values = (
+        np.concatenate([_numbers(dummies, name), _numbers(photographs, name)]) for name in ("crops", "inputs_wall_ms")
+    )
+    groups = np.concatenate([size_group(dummies), photograph_group(photographs)])
+    return Observations({"crops": crops, "photograph": kinds}, values, groups)
+
+
+def _prefill_seen(cells: pd.DataFrame) -> Observations:
+    known = cells.dropna(subset=["plain_wall_ms"])
+    signs = {"launch-bound": 1.0, "device-bound": -1.0}
+    bound: Array = np.array([signs.get(bound, 0.0) for bound in known["bound"]], dtype=np.float64)
+    return _prefills(known, "plain_wall_ms", _numbers(known, "busy_prefill_ms"), bound, size_group(known))
+
+
+def _prefill_of_photographs(runs: pd.DataFrame) -> Observations:
+    known = photograph_runs(runs, "prefill")
+    nothing: Array = np.zeros(len(known), dtype=np.float64)
+    unknown: Array = np.full(len(known), math.nan, dtype=np.float64)
+    return _prefills(known, "prefill_ms", unknown, nothing, photograph_group(known))
+
+
+def _prefills(
+    known: pd.DataFrame, quantity: str, busy_ms: Array, bound: Array, groups: npt.NDArray[np.str_]
+) -> Observations:
+    """Observations of prefills; bound is 1 where the host sets the pace, -1 where the device does, else 0."""
+    features = {"crops": _numbers(known, "crops"), "tokens": _numbers(known, "prompt_tokens")}
+    return Observations({**features, "busy_ms": busy_ms, "bound": bound}, _numbers(known, quantity), groups)
+
+
+def _decode_seen(runs: pd.DataFrame) -> Observations:
+    known = runs.dropna(subset=["decode_ms", "prompt_tokens"])
+    steps, prompts = _numbers(known, "steps"), _numbers(known, "prompt_tokens")
+    features = {"steps": steps, "contexts": steps * prompts + steps * (steps + 1) / 2, "prompt_tokens": prompts}
+    return Observations(features, _numbers(known, "decode_ms"), photograph_group(known))

@@ -1,0 +1,393 @@
+"""Prefill: phases that close or do not, two methods side by side, what a crop and a token cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats as distributions
+
+from vlmeter.analysis.reading import (
+    NO_ESTIMATE,
+    Samples,
+    Unknown,
+    cells_of,
+    estimate_in,
+    median_of,
+    of_subject,
+    paired_estimate,
+    paired_sum,
+    put_estimate,
+)
+from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.intervals import Fit, fit_linear, paired_difference, paired_ratio, standard_error
+from vlmeter.numbers.medians import CONFIDENCE, Estimate
+from vlmeter.numbers.words import plural
+
+#: Wall time over busy time up to which a cell counts as device-bound: the device then idles for less than a
+#: tenth of the time, so a faster host could gain less than that. (On an H200 the ratio is 1.03 for a
+#: 798-token prefill and 1.66 for a 510-token one: there is little between.)
+DEVICE_BOUND_RATIO = 1.1
+
+
+#: Phases of which the vision side and the language side of a prefill consist.
+VISION_PHASES = ("vision_encoder", "projector")
+
+
+LANGUAGE_PHASES = ("merge", "llm_blocks", "head")
+
+
+#: Quantities of `vision_cells` in milliseconds; each has `_low_ms` and `_high_ms` beside it.
+VISION_QUANTITIES = {
+    "plain_wall": "whole prefill without marks, as a user waits for it",
+    "plain_device": "whole prefill without marks, between device events",
+    "plain_launch": "time for which the host hands over the whole prefill",
+    "hooks_wall": "whole prefill with marks, as a user waits for it",
+    "hooks_device": "whole prefill with marks, between device events",
+    "inputs_wall": "preprocessing and copy to the device",
+    "first_token": "time to first token: preprocessing, copy and prefill without marks, wall, paired",
+    **{phase: f"phase {phase} by hooks" for phase in PREFILL_PHASES},
+    "vision": "vision encoder and projector, by hooks",
+    "language": "all phases behind them (merge, LLM blocks, head), by hooks",
+    "phases": "sum of all phases, by hooks",
+    "vision_alone_wall": "vision encoder and projector run by themselves, wall",
+    "vision_alone_device": "vision encoder and projector run by themselves, device events",
+    "subtraction_wall": "language side by subtraction: plain - vision alone, wall, paired",
+    "subtraction_device": "language side by subtraction: plain - vision alone, device events, paired",
+    "method_difference_wall": "language by hooks - by subtraction (wall), paired",
+    "method_difference_device": "language by hooks - by subtraction (device events), paired",
+    "busy_prefill": "device busy with the whole prefill",
+    "busy_vision": "device busy with vision alone",
+}
+
+
+#: Fractions of `vision_cells`; each has `_low_fraction` and `_high_fraction` beside it.
+VISION_FRACTIONS = {
+    "closure": "sum of phases over the plain total, both by device events, minus 1",
+    "closure_wall": "sum of phases over the plain total's wall time, minus 1",
+    "overhead": "wall time with marks over wall time without, minus 1",
+}
+
+
+_CELL_FIELDS = (
+    "cell_id",
+    "tiling_h",
+    "tiling_w",
+    "forced_tiling",
+    "width_px",
+    "height_px",
+    "crops",
+    "vision_tokens",
+    "special_tokens",
+    "text_tokens",
+    "prompt_tokens",
+    "drifted",
+    "stop_reason",
+    "session_position",
+    "busy_reason",
+)
+
+
+def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """One row per finished cell of the vision-token experiment, in the order of prompt tokens and crops.
+
+    Columns: counts; VISION_QUANTITIES and VISION_FRACTIONS with their intervals; wall_over_busy with its
+    interval; bound ("launch-bound", "device-bound", "cannot tell") and bound_reason.
+    """
+    rows = of_subject(table, subject)
+    samples = Samples(rows)
+    found = []
+    for cell in cells_of(rows, "vision_tokens").to_dict("records"):
+        name = str(cell["cell_id"])
+        row: dict[str, Any] = {field: cell[field] for field in _CELL_FIELDS}
+        plain, hooks = (
+            {clock: samples.get(name, arm, "total", clock) for clock in ("wall", "device", "launch")}
+            for arm in ("plain", "hooks")
+        )
+        alone = {clock: samples.get(name, "vision", "total", clock) for clock in ("wall", "device")}
+        language, phases = samples.phases(name, LANGUAGE_PHASES), samples.phases(name, PREFILL_PHASES)
+        busy = samples.get(name, "busy", "prefill", "busy")
+        inputs = samples.get(name, "inputs", "total", "wall")
+        values = {
+            "plain_wall": median_of(plain["wall"]),
+            "plain_device": median_of(plain["device"]),
+            "plain_launch": median_of(plain["launch"]),
+            "hooks_wall": median_of(hooks["wall"]),
+            "hooks_device": median_of(hooks["device"]),
+            "inputs_wall": median_of(inputs),
+            "first_token": paired_estimate(paired_sum, inputs, plain["wall"]),
+            **{phase: median_of(samples.get(name, "hooks", phase, "device")) for phase in PREFILL_PHASES},
+            "vision": median_of(samples.phases(name, VISION_PHASES)),
+            "language": median_of(language),
+            "phases": median_of(phases),
+            "vision_alone_wall": median_of(alone["wall"]),
+            "vision_alone_device": median_of(alone["device"]),
+            "busy_prefill": median_of(busy),
+            "busy_vision": median_of(samples.get(name, "busy", "vision", "busy")),
+        }
+        for clock in ("wall", "device"):
+            values[f"subtraction_{clock}"] = paired_estimate(paired_difference, plain[clock], alone[clock])
+            if (whole := plain[clock]) is not None and (part := alone[clock]) is not None:
+                difference = paired_estimate(paired_difference, language, whole - part)
+                values[f"method_difference_{clock}"] = difference
+        for quantity in VISION_QUANTITIES:
+            put_estimate(row, quantity, "_ms", values.get(quantity, NO_ESTIMATE))
+        put_estimate(row, "closure", "_fraction", paired_estimate(paired_ratio, phases, plain["device"], minus=1))
+        put_estimate(row, "closure_wall", "_fraction", paired_estimate(paired_ratio, phases, plain["wall"], minus=1))
+        put_estimate(row, "overhead", "_fraction", paired_estimate(paired_ratio, hooks["wall"], plain["wall"], minus=1))
+        ratio = over(values["plain_wall"], values["busy_prefill"])
+        put_estimate(row, "wall_over_busy", "", ratio)
+        row["bound"], row["bound_reason"] = judge_bound(ratio, busy_reason=cell["busy_reason"])
+        found.append(row)
+    columns = [
+        *_CELL_FIELDS,
+        *(f"{name}{part}_ms" for name in VISION_QUANTITIES for part in ("", "_low", "_high")),
+        *(f"{name}{part}_fraction" for name in VISION_FRACTIONS for part in ("", "_low", "_high")),
+        *("wall_over_busy", "wall_over_busy_low", "wall_over_busy_high", "bound", "bound_reason"),
+    ]
+    frame = pd.DataFrame(found, columns=columns)
+    return frame.sort_values(["prompt_tokens", "crops", "cell_id"]).reset_index(drop=True)
+
+
+def over(value: Estimate, by: Estimate) -> Estimate:
+    """Ratio of two estimates that were not taken in pairs; relative errors add up in squares."""
+    if not by.value > 0:
+        return NO_ESTIMATE
+    ratio = value.value / by.value
+    parts = [math.hypot(*sides) for sides in _relative_sides(value, by)]
+    return Estimate(ratio, ratio * (1 - parts[0]), ratio * (1 + parts[1]))
+
+
+def _relative_sides(value: Estimate, by: Estimate) -> tuple[tuple[float, float], tuple[float, float]]:
+    below = (1 - value.low / value.value, by.high / by.value - 1)
+    above = (value.high / value.value - 1, 1 - by.low / by.value)
+    return below, above
+
+
+def judge_bound(wall_over_busy: Estimate, *, busy_reason: Any = None) -> tuple[str, str]:
+    """Judge who sets the pace: ("launch-bound" | "device-bound" | "cannot tell", and why)."""
+    if math.isnan(wall_over_busy.value):
+        return "cannot tell", busy_reason if isinstance(busy_reason, str) else "busy time was not measured"
+    low, high = (
+        (wall_over_busy.value, wall_over_busy.value)
+        if math.isnan(wall_over_busy.low)
+        else (wall_over_busy.low, wall_over_busy.high)
+    )
+    if low > DEVICE_BOUND_RATIO:
+        return "launch-bound", "the device waits for the host"
+    if high <= DEVICE_BOUND_RATIO:
+        return "device-bound", "the device is busy nearly all the time"
+    return "cannot tell", f"the ratio's interval holds the limit of {DEVICE_BOUND_RATIO}"
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Where launch-bound ends, in prompt tokens; None where there is no such cell.
+
+    Between the two lies what the study's sizes do not resolve; if they overlap, tokens alone do not decide.
+    """
+
+    last_launch_bound_tokens: int | None
+    first_device_bound_tokens: int | None
+    launch_bound_cells: int
+    device_bound_cells: int
+    undecided_cells: int
+
+    @property
+    def clean(self) -> bool:
+        """Whether every launch-bound cell is shorter than every device-bound one."""
+        last, first = self.last_launch_bound_tokens, self.first_device_bound_tokens
+        return last is None or first is None or last < first
+
+
+def crossover(cells: pd.DataFrame) -> Crossover | Unknown:
+    """Find where launch-bound ends among `vision_cells`."""
+    if cells.empty:
+        return Unknown("no vision-token cell was measured")
+    launch, device = (cells[cells["bound"] == bound] for bound in ("launch-bound", "device-bound"))
+    if launch.empty and device.empty:
+        return Unknown(str(cells["bound_reason"].iloc[0]))
+    return Crossover(
+        None if launch.empty else int(launch["prompt_tokens"].max()),
+        None if device.empty else int(device["prompt_tokens"].min()),
+        len(launch),
+        len(device),
+        len(cells) - len(launch) - len(device),
+    )
+
+
+def pooled(cells: pd.DataFrame, quantity: str, unit: str = "_ms") -> Estimate | Unknown:
+    """Median of a quantity over cells; its interval counts what differs from cell to cell.
+
+    With fewer than five cells, which have no interval of their own, it spans the intervals of all of them.
+    """
+    known = cells.dropna(subset=[f"{quantity}{unit}"])
+    if known.empty:
+        return Unknown("no cell was measured in both ways")
+    middle = median_of(known[f"{quantity}{unit}"].to_numpy(dtype=np.float64))
+    low, high = f"{quantity}_low{unit}", f"{quantity}_high{unit}"
+    if math.isnan(middle.low) and low in known and known[low].notna().all():
+        return Estimate(middle.value, float(known[low].min()), float(known[high].max()))
+    return middle
+
+
+@dataclass(frozen=True)
+class CostClock:
+    """The time in which costs of crops and tokens are told: a quantity of `vision_cells`, its name, and why."""
+
+    quantity: str
+    name: str
+    why: str
+
+
+def cost_clock(cells: pd.DataFrame) -> CostClock:
+    """Choose the clock on which crops and tokens have a cost.
+
+    Wall time, as long as the device sets the pace. Where the host does in some cells, a plane through all wall times
+    mixes two regimes and its slopes belong to neither: then the time for which the device is busy, if it is known.
+    """
+    timed = cells[cells["plain_wall_ms"].notna()]
+    launch_bound = int((timed["bound"] == "launch-bound").sum())
+    if launch_bound and timed["busy_prefill_ms"].notna().all():
+        why = f"{launch_bound} of {len(timed)} cells are launch-bound: there the host sets what a user waits"
+        return CostClock("busy_prefill", "device busy time", why)
+    why = (
+        ""
+        if not launch_bound
+        else f"{launch_bound} of {len(timed)} cells are launch-bound, so it mixes host and device"
+    )
+    return CostClock("plain_wall", "wall time", why)
+
+
+def two_factor(cells: pd.DataFrame, quantity: str = "plain_wall") -> Fit | Unknown:
+    """Fit `quantity = crop * crops + token * prompt_tokens + constant` over `vision_cells`, in milliseconds.
+
+    Crops are work for the vision encoder, tokens for the language model; a sweep along one of them cannot
+    tell them apart. Least squares over the cells' medians, unweighted, since the medians span a small
+    factor.
+    """
+    found = cells.dropna(subset=[f"{quantity}_ms"])
+    if len(found) < 4:
+        return Unknown(f"two factors and a constant need 4 cells at least, and there are {len(found)}")
+    columns = {
+        "crop": found["crops"].to_numpy(dtype=np.float64),
+        "token": found["prompt_tokens"].to_numpy(dtype=np.float64),
+        "constant": np.ones(len(found)),
+    }
+    try:
+        return fit_linear(columns, found[f"{quantity}_ms"].to_numpy(dtype=np.float64))
+    except ValueError:
+        return Unknown("crops and tokens do not vary independently of each other in these cells")
+
+
+@dataclass(frozen=True)
+class PartCosts:
+    """What one more crop and one more token cost, each told by the part of the model that it is work for.
+
+    crop: of the vision side, per crop. token: of the language side, per prompt token; where all images have as many
+    crops, of the whole prefill, since the vision side then grows with the tokens too. clock: the time they are told in.
+    """
+
+    crop: Estimate | Unknown
+    token: Estimate | Unknown
+    clock: CostClock
+    token_is_of: str
+
+
+def part_costs(cells: pd.DataFrame) -> PartCosts:
+    """Fit the vision side of a prefill over its crops, and the language side over its tokens, each by itself.
+
+    The vision encoder sees crops and no prompt, the language model the prompt and no crops. So each slope is found on
+    its own part, and stays sharp where crops and tokens grow nearly together, which blurs a plane through their sum
+    (`two_factor`). The parts are of the clock that `cost_clock` chooses: of busy time, or between marks.
+    """
+    clock = cost_clock(cells)
+    busy = clock.quantity == "busy_prefill"
+    vision = cells["busy_vision_ms"] if busy else cells["vision_ms"]
+    language = cells["busy_prefill_ms"] - cells["busy_vision_ms"] if busy else cells["language_ms"]
+    if cells["crops"].nunique() > 1:
+        crop = _slope(cells["crops"], vision, name="crops")
+        return PartCosts(crop, _slope(cells["prompt_tokens"], language, name="tokens"), clock, "the language side")
+    counts = sorted({int(count) for count in cells["crops"].dropna()})
+    crop = Unknown(f"every image is cut into {plural(counts[0], 'crop')}" if counts else "no image was measured")
+    return PartCosts(crop, _slope(cells["prompt_tokens"], vision + language, name="tokens"), clock, "the whole prefill")
+
+
+def _slope(sizes: pd.Series[Any], times_ms: pd.Series[Any], *, name: str) -> Estimate | Unknown:
+    known = times_ms.notna()
+    found = sizes[known].to_numpy(dtype=np.float64)
+    if len(np.unique(found)) < 3:
+        return Unknown(f"a cost needs three numbers of {name} at least, and there are {len(np.unique(found))}")
+    columns = {"slope": found, "constant": np.ones(len(found))}
+    return fit_linear(columns, times_ms[known].to_numpy(dtype=np.float64))["slope"]
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A quantity that is smaller although there are more tokens."""
+
+    from_tokens: int
+    to_tokens: int
+    from_ms: float
+    to_ms: float
+
+    @property
+    def drop_ms(self) -> float:
+        """By how much it falls."""
+        return self.from_ms - self.to_ms
+
+
+def falls(cells: pd.DataFrame, quantity: str, *, spread_fraction: float = 0.0) -> list[Fall] | Unknown:
+    """Find where a quantity falls as prompt tokens grow, beyond what noise explains; largest drop first.
+
+    Every pair of cells is compared, so each pair has to convince at 5 % over the number of pairs
+    (Bonferroni): a quantity that is flat will hardly ever be said to fall. `spread_fraction` is how much
+    one cell differs between two visits (see `sentinel_spread`), which the interval within a visit does not
+    know.
+    """
+    found = cells.dropna(subset=[f"{quantity}_ms", f"{quantity}_low_ms"])
+    if len(found) < 2:
+        return Unknown("fewer than two cells have an interval")
+    tokens = found["prompt_tokens"].to_numpy(dtype=np.int64)
+    values = found[f"{quantity}_ms"].to_numpy(dtype=np.float64)
+    errors = np.array([standard_error(estimate_in(row, quantity)) for _, row in found.iterrows()])
+    variances = np.square(errors) + np.square(spread_fraction * values)
+    first, second = np.nonzero(tokens[:, None] < tokens[None, :])
+    if not len(first):
+        return Unknown("all cells have the same number of tokens")
+    drops = values[first] - values[second]
+    limit = float(distributions.norm.ppf(1 - (1 - CONFIDENCE) / len(first)))
+    beyond = drops > limit * np.sqrt(variances[first] + variances[second])
+    beyond &= drops > 0
+    result = [
+        Fall(int(tokens[i]), int(tokens[j]), float(values[i]), float(values[j]))
+        for i, j in zip(first[beyond], second[beyond], strict=True)
+    ]
+    return sorted(result, key=lambda fall: -fall.drop_ms)
+
+
+def phase_shares(cells: pd.DataFrame) -> pd.DataFrame:
+    """Share of each phase in the sum of phases, over `vision_cells`: phase, smallest, median, largest."""
+    found = []
+    for phase in PREFILL_PHASES:
+        shares = (cells[f"{phase}_ms"] / cells["phases_ms"]).dropna().to_numpy(dtype=np.float64)
+        if len(shares):
+            found.append(
+                {
+                    "phase": phase,
+                    "smallest_fraction": float(shares.min()),
+                    "median_fraction": float(np.median(shares)),
+                    "largest_fraction": float(shares.max()),
+                }
+            )
+    return pd.DataFrame(found, columns=["phase", "smallest_fraction", "median_fraction", "largest_fraction"])
+
+
+def repeated_counts(cells: pd.DataFrame) -> Sequence[int]:
+    """Vision-token counts that are reached with more than one crop count, among `vision_cells`."""
+    groups = cells.groupby("vision_tokens")["crops"].nunique()
+    return [int(str(tokens)) for tokens, count in groups.items() if count > 1]

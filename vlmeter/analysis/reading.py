@@ -1,0 +1,112 @@
+"""Reading the table: one subject's rows, samples paired by round, estimates in frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vlmeter.numbers.intervals import Array
+from vlmeter.numbers.medians import Estimate, median_estimate
+
+NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Something that the data cannot say, and why."""
+
+    reason: str
+
+
+def subjects_of(table: pd.DataFrame) -> list[str]:
+    """Names of the subjects in the table, in alphabetical order."""
+    return sorted(table["subject"].dropna().unique())
+
+
+def of_subject(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """Rows of one subject; without a name the table must hold one subject at most.
+
+    Raises ValueError if it holds several: numbers of two subjects are never pooled.
+    """
+    if subject is not None:
+        return table[table["subject"] == subject]
+    names = subjects_of(table)
+    if len(names) > 1:
+        raise ValueError(f"the table holds several subjects ({', '.join(names)}); name one")
+    return table
+
+
+class Samples:
+    """Samples of measured rows by cell, arm, phase and clock."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        measured = rows[rows["source"] == "measured"]
+        keys = zip(*(measured[name] for name in ("cell_id", "arm", "phase", "clock")), strict=True)
+        self._found: dict[tuple[str, str, str, str], Array] = dict(zip(keys, measured["samples_ms"], strict=True))
+
+    def get(self, cell: str, arm: str, phase: str, clock: str) -> Array | None:
+        """Samples of one series in milliseconds, or None."""
+        return self._found.get((cell, arm, phase, clock))
+
+    def phases(self, cell: str, phases: Iterable[str]) -> Array | None:
+        """Sum of phases, round by round; None if one is missing."""
+        parts = [self.get(cell, "hooks", phase, "device") for phase in phases]
+        return None if not parts or any(part is None for part in parts) else np.sum(np.array(parts), axis=0)
+
+
+def median_of(samples: Array | None) -> Estimate:
+    """Median of samples with its interval; no estimate without samples."""
+    return NO_ESTIMATE if samples is None or not len(samples) else median_estimate(samples.tolist())
+
+
+def paired_estimate(
+    how: Callable[[Array, Array], Estimate], samples: Array | None, others: Array | None, *, minus: float = 0.0
+) -> Estimate:
+    """Estimate from two series that are paired by round; no estimate where they do not pair."""
+    if samples is None or others is None or len(samples) != len(others) or not len(samples):
+        return NO_ESTIMATE
+    found = how(samples, others)
+    return Estimate(found.value - minus, found.low - minus, found.high - minus)
+
+
+def paired_sum(samples: Array, others: Array) -> Estimate:
+    """Median of the sums of two series, round by round."""
+    return median_of(samples + others)
+
+
+def put_estimate(row: dict[str, Any], name: str, unit: str, estimate: Estimate) -> None:
+    """Write an estimate into a row: `name`, its low and its high end."""
+    for part, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
+        row[f"{name}{part}{unit}"] = value
+
+
+def estimate_in(row: Any, name: str, unit: str = "_ms") -> Estimate:
+    """Read an estimate back from a row of a frame of this module: `name`, its low and its high end."""
+    return Estimate(float(row[f"{name}{unit}"]), float(row[f"{name}_low{unit}"]), float(row[f"{name}_high{unit}"]))
+
+
+def cells_of(rows: pd.DataFrame, experiment: str) -> pd.DataFrame:
+    """One row per finished cell of an experiment."""
+    fine = rows[(rows["experiment"] == experiment) & (rows["status"] == "ok") & rows["arm"].notna()]
+    return fine[fine["source"] == "measured"].drop_duplicates("cell_id")
+
+
+def _number(value: Any) -> float:
+    return math.nan if pd.isna(value) else float(value)
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """An estimate in a unit that is 1 / factor as large; factor is positive."""
+    return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor)
+
+
+def left_out(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """Cells without numbers: cell_id, experiment, status, reason."""
+    rows = of_subject(table, subject)
+    empty = rows[rows["arm"].isna()]
+    return empty[["cell_id", "experiment", "status", "reason"]].reset_index(drop=True)

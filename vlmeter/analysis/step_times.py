@@ -1,0 +1,159 @@
+"""Decode steps one by one: how they grow, what sets their pace, how even they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vlmeter.analysis.decode_runs import FIRST_STEPS
+from vlmeter.analysis.prefill_cells import judge_bound, over
+from vlmeter.analysis.reading import Unknown, median_of, of_subject
+from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
+
+#: Points into which a photograph's decode steps are gathered before a line is laid through them.
+STEP_BINS = 64
+
+
+@dataclass(frozen=True)
+class StepLaw:
+    """How long a decode step takes at a context length: step = constant + per_context_token * context, in ms.
+
+    The constant is what every step costs whatever the context: reading the weights, or the host's launches.
+    The slope is reading the keys and values of one more token.
+    """
+
+    fit: Fit
+    contexts: Array
+    values_ms: Array
+    images: npt.NDArray[np.int64]
+
+
+def decode_steps(table: pd.DataFrame, subject: str | None = None) -> dict[int, tuple[Array, Array]]:
+    """Context length and duration of every decode step in the longest run of each photograph, by its index.
+
+    A step's context is the tokens whose keys and values it reads, its own included.
+    """
+    rows = of_subject(table, subject)
+    fine = rows[(rows["arm"] == "hooks") & (rows["phase"] == "decode_step")]
+    fine = fine.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
+    found: dict[int, tuple[Array, Array]] = {}
+    for row in fine.sort_values("image_index").to_dict("records"):
+        steps = np.asarray(row["samples_ms"], dtype=np.float64)
+        if len(steps) and not pd.isna(row["prompt_tokens"]):
+            context = np.arange(len(steps), dtype=np.float64) + (int(row["prompt_tokens"]) + 1)
+            found[int(row["image_index"])] = (context, steps)
+    return found
+
+
+def step_law(table: pd.DataFrame, subject: str | None = None) -> StepLaw | Unknown:
+    """Fit the duration of a decode step against its context length.
+
+    Steps are gathered into bins (median of neighbours) so that a hiccup does not pull the line; photographs
+    are resampled whole, or bins where there is a single photograph.
+    """
+    contexts, values, images = [], [], []
+    for image, (context, steps) in decode_steps(table, subject).items():
+        for part in np.array_split(np.arange(len(steps)), min(STEP_BINS, len(steps))):
+            contexts.append(float(context[part].mean()))
+            values.append(float(np.median(steps[part])))
+            images.append(image)
+    if len(contexts) < 3:
+        return Unknown("there are fewer than three decode steps")
+    columns = {"per_context_token": np.array(contexts), "constant": np.ones(len(contexts))}
+    fit = fit_linear(columns, values, clusters=images)
+    return StepLaw(fit, np.array(contexts), np.array(values), np.array(images, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class StepBound:
+    """What sets the pace of decoding: measured step and the time for which the device is busy with one, in ms."""
+
+    step: Estimate
+    busy: Estimate
+    wall_over_busy: Estimate
+    bound: str
+    reason: str
+
+
+def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | Unknown:
+    """Set the decode steps of all photographs beside the device's busy time for one.
+
+    The first steps of every run are taken, since the busy step stands right behind the prompt, too.
+    """
+    rows = of_subject(table, subject)
+    busy_rows = rows[(rows["arm"] == "busy") & (rows["phase"] == "decode_step") & rows["median_ms"].notna()]
+    if busy_rows.empty:
+        reasons = rows.loc[rows["experiment"] == "output_tokens", "busy_reason"].dropna()
+        return Unknown(str(reasons.iloc[0]) if len(reasons) else "the busy time of a decode step was not measured")
+    firsts = [float(np.median(steps[:FIRST_STEPS])) for _, steps in decode_steps(rows).values()]
+    if not firsts:
+        return Unknown("no decode step was measured")
+    step, busy = median_of(np.array(firsts)), median_of(busy_rows["median_ms"].to_numpy(dtype=np.float64))
+    ratio = over(step, busy)
+    return StepBound(step, busy, ratio, *judge_bound(ratio))
+
+
+def inter_token(table: pd.DataFrame, subject: str | None = None) -> Array:
+    """Every decode step of every round of the longest run of each photograph, in ms."""
+    rows = of_subject(table, subject)
+    fine = rows[(rows["phase"] == "inter_token") & (rows["experiment"] == "output_tokens")]
+    fine = fine.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
+    parts = [np.asarray(samples, dtype=np.float64) for samples in fine["samples_ms"]]
+    return np.concatenate(parts) if parts else np.array([])
+
+
+def inter_token_percentiles(samples: Array) -> dict[float, Estimate | None]:
+    """P50, P95 and P99 of the inter-token latency; None where there are too few steps for one."""
+    return {fraction: percentile_estimate(samples, fraction) for fraction in (0.5, 0.95, 0.99)}
+
+
+#: Slow over fast steps of one run above which they are called uneven: a device that decodes at its own pace stays
+#: within some percent, and no law over context or output length can be read off steps that differ by a third.
+UNEVEN_RATIO = 1.33
+
+
+#: Steps that a run needs so that its 95th percentile is one.
+_STEPS_FOR_UNEVENNESS = MIN_SAMPLES_FOR_PERCENTILE[0.95]
+
+
+@dataclass(frozen=True)
+class StepUnevenness:
+    """How unlike steps of one run are that do the same work: 5th and 95th percentile in ms, median over photographs."""
+
+    fast_ms: float
+    slow_ms: float
+    runs: int
+
+    @property
+    def ratio(self) -> float:
+        """Slow over fast."""
+        return self.slow_ms / self.fast_ms
+
+
+def step_unevenness(table: pd.DataFrame, subject: str | None = None) -> StepUnevenness | Unknown:
+    """Compare the decode steps inside the longest run of each photograph, with what grows with the context taken off.
+
+    A step does the same work as its neighbour and a little more than one far before it; a straight line over the steps
+    takes care of that. What is left is the machine: the sentinel, a prefill, cannot see it.
+    """
+    rows = of_subject(table, subject)
+    contexts = decode_steps(rows)
+    every = rows[(rows["phase"] == "inter_token") & (rows["experiment"] == "output_tokens")]
+    every = every.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
+    ends = []
+    for row in every.to_dict("records"):
+        steps = np.asarray(row["samples_ms"], dtype=np.float64)
+        context = contexts.get(int(row["image_index"]), (np.array([]),))[0]
+        if len(steps) < _STEPS_FOR_UNEVENNESS or not len(context) or len(steps) % len(context):
+            continue
+        place = np.tile(context - context.mean(), len(steps) // len(context))
+        slope = float(place @ steps / (place @ place)) if len(context) > 1 else 0.0
+        ends.append(np.quantile(steps - slope * place, (0.05, 0.95)))
+    if not ends:
+        return Unknown(f"no run has {_STEPS_FOR_UNEVENNESS} decode steps")
+    fast, slow = np.median(np.array(ends), axis=0)
+    return StepUnevenness(float(fast), float(slow), len(ends))

@@ -1,0 +1,1 @@
+"""What is measured: a cell, what it looks at, how often."""

@@ -1,0 +1,1 @@
+"""Statements of the analysis, judged by the data."""

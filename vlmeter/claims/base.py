@@ -1,0 +1,155 @@
+"""What a claim is, and the data that claims are judged by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import pandas as pd
+
+from vlmeter.analysis import components, conditions, decode_runs, distribution, flops, held_out, prefill_cells
+from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.roofline import beside
+from vlmeter.numbers.medians import Estimate
+
+Verdict = Literal["holds", "does not hold", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One number behind a verdict; low and high are None where there is no interval."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    unit: str
+
+    @classmethod
+    def of(cls, name: str, estimate: Estimate, unit: str) -> Evidence:
+        """Evidence from an estimate."""
+        known = not (math.isnan(estimate.low) or math.isnan(estimate.high))
+        return cls(name, estimate.value, estimate.low if known else None, estimate.high if known else None, unit)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A judged statement.
+
+    claim is what was to be judged; statement is what the data say, worded by the verdict.
+    """
+
+    name: str
+    claim: str
+    verdict: Verdict
+    statement: str
+    evidence: tuple[Evidence, ...] = ()
+    figures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a claim's function returns: verdict, words and numbers."""
+
+    verdict: Verdict
+    statement: str
+    evidence: tuple[Evidence, ...] = ()
+
+
+def cannot_tell(reason: str) -> Finding:
+    """A finding that the data cannot give."""
+    return Finding("cannot tell", f"Cannot be told: {reason}.")
+
+
+class Data:
+    """One subject's rows, and what several claims want of them."""
+
+    def __init__(self, table: pd.DataFrame, physics: pd.DataFrame | None = None) -> None:
+        self.table = table
+        self.physics = physics
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """Vision-token cells."""
+        return prefill_cells.vision_cells(self.table)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Generations by photograph and length."""
+        return decode_runs.decode(self.table)
+
+    @cached_property
+    def law(self) -> decode_runs.DecodeLaw | Unknown:
+        """How decode grows."""
+        return decode_runs.decode_law(self.runs)
+
+    @cached_property
+    def requests(self) -> distribution.Sample:
+        """Requests of the distribution."""
+        return distribution.sample_of(self.table)
+
+    @cached_property
+    def explanation(self) -> distribution.Explanation | Unknown:
+        """What makes requests slow."""
+        return distribution.explain(self.requests)
+
+    @cached_property
+    def profile(self) -> components.Profile | Unknown:
+        """Parts of a mean request, with their work where it is known."""
+        table = self.table
+        if self.physics is not None and "flops" in self.physics and "flops" not in table:
+            table = beside(table, self.physics)
+        return components.profile(table)
+
+    @cached_property
+    def spread(self) -> float:
+        """How much a cell differs from visit to visit."""
+        return conditions.sentinel_spread(self.table)
+
+    @cached_property
+    def subtraction_falls(self) -> list[prefill_cells.Fall] | Unknown:
+        """Where subtraction's LLM prefill falls."""
+        return prefill_cells.falls(self.cells, "subtraction_wall", spread_fraction=self.spread)
+
+    @cached_property
+    def points(self) -> pd.DataFrame | Unknown:
+        """FLOPs and time of every phase of every cell."""
+        if self.physics is None or self.physics.empty:
+            return Unknown("the device's ceilings were not measured")
+        return flops.points(beside(self.table, self.physics))
+
+    @cached_property
+    def models(self) -> flops.Models | Unknown:
+        """How well FLOPs and floors predict latency."""
+        return self.points if isinstance(self.points, Unknown) else flops.compare_models(self.points)
+
+    @cached_property
+    def held_out(self) -> pd.DataFrame | Unknown:
+        """Every cell, predicted from the others."""
+        return held_out.held_out(self.table)
+
+
+def ends_of(estimate: Estimate) -> tuple[float, float]:
+    """Ends of the interval; the value twice where there is none."""
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return estimate.value, estimate.value
+    return estimate.low, estimate.high
+
+
+def within(estimate: Estimate, low: float, high: float) -> Verdict:
+    """Judge whether an estimate lies between two limits: all of its interval, none of it, or neither."""
+    bottom, top = ends_of(estimate)
+    if math.isnan(bottom):
+        return "cannot tell"
+    if low <= bottom and top <= high:
+        return "holds"
+    return "does not hold" if top < low or bottom > high else "cannot tell"
+
+
+def listed(factors: Sequence[str]) -> str:
+    """Name factors of `distribution.FACTORS` in words."""
+    words = [distribution.FACTORS[name] for name in factors]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

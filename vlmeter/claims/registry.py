@@ -1,0 +1,147 @@
+"""Statements about latency, each judged by the data: holds, does not hold, cannot tell.
+
+A claim is a small function of what was measured. It never raises on a study that is incomplete, and its wording
+follows its verdict: what the data do not show is not said. Wherever a statement needs a limit ("about", "constant"),
+the limit is a named constant with its reason, and the verdict looks at the whole interval: it holds if the interval
+is within the limit, it does not if the interval is outside, and in between it cannot be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from vlmeter.analysis import conditions, reading
+from vlmeter.claims.base import Claim, Data, Finding
+from vlmeter.claims.decode import (
+    constant_cost_per_token,
+    decode_launch_bound,
+    decode_linear_without_offset,
+    decode_near_floor,
+    derived_agrees_with_direct,
+    doubling_doubles,
+    log_log_slope_is_one,
+    prefill_share_falls,
+)
+from vlmeter.claims.flops import (
+    equal_flops_equal_time,
+    flops_are_not_time,
+    flops_predict_latency,
+    output_token_costs_more,
+    parameters_are_not_time,
+    roofline_beats_flops,
+)
+from vlmeter.claims.prediction import held_out_predicted, prediction_intervals_hold
+from vlmeter.claims.prefill import (
+    crops_and_tokens_cost_apart,
+    falls_are_the_hosts,
+    hook_overhead_within_bound,
+    hooks_above_subtraction,
+    hooks_rise,
+    launch_bound_below,
+    notes_token_table,
+    subtraction_falls,
+    token_table_exact,
+    total_is_the_sum,
+)
+from vlmeter.claims.requests import requests_explain_their_latency, tail_is_output_length, tail_within_twice_the_middle
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A claim before it is judged."""
+
+    claim: str
+    judge: Callable[[Data], Finding]
+    figures: tuple[str, ...]
+    timed: bool = True
+
+
+#: The claims, in the order of the report: the notes' own, then ours.
+CLAIMS: Mapping[str, Entry] = {
+    "total_is_the_sum": Entry("T_total = T_vision + T_LLM_prefill", total_is_the_sum, ("vision_by_tokens",)),
+    "hooks_above_subtraction": Entry(
+        "LLM prefill by hooks is longer than by subtraction", hooks_above_subtraction, ("two_methods",)
+    ),
+    "subtraction_falls": Entry(
+        "LLM prefill by subtraction falls somewhere as tokens grow", subtraction_falls, ("two_methods",)
+    ),
+    "hooks_rise": Entry("LLM prefill by hooks rises with tokens", hooks_rise, ("two_methods", "vision_by_tokens")),
+    "decode_linear_without_offset": Entry(
+        "Decode is linear in the output tokens, with a constant near zero",
+        decode_linear_without_offset,
+        ("decode_linear", "decode_log"),
+    ),
+    "doubling_doubles": Entry("Doubling the output tokens doubles decode time", doubling_doubles, ("decode_log",)),
+    "log_log_slope_is_one": Entry("The slope in log-log is 1", log_log_slope_is_one, ("decode_log",)),
+    "constant_cost_per_token": Entry("Every output token costs the same", constant_cost_per_token, ("decode_steps",)),
+    "prefill_share_falls": Entry(
+        "The prefill's share falls as the output grows", prefill_share_falls, ("prefill_share", "prefill_and_decode")
+    ),
+    "notes_token_table": Entry(
+        "The notes' table of vision tokens is right", notes_token_table, ("notes_series",), timed=False
+    ),
+    "token_table_exact": Entry(
+        "Crops and vision tokens follow exactly from the tiling", token_table_exact, ("notes_series",), timed=False
+    ),
+    "launch_bound_below": Entry("Short prefills are launch-bound", launch_bound_below, ("three_clocks",)),
+    "falls_are_the_hosts": Entry(
+        "Subtraction falls where the host sets the pace", falls_are_the_hosts, ("two_methods", "three_clocks")
+    ),
+    "crops_and_tokens_cost_apart": Entry(
+        "Crops and tokens each have a cost of their own", crops_and_tokens_cost_apart, ("two_factors",)
+    ),
+    "derived_agrees_with_direct": Entry(
+        "A long run holds the shorter ones", derived_agrees_with_direct, ("decode_log",)
+    ),
+    "decode_launch_bound": Entry("The host sets the pace of decoding", decode_launch_bound, ("decode_steps",)),
+    "decode_near_floor": Entry("Decode runs near the memory's limit", decode_near_floor, ("decode_steps",)),
+    "hook_overhead_within_bound": Entry("Marks cost less than 1 %", hook_overhead_within_bound, ("two_methods",)),
+    "tail_within_twice_the_middle": Entry(
+        "One request in a hundred takes twice the median at most", tail_within_twice_the_middle, ("latency_cdf",)
+    ),
+    "tail_is_output_length": Entry("Slow requests are those that write more", tail_is_output_length, ("latency_tail",)),
+    "requests_explain_their_latency": Entry(
+        "What a request is tells how long it takes", requests_explain_their_latency, ("latency_tail",)
+    ),
+    "parameters_are_not_time": Entry(
+        "Share of parameters is not share of time", parameters_are_not_time, ("component_profile",)
+    ),
+    "flops_are_not_time": Entry("Share of FLOPs is not share of time", flops_are_not_time, ("component_profile",)),
+    "flops_predict_latency": Entry(
+        "FLOPs predict latency", flops_predict_latency, ("flops_latency", "flops_or_roofline")
+    ),
+    "roofline_beats_flops": Entry(
+        "The roofline predicts latency better than FLOPs do", roofline_beats_flops, ("flops_or_roofline",)
+    ),
+    "equal_flops_equal_time": Entry("Equal FLOPs take equal time", equal_flops_equal_time, ("flops_latency",)),
+    "output_token_costs_more": Entry(
+        "An output token costs more than a vision token", output_token_costs_more, ("token_costs",)
+    ),
+    "held_out_predicted": Entry(
+        "Requests that were not measured are predicted within 10 %", held_out_predicted, ("held_out",)
+    ),
+    "prediction_intervals_hold": Entry("The intervals of predictions hold", prediction_intervals_hold, ("held_out",)),
+}
+
+
+def judge_all(table: pd.DataFrame, subject: str, *, physics: pd.DataFrame | None = None) -> list[Claim]:
+    """Judge every claim for one subject; `physics` is the physics table, for the claims about limits.
+
+    Under unusable conditions (`analysis.trust`) no claim about time is judged: what was measured is said, and why it
+    proves nothing.
+    """
+    rows = reading.of_subject(table, subject)
+    own = None if physics is None else physics[physics["subject"] == subject]
+    data = Data(rows, own)
+    trust = conditions.trust(rows)
+    judged = []
+    for name, entry in CLAIMS.items():
+        found = entry.judge(data)
+        if entry.timed and trust.verdict == "unusable" and found.verdict != "cannot tell":
+            why = f"Cannot be told under the conditions of this run ({trust.reasons[0]})"
+            found = replace(found, verdict="cannot tell", statement=f"{why}. As measured: {found.statement}")
+        judged.append(Claim(name, entry.claim, found.verdict, found.statement, found.evidence, entry.figures))
+    return judged

@@ -1,0 +1,125 @@
+"""Commands that compare results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlmeter.cli.app import Format, percent_of, say
+from vlmeter.common.errors import UserError
+
+
+def _runs(first: Path, more: list[Path]) -> list[Any]:
+    from vlmeter.compare.baseline import read_runs
+
+    return [run for path in (first, *more) for run in read_runs(path)]
+
+
+def compare(
+    a: Annotated[
+        Path, typer.Argument(help="what to compare with: results/<study>, table.parquet, baseline", metavar="A")
+    ],
+    b: Annotated[Path, typer.Argument(help="what is compared: the same", metavar="B")],
+    more_a: Annotated[list[Path] | None, typer.Option("--more-a", help="a further run of A; repeatable")] = None,
+    more_b: Annotated[list[Path] | None, typer.Option("--more-b", help="a further run of B; repeatable")] = None,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option(help="compare this subject of A with that one of B; repeatable", metavar="NAME_A:NAME_B"),
+    ] = None,
+    margin: Annotated[str, typer.Option(help="differences below this count as none", metavar="N%")] = "1%",
+    session_noise: Annotated[
+        str | None,
+        typer.Option(
+            help="how far a whole session errs (standard deviation), if it is known; else from the sentinel",
+            metavar="N%",
+        ),
+    ] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="compare the cells that both have")] = False,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="exit 1 if B is slower than that: slower:N% (as a whole), any-slower:N% (in any cell); repeatable",
+            metavar="LIMIT",
+        ),
+    ] = None,
+    form: Format = "table",
+    markdown: Annotated[Path | None, typer.Option(help="write it for a pull request", metavar="FILE.md")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="write every number", metavar="FILE.json")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the cells' ratios", metavar="FILE.svg|png|pdf")] = None,
+) -> None:
+    """Say whether B is faster or slower than A, cell by cell, or whether it may be noise.
+
+    docs/comparing.md says how to read it. With --fail-on the exit code is 1 if B is slower than allowed, with
+    confidence.
+    """
+    from vlmeter.cli.rows import rows_as
+    from vlmeter.common.files import write_atomically
+    from vlmeter.compare import rendering
+    from vlmeter.compare.compare import compare as compare_sides
+    from vlmeter.compare.comparison import Side
+    from vlmeter.compare.limits import Limit, beyond
+
+    limits = [Limit.parse(text) for text in fail_on or []]
+    pairs = []
+    for text in subjects or []:
+        first, colon, second = text.partition(":")
+        if not (first and colon and second):
+            raise UserError(f"--subjects: {text!r} is not of the form NAME_A:NAME_B")
+        pairs.append((first, second))
+    found = compare_sides(
+        Side(str(a), _runs(a, more_a or [])),
+        Side(str(b), _runs(b, more_b or [])),
+        subjects=pairs,
+        margin_fraction=percent_of(margin, "--margin"),
+        session_noise_fraction=None if session_noise is None else percent_of(session_noise, "--session-noise"),
+        allow_missing=allow_missing,
+    )
+    failures = [sentence for limit in limits for sentence in beyond(found, limit)]
+    if figure is not None:
+        from vlmeter.figures.forest import draw as draw_forest
+        from vlmeter.figures.style import save_as
+
+        save_as(draw_forest(found), figure)
+    if markdown is not None:
+        write_atomically(markdown, rendering.as_markdown(found, beyond=failures).encode())
+    if as_json is not None:
+        write_atomically(as_json, f"{json.dumps(rendering.as_data(found, beyond=failures), indent=1)}\n".encode())
+    columns, rows = rendering.cell_columns(found), rendering.cell_rows(found)
+    if form == "table":
+        say(rows_as(rows, columns, form=form) + "\n")
+        say(rows_as(rendering.overall_rows(found), rendering.OVERALL_COLUMNS, form=form) + "\n")
+        for line in found.notes:
+            say(f"note: {line}")
+        for line in (*found.warnings, *rendering.lost_lines(found)):
+            say(f"warning: {line}")
+        for line in (*rendering.headline(found), *failures):
+            say(line)
+    else:
+        say(
+            rows_as(rows, columns, form=form)
+            if form != "json"
+            else json.dumps(rendering.as_data(found, beyond=failures))
+        )
+    if failures:
+        raise typer.Exit(1)
+
+
+def baseline(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="results/<study> or table.parquet; several: runs of one thing", metavar="RESULTS..."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="file to write: .json, or .json.gz", metavar="FILE")],
+) -> None:
+    """Keep what a later comparison needs of results in one small file, which can be committed."""
+    from vlmeter.compare.baseline import write_baseline
+    from vlmeter.numbers.units import size as size_in_words
+    from vlmeter.numbers.words import plural
+
+    runs = _runs(results[0], results[1:])
+    written = write_baseline(output, runs)
+    cells = sum(len(subject.cells) for run in runs for subject in run.subjects)
+    say(f"{output}: {plural(cells, 'cell')} of {plural(len(runs), 'run')}, {size_in_words(written)}")

@@ -1,0 +1,62 @@
+"""Commands about this machine, and about the port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmeter.cli.app import FamilyName, Format, Results, say
+from vlmeter.common.errors import UserError
+
+
+def doctor(form: Format = "table", results: Results = Path("results")) -> None:
+    """Say what on this machine would disturb a measurement right now, and what to do; exit 1 if none would be right."""
+    from vlmeter.cli.rows import rows_as
+    from vlmeter.measure.doctor import examine, worst
+
+    advice = examine(results=results)
+    rows = [
+        {"severity": item.severity, "topic": item.topic, "finding": item.finding, "action": item.action}
+        for item in advice
+    ]
+    if form == "table":
+        for row in rows:
+            say(f"{row['severity']:8} {row['topic']}: {row['finding']}")
+            if row["action"]:
+                say(f"{'':8} -> {row['action']}")
+    else:
+        say(rows_as(rows, list(rows[0]), form=form))
+    if worst(advice) == "problem":
+        raise typer.Exit(1)
+
+
+def verify(
+    checkpoint: Annotated[str, typer.Argument(help="folder of a checkpoint in the original format")],
+    cases: Annotated[list[Path], typer.Argument(help="reference cases", metavar="CASE.npz...")],
+    family: FamilyName = "molmo",
+    tolerance: Annotated[float, typer.Option(help="largest relative error that passes")] = 1e-4,
+) -> None:
+    """Compare vlmeter's own port of a model with what the original code computed; exit 1 past tolerance."""
+    from vlmeter.cli.rows import rows_as
+
+    if family != "molmo":
+        raise UserError(f"--family: {family!r} has no port of its own that could be verified; legal: molmo")
+    from vlmeter.models.molmo1.verify import verify as verify_cases
+
+    results = verify_cases(checkpoint, cases, tolerance=tolerance)
+    rows = [
+        {
+            "case": result.case.name,
+            "features_error": f"{result.features_error:.2e}",
+            "logits_error": f"{result.logits_error:.2e}",
+            "tokens_with_cache": "equal" if result.tokens_equal_with_cache else "differ",
+            "tokens_without_cache": "equal" if result.tokens_equal_without_cache else "differ",
+            "verdict": "pass" if result.passed else "FAIL",
+        }
+        for result in results
+    ]
+    say(rows_as(rows, list(rows[0]), form="table"))
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)

@@ -1,0 +1,54 @@
+"""Run the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vlmeter import __version__
+from vlmeter.cli import compare, machine, predict, sizes, study
+from vlmeter.cli.app import app, say
+from vlmeter.common.errors import UserError
+
+#: The commands, in the order in which `--help` lists them.
+COMMANDS = (
+    *(sizes.tokens, sizes.size, sizes.reachable),
+    *(study.plan, study.status, study.forget),
+    predict.predict,
+    machine.doctor,
+    study.schema,
+    machine.verify,
+    *(compare.compare, compare.baseline),
+)
+
+for command in COMMANDS:
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"vlmeter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"vlmeter: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

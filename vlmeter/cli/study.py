@@ -1,0 +1,118 @@
+"""Commands about a study: what it would measure, and what still holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlmeter.cli.app import Format, Results, StudyFile, say
+from vlmeter.common.errors import UserError
+
+
+def plan(study_file: StudyFile, form: Format = "table", results: Results = Path("results")) -> None:
+    """List every cell of a study with the crops and tokens that it is expected to have.
+
+    An empty field is not known yet: photographs of a hub dataset count once they have been fetched. The requests of a
+    block differ, so a block has no counts.
+    """
+    from vlmeter.cells.cell import DummyImage, RequestBlock
+    from vlmeter.cli.rows import rows_as
+    from vlmeter.inputs.looks import expected_plan
+    from vlmeter.study.layout import Layout
+    from vlmeter.study.loader import load_study
+
+    study = load_study(study_file)
+    rows: list[dict[str, Any]] = []
+    for cell in expected_plan(study, Layout(study.study, results)):
+        image = cell.image
+        if isinstance(image, DummyImage):
+            looks_at = f"{image.width_px}x{image.height_px} px"
+        elif isinstance(image, RequestBlock):
+            looks_at = f"requests {image.first} to {image.first + len(image.requests) - 1}"
+        else:
+            looks_at = f"photograph {image.index}"
+        rows.append(
+            {
+                "subject": cell.subject,
+                "experiment": cell.experiment,
+                "cell": cell.cell_id,
+                "image": looks_at,
+                "crops": cell.expected.crops,
+                "vision_tokens": cell.expected.vision_tokens,
+                "special_tokens": cell.expected.special_tokens,
+                "text_tokens": cell.expected.text_tokens,
+                "prompt_tokens": cell.expected.prompt_tokens,
+                "output_tokens": cell.output_tokens,
+            }
+        )
+    say(rows_as(rows, list(rows[0]), form=form))
+    if form == "table":
+        counted = Counter((row["subject"], row["experiment"]) for row in rows)
+        parts = [f"{number} {experiment} of {subject}" for (subject, experiment), number in counted.items()]
+        say(f"\n{len(rows)} cells: {', '.join(parts)}")
+
+
+def status(study_file: StudyFile, form: Format = "table", results: Results = Path("results")) -> None:
+    """Say which cells are fresh, missing or stale, and why, before anything runs.
+
+    A cell is stale when its record was made of another cell, protocol, subject, code, versions or input than it would
+    be now. Whether the device is another one, only a measuring session can tell.
+    """
+    from vlmeter.cli.rows import rows_as
+    from vlmeter.records.states import cell_states
+    from vlmeter.study.layout import Layout
+    from vlmeter.study.loader import load_study
+
+    study = load_study(study_file)
+    rows = [
+        {
+            "subject": cell.subject,
+            "cell": cell.cell_id,
+            "state": found.state,
+            "reason": ", ".join(found.reasons),
+            "device": found.record.environment.get("device_model") if found.record else None,
+        }
+        for cell, found in cell_states(study, Layout(study.study, results))
+    ]
+    say(rows_as(rows, list(rows[0]), form=form))
+    if form == "table":
+        counted = Counter(row["state"] for row in rows)
+        say(f"\n{len(rows)} cells: " + ", ".join(f"{counted[s]} {s}" for s in ("fresh", "missing", "stale")))
+
+
+def forget(
+    study_file: StudyFile,
+    patterns: Annotated[
+        list[str], typer.Argument(help="cells, such as 'vision-*'; all for every one", metavar="CELL...")
+    ],
+    results: Results = Path("results"),
+) -> None:
+    """Delete the records of cells, so that the next run measures them again on purpose."""
+    import fnmatch
+
+    from vlmeter.records.store import forget as forget_records
+    from vlmeter.study.loader import load_study
+    from vlmeter.study.plan import build_plan
+
+    study = load_study(study_file)
+    cells = build_plan(study)
+    chosen = [
+        cell
+        for cell in cells
+        if any(pattern == "all" or fnmatch.fnmatchcase(cell.cell_id, pattern) for pattern in patterns)
+    ]
+    if not chosen:
+        raise UserError(f"no cell of {study_file} matches {' '.join(patterns)}; `vlmeter plan {study_file}` lists them")
+    gone = forget_records(results, study.study, chosen)
+    say(f"{len(chosen)} cells chosen, {len(gone)} records deleted; the next run measures these cells again")
+
+
+def schema() -> None:
+    """Print the JSON Schema of study files (committed as schemas/study.schema.json, for editors)."""
+    from vlmeter.study.study import study_schema
+
+    say(json.dumps(study_schema(), indent=2))

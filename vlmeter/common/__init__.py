@@ -1,0 +1,1 @@
+"""What every stage may use: errors, files, locks, processes."""

@@ -1,0 +1,1 @@
+"""Two sides set against each other: faster, slower, the same, or noise."""

@@ -1,0 +1,319 @@
+"""Is B faster than A, or is it noise? Cells are paired by name, and every ratio comes with what it could be by chance.
+
+The trap is to take the samples of one session for independent evidence. They share whatever the machine was like that
+day: a hundred cells that are all 1 % slower may be one warm afternoon. So the error of a ratio has three parts:
+
+- *sampling*: standard error of the two medians, by the exact bootstrap, made larger where samples in a row resemble
+  each other;
+- *wander*: how far one cell moves within a session, beyond its sampling error. The sentinel tells, since it is the same
+  cell again and again;
+- *offset*: how far a session as a whole lies from another one of the same thing. One session on each side cannot tell
+  that from a real difference. It is then taken to be `OFFSET_PER_WANDER` times the wander; with several runs of a side
+  it is measured.
+
+Where conditions were disturbed, the scatter of the cells' ratios about their mean counts as error too: what moved one
+cell and not its neighbour may have been the disturbance. Otherwise it is a finding.
+
+All are variances of the logarithm, so that half as fast and twice as fast are equally far from the same. The more of
+the error rests on few looks or few runs, the wider Student's t makes the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlmeter.common.errors import UserError
+from vlmeter.compare.baseline import CellSamples, Quantity
+from vlmeter.compare.comparison import (
+    ALL_CELLS,
+    BUSY,
+    BUSY_NAME,
+    MARGIN_FRACTION,
+    OFFSET_PER_WANDER,
+    TOTAL_NAME,
+    TOTALS,
+    CellComparison,
+    Comparison,
+    Effect,
+    Key,
+    Lost,
+    Overall,
+    QuantityComparison,
+    SessionNoise,
+    Side,
+    effect_of,
+    judge_effects,
+)
+from vlmeter.compare.pairing import (
+    Pair,
+    align_cells,
+    check_sessions,
+    differing_facts,
+    identical_results,
+    lost_cells,
+    misgivings_of,
+    pair_up,
+)
+from vlmeter.numbers.intervals import (
+    Variance,
+    add_variances,
+    median_inflation,
+    median_standard_error,
+    pooled_serial_correlation,
+)
+
+#: ASSUME: what a session is believed to err by (standard deviation) before the sentinel is heard, and how many looks
+#: that belief is worth. On a quiet H200 the first looks of two sessions, ten minutes apart, differed by 0.15 %
+#: (docs/gallery), so 0.1 % each; three times that, since ten minutes are not a week.
+PRIOR_NOISE_FRACTION, PRIOR_LOOKS = 0.003, 8
+
+
+#: Runs that the sentinel's word on offsets is worth once a side was run more than once.
+PRIOR_RUNS = 2
+
+
+def compare(
+    a: Side,
+    b: Side,
+    *,
+    subjects: Sequence[tuple[str, str]] = (),
+    margin_fraction: float = MARGIN_FRACTION,
+    session_noise_fraction: float | None = None,
+    allow_missing: bool = False,
+) -> Comparison:
+    """Compare B with A, cell by cell.
+
+    Args:
+        a: what is compared with; b: what is compared.
+        subjects: pairs (subject of A, subject of B); without any, subjects of the same name.
+        margin_fraction: difference below which two times count as the same.
+        session_noise_fraction: standard deviation of a whole session, if it is known; else see the module's text.
+        allow_missing: compare what both have, instead of refusing where one has more.
+
+    Raises UserError where the two do not hold the same plan: other subjects, other cells, other counts.
+    """
+    pairs = pair_up(a, b, subjects, allow_missing=allow_missing)
+    warnings = [warning for pair in pairs for warning in misgivings_of(pair)]
+    notes, lost, quantities = list[str](), list[Lost](), list[QuantityComparison]()
+    for pair in pairs:
+        check_sessions(pair)
+        warnings += align_cells(pair, a, b, allow_missing=allow_missing)
+        lost += lost_cells(pair)
+        noise = _wander(pair)
+        notes.append(f"{pair}: {noise.words}" if len(pairs) > 1 else noise.words)
+        notes += differing_facts(pair)
+        quantities += _quantities(pair, noise, margin_fraction, session_noise_fraction)
+    if not any(found.name == TOTAL_NAME for found in quantities):
+        raise UserError(f"{a.label} and {b.label} have no cell that was timed in both, so there is nothing to compare")
+    warnings += identical_results(quantities)
+    return Comparison(
+        a=a.label,
+        b=b.label,
+        pairs=tuple((pair.name_a, pair.name_b) for pair in pairs),
+        margin_fraction=margin_fraction,
+        warnings=tuple(dict.fromkeys(warnings)),
+        notes=tuple(dict.fromkeys(notes)),
+        lost=tuple(lost),
+        quantities=tuple(quantities),
+    )
+
+
+def _wander(pair: Pair) -> SessionNoise:
+    """How far one cell moves within a session, from the sentinel's looks in all sessions of both sides."""
+    squares, freedom, noises = 0.0, 0, list[float]()
+    for looks in (looks for runs in pair.runs for run in runs for looks in run.looks):
+        logs = np.log(np.asarray(looks.medians_ms))
+        squares += float(np.sum((logs - logs.mean()) ** 2))
+        freedom += len(logs) - 1
+        noises += [looks.noise_fraction or 0.0] * (len(logs) - 1)
+    prior = PRIOR_NOISE_FRACTION**2
+    if not freedom:
+        words = f"no sentinel tells how steady a session was; {100 * PRIOR_NOISE_FRACTION:g} % is assumed"
+        return SessionNoise(Variance(prior, PRIOR_LOOKS), None, words)
+    sampling = float(np.mean(np.square(noises)))
+    beyond = max(0.0, squares / freedom - sampling)
+    # Looks that scatter by themselves say little of what lies beneath: the less, the less they count.
+    worth = freedom * (max(prior, beyond) / (max(prior, beyond) + sampling)) ** 2
+    value = (PRIOR_LOOKS * prior + worth * beyond) / (PRIOR_LOOKS + worth)
+    words = (
+        f"one and the same cell, the sentinel, wandered by {100 * math.sqrt(beyond):.2g} % within a session "
+        f"({freedom} steps from look to look, their sampling error taken off)"
+    )
+    return SessionNoise(Variance(value, PRIOR_LOOKS + worth), None, words)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Mean over runs of the logarithm of a median, with its sampling variance; NaN where it is not known."""
+
+    log_ms: float
+    by_run: tuple[float, ...]
+    sampling: Variance
+    samples: int
+
+
+def _level(found: Sequence[Quantity], correlation: float) -> _Level:
+    logs, parts, samples = [], [], 0
+    for quantity in found:
+        values = np.asarray(quantity.samples_ms, dtype=np.float64)
+        inflation = median_inflation(correlation, quantity.count)
+        error = median_standard_error(np.log(values), count=quantity.count)
+        logs.append(math.log(quantity.median_ms))
+        parts.append(Variance(error**2 * inflation, max(1.0, quantity.count / inflation - 1)))
+        samples += quantity.count
+    total = add_variances(parts) if not any(math.isnan(p.value) for p in parts) else Variance(math.nan)
+    return _Level(math.fsum(logs) / len(logs), tuple(logs), total.times(1 / len(found) ** 2), samples)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A cell's difference in logarithms, before it is judged."""
+
+    cell: CellSamples
+    key: Key
+    a: _Level
+    b: _Level
+    identical: bool
+
+    @property
+    def is_uncertain(self) -> bool:
+        return not (self.identical or math.isnan(self.a.sampling.value) or math.isnan(self.b.sampling.value))
+
+    @property
+    def difference(self) -> float:
+        return self.b.log_ms - self.a.log_ms
+
+
+def _quantities(
+    pair: Pair, noise: SessionNoise, margin_fraction: float, session_noise_fraction: float | None
+) -> list[QuantityComparison]:
+    """Compare every quantity that is in every run of both sides."""
+    by_id = [[run.by_id for run in runs] for runs in pair.runs]
+    cells = [by_id[0][0][cell_id] for cell_id in pair.cell_ids]
+    keys = dict.fromkeys(quantity.key for cell in cells for quantity in cell.quantities)
+    wanted: list[tuple[str, Sequence[Key]]] = [(TOTAL_NAME, TOTALS), (BUSY_NAME, BUSY)]
+    wanted += [(" ".join(key), (key,)) for key in keys]
+    indexed = [
+        [{cell_id: {q.key: q for q in run[cell_id].quantities} for cell_id in pair.cell_ids} for run in runs]
+        for runs in by_id
+    ]
+    correlations = {key: [_correlation(runs, key) for runs in indexed] for key in keys}
+    result = []
+    for name, choices in wanted:
+        raws = [raw for cell in cells if (raw := _raw(cell, indexed, choices, correlations)) is not None]
+        if raws:
+            own = _offset(raws, noise, session_noise_fraction, pair=pair)
+            result.append(_quantity(name, pair, raws, own, margin_fraction))
+    return result
+
+
+_Indexed = list[list[dict[str, dict[Key, Quantity]]]]
+
+
+def _correlation(runs: Sequence[Mapping[str, Mapping[Key, Quantity]]], key: Key) -> float:
+    found = [quantities[key] for run in runs for quantities in run.values() if key in quantities]
+    told = [(q.serial_correlation, q.count) for q in found if q.serial_correlation is not None]
+    return pooled_serial_correlation([value for value, _ in told], [count for _, count in told])
+
+
+def _raw(
+    cell: CellSamples, indexed: _Indexed, choices: Sequence[Key], correlations: Mapping[Key, Sequence[float]]
+) -> _Raw | None:
+    """Take the first choice that every run of both sides has."""
+    for key in choices:
+        sides = [[run[cell.cell_id].get(key) for run in runs] for runs in indexed]
+        a, b = ([q for q in side if q is not None and q.median_ms > 0] for side in sides)
+        if len(a) == len(sides[0]) and len(b) == len(sides[1]):
+            identical = [q.samples_ms for q in a] == [q.samples_ms for q in b]
+            level_a, level_b = (_level(found, correlations[key][place]) for place, found in enumerate((a, b)))
+            return _Raw(cell, key, level_a, level_b, identical)
+    return None
+
+
+def _offset(
+    raws: Sequence[_Raw], noise: SessionNoise, session_noise_fraction: float | None, *, pair: Pair
+) -> SessionNoise:
+    """How far whole sessions lie apart: told, measured on several runs of a side, or concluded from the wander."""
+    wander = noise.wander
+    if all(raw.key[2] == "busy" for raw in raws):
+        # ASSUME: the sentinel is timed on the wall, where all of the device's wander shows, and the host's besides
+        wander = Variance(min(wander.value, PRIOR_NOISE_FRACTION**2), wander.freedom)
+    if session_noise_fraction is not None:
+        return SessionNoise(wander, Variance(session_noise_fraction**2), noise.words)
+    freedom = len(pair.runs_a) + len(pair.runs_b) - 2
+    if not freedom:
+        return SessionNoise(wander, None, noise.words)
+    squares = 0.0
+    for side in ("a", "b"):
+        by_run = np.array([getattr(raw, side).by_run for raw in raws])  # [cells, runs]
+        squares += float(np.sum((by_run - by_run.mean(axis=1, keepdims=True)).mean(axis=0) ** 2))
+    value = (PRIOR_RUNS * OFFSET_PER_WANDER * wander.value + squares) / (PRIOR_RUNS + freedom)
+    return SessionNoise(wander, Variance(value, PRIOR_RUNS + freedom), noise.words)
+
+
+def _quantity(
+    name: str, pair: Pair, raws: Sequence[_Raw], noise: SessionNoise, margin_fraction: float
+) -> QuantityComparison:
+    runs = 1 / len(pair.runs_a) + 1 / len(pair.runs_b)
+    scatter = Variance(0.0) if pair.is_quiet else _scatter(raws)
+    effects = []
+    for raw in raws:
+        parts = [raw.a.sampling, raw.b.sampling, scatter, *noise.parts(offset=runs, wander=runs)]
+        variance = Variance(0.0) if raw.identical else add_variances(parts)
+        effects.append(effect_of(raw.difference, variance, margin_fraction))
+    cells = [
+        CellComparison(
+            cell_id=raw.cell.cell_id,
+            experiment=raw.cell.experiment,
+            quantity=raw.key,
+            a_ms=math.exp(raw.a.log_ms),
+            b_ms=math.exp(raw.b.log_ms),
+            a_samples=raw.a.samples,
+            b_samples=raw.b.samples,
+            effect=effect,
+        )
+        for raw, effect in zip(raws, judge_effects(effects), strict=True)
+    ]
+    experiments = sorted({raw.cell.experiment for raw in raws})
+    scopes = {ALL_CELLS: list(raws)}
+    if len(experiments) > 1:
+        scopes |= {name: [raw for raw in raws if raw.cell.experiment == name] for name in experiments}
+    overall = [
+        Overall(scope, len(chosen), judge_effects([_overall(chosen, noise, pair, scatter, margin_fraction)])[0])
+        for scope, chosen in scopes.items()
+    ]
+    return QuantityComparison(name, pair.name_a, pair.name_b, tuple(cells), tuple(overall))
+
+
+def _scatter(raws: Sequence[_Raw]) -> Variance:
+    """Variance of the ratios from cell to cell, beyond that of sampling."""
+    known = [raw for raw in raws if raw.is_uncertain]
+    if len(known) < 2:
+        return Variance(0.0)
+    differences = np.array([raw.difference for raw in known])
+    sampling = math.fsum(raw.a.sampling.value + raw.b.sampling.value for raw in known) / len(known)
+    return Variance(max(0.0, float(np.var(differences, ddof=1)) - sampling), len(known) - 1)
+
+
+def _overall(
+    raws: Sequence[_Raw], noise: SessionNoise, pair: Pair, scatter: Variance, margin_fraction: float
+) -> Effect:
+    """Geometric mean over cells. The plan chose the cells, so that they differ among themselves is no error."""
+    chosen = [raw for raw in raws if raw.identical or raw.is_uncertain] or raws
+    difference = math.fsum(raw.difference for raw in chosen) / len(chosen)
+    if all(raw.identical for raw in chosen):
+        return effect_of(difference, Variance(0.0), margin_fraction)
+    share = 1 / len(chosen) ** 2
+    sampling = [level.sampling.times(share) for raw in chosen for level in (raw.a, raw.b)]
+    # Cells that are neighbours in time wander together: from one look to the next is about one independent piece.
+    pieces = [
+        sum(max(1, len(looks.medians_ms) - 1) for run in runs for looks in run.looks) or len(runs) for runs in pair.runs
+    ]
+    session = noise.parts(
+        offset=sum(1 / len(runs) for runs in pair.runs), wander=sum(1 / min(count, len(chosen)) for count in pieces)
+    )
+    return effect_of(difference, add_variances([*sampling, *session, scatter.times(1 / len(chosen))]), margin_fraction)

@@ -1,0 +1,254 @@
+"""A comparison as rows, as Markdown for a pull request, as JSON, and as the sentence that it comes down to."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from vlmeter.compare.comparison import (
+    BUSY_NAME,
+    TOTAL_NAME,
+    CellComparison,
+    Comparison,
+    Effect,
+    Overall,
+    QuantityComparison,
+    Verdict,
+)
+from vlmeter.numbers.units import duration
+from vlmeter.numbers.words import plural
+
+#: Version of the JSON's form.
+COMPARISON_VERSION = 1
+
+#: What a reader wants to see first.
+VERDICTS: tuple[Verdict, ...] = ("slower", "faster", "same", "cannot tell")
+
+#: Cells that the Markdown shows unfolded.
+_SHOWN = 10
+
+
+def change(effect: Effect) -> str:
+    """Say a ratio as a change in percent, such as '+3.12 %'."""
+    return "n/a" if math.isnan(effect.ratio) else f"{_signed(100 * (effect.ratio - 1))} %"
+
+
+def interval(effect: Effect) -> str:
+    """Say its 95 % interval, such as '+2.40 to +3.85 %'."""
+    if math.isnan(effect.low):
+        return "no interval"
+    return f"{_signed(100 * (effect.low - 1))} to {_signed(100 * (effect.high - 1))} %"
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def pair_name(found: QuantityComparison) -> str:
+    """Name what was compared: a subject, or two."""
+    return found.subject_a if found.subject_a == found.subject_b else f"{found.subject_a} : {found.subject_b}"
+
+
+def headline(comparison: Comparison) -> list[str]:
+    """Say the verdict on each subject in a sentence, and how many cells have which."""
+    sentences = []
+    for found in comparison.of(TOTAL_NAME):
+        effect = found.overall[0].effect
+        who = pair_name(found) if found.subject_a == found.subject_b else f"{found.subject_b} against {found.subject_a}"
+        said = {
+            "slower": f"slower by {change(effect).lstrip('+')}",
+            "faster": f"faster by {change(effect).lstrip('-')}",
+            "same": f"the same within {100 * comparison.margin_fraction:g} % ({change(effect)})",
+            "cannot tell": f"cannot tell ({change(effect)})",
+        }[effect.verdict]
+        counted = Counter(cell.effect.verdict for cell in found.cells)
+        counts = ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS if counted[verdict])
+        sentences.append(
+            f"{who}: {said}, 95 % interval {interval(effect)}; {plural(len(found.cells), 'cell')}: {counts}"
+        )
+    return sentences
+
+
+def overall_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """One row per subject, quantity and scope; phases are there for all cells only."""
+    return [
+        {
+            "subject": pair_name(found),
+            "quantity": found.name,
+            "scope": part.scope,
+            "cells": part.cells,
+            "change": change(part.effect),
+            "interval": interval(part.effect),
+            "verdict": part.effect.verdict,
+        }
+        for found in comparison.quantities
+        for part in (found.overall if found.name in (TOTAL_NAME, BUSY_NAME) else found.overall[:1])
+    ]
+
+
+OVERALL_COLUMNS = ["subject", "quantity", "scope", "cells", "change", "interval", "verdict"]
+
+
+def ordered(cells: Sequence[CellComparison]) -> list[CellComparison]:
+    """Cells from the one that became slowest to the one that became fastest."""
+    return sorted(cells, key=lambda cell: (-cell.effect.ratio, cell.cell_id))
+
+
+def cell_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """One row per cell, the slowest first, with busy time beside the total where both sides have it."""
+    rows = []
+    for found in comparison.of(TOTAL_NAME):
+        busy = {
+            cell.cell_id: cell
+            for other in comparison.of(BUSY_NAME)
+            if (other.subject_a, other.subject_b) == (found.subject_a, found.subject_b)
+            for cell in other.cells
+        }
+        for cell in ordered(found.cells):
+            beside = busy.get(cell.cell_id)
+            rows.append(
+                {
+                    "subject": pair_name(found),
+                    "cell": cell.cell_id,
+                    "timed": " ".join(cell.quantity),
+                    "a": duration(cell.a_ms, 4),
+                    "b": duration(cell.b_ms, 4),
+                    "change": change(cell.effect),
+                    "interval": interval(cell.effect),
+                    "verdict": cell.effect.verdict,
+                    "busy_change": change(beside.effect) if beside else None,
+                    "busy_verdict": beside.effect.verdict if beside else None,
+                }
+            )
+    return rows
+
+
+def cell_columns(comparison: Comparison) -> list[str]:
+    """Columns of `cell_rows` that say something in this comparison."""
+    columns = ["subject", "cell", "timed", "a", "b", "change", "interval", "verdict"]
+    if len(comparison.pairs) < 2:
+        columns.remove("subject")
+    if len({cell.quantity for found in comparison.of(TOTAL_NAME) for cell in found.cells}) < 2:
+        columns.remove("timed")
+    return [*columns, "busy_change", "busy_verdict"] if comparison.of(BUSY_NAME) else columns
+
+
+def lost_lines(comparison: Comparison) -> list[str]:
+    """Say which cells have no time, and on which side."""
+    return [
+        f"{lost.cell_id} has no time in {'A and B' if lost.side == 'both' else lost.side}: {lost.reason}"
+        for lost in comparison.lost
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Markdown
+
+
+def as_markdown(comparison: Comparison, *, beyond: Sequence[str] = ()) -> str:
+    """Lay a comparison out for a pull request: the verdict, misgivings, the overall numbers, cells folded away."""
+    lines = ["### vlmeter: B against A", ""]
+    lines += [f"**{_escape(sentence)}**  " for sentence in headline(comparison)]
+    lines += ["", f"A: `{comparison.a}`, B: `{comparison.b}`", ""]
+    lines += [f"- :x: {_escape(sentence)}" for sentence in beyond]
+    lines += [f"- :warning: {_escape(warning)}" for warning in (*comparison.warnings, *lost_lines(comparison))]
+    lines += [f"- {_escape(note)}" for note in comparison.notes]
+    totals = [row for row in overall_rows(comparison) if row["quantity"] in (TOTAL_NAME, BUSY_NAME)]
+    lines += ["", *_table(totals, OVERALL_COLUMNS)]
+    columns, rows = cell_columns(comparison), cell_rows(comparison)
+    told = [row for row in rows if row["verdict"] in ("slower", "faster")]
+    if told:
+        lines += ["", *_table(told[:_SHOWN], columns)]
+        if len(told) > _SHOWN:
+            lines += ["", f"and {len(told) - _SHOWN} more cells that changed, below"]
+    lines += ["", f"<details><summary>All {plural(len(rows), 'cell')}</summary>", "", *_table(rows, columns)]
+    phases = [row for row in overall_rows(comparison) if row["quantity"] not in (TOTAL_NAME, BUSY_NAME)]
+    lines += ["", "</details>", "<details><summary>By phase and clock</summary>", "", *_table(phases, OVERALL_COLUMNS)]
+    return "\n".join([*lines, "", "</details>", ""])
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """A Markdown table; verdicts that ask for attention are bold."""
+    right = {"a", "b", "change", "interval", "cells", "busy_change"}
+    lines = [
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join('---:' if name in right else '---' for name in columns)} |",
+    ]
+    for row in rows:
+        said = ["" if row.get(name) is None else _escape(str(row[name])) for name in columns]
+        lines.append(f"| {' | '.join(f'**{text}**' if text in ('slower', 'faster') else text for text in said)} |")
+    return lines
+
+
+def _escape(text: str) -> str:
+    """Keep a name from being taken for markup."""
+    for mark in ("\\", "|", "<", "*", "_", "`"):
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JSON
+
+
+def as_data(comparison: Comparison, *, beyond: Sequence[str] = ()) -> dict[str, Any]:
+    """A comparison as plain data, unrounded; what is not known is None."""
+    return {
+        "comparison_version": COMPARISON_VERSION,
+        "a": comparison.a,
+        "b": comparison.b,
+        "margin_fraction": comparison.margin_fraction,
+        "beyond_limits": list(beyond),
+        "warnings": list(comparison.warnings),
+        "notes": list(comparison.notes),
+        "not_timed": [vars(lost) for lost in comparison.lost],
+        "quantities": [
+            {
+                "name": found.name,
+                "subject_a": found.subject_a,
+                "subject_b": found.subject_b,
+                "overall": [_overall_data(part) for part in found.overall],
+                "cells": [_cell_data(cell) for cell in found.cells],
+            }
+            for found in comparison.quantities
+        ],
+    }
+
+
+def _overall_data(part: Overall) -> dict[str, Any]:
+    return {"scope": part.scope, "cells": part.cells, **_effect_data(part.effect)}
+
+
+def _cell_data(cell: CellComparison) -> dict[str, Any]:
+    arm, phase, clock = cell.quantity
+    return {
+        "cell_id": cell.cell_id,
+        "experiment": cell.experiment,
+        "arm": arm,
+        "phase": phase,
+        "clock": clock,
+        "a_median_ms": cell.a_ms,
+        "b_median_ms": cell.b_ms,
+        "a_samples": cell.a_samples,
+        "b_samples": cell.b_samples,
+        **_effect_data(cell.effect),
+    }
+
+
+def _effect_data(effect: Effect) -> dict[str, Any]:
+    return {
+        "ratio": effect.ratio,
+        "low_ratio": _known(effect.low),
+        "high_ratio": _known(effect.high),
+        "verdict": effect.verdict,
+        "chance_if_equal": _known(effect.chance_if_equal),
+        "chance_if_unlike": _known(effect.chance_if_unlike),
+        "degrees_of_freedom": _known(effect.freedom),
+    }
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

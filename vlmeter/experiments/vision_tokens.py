@@ -1,0 +1,148 @@
+"""Vision tokens against latency, on made images that give exact counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vlmeter.cells.cell import Cell, DummyImage, Expected
+from vlmeter.cells.keys import Count, Pair, unique
+from vlmeter.common.errors import UserError
+from vlmeter.experiments.base import Asked, Repeated
+from vlmeter.models.families.base import ImageGeometry, ImageOptions, ImageTokens
+from vlmeter.models.image_sizes import sizes_for, spread
+from vlmeter.numbers.pairs import parse_pair
+
+
+class VisionTokens(Repeated):
+    """Vision tokens against latency, on made images that give exact counts."""
+
+    name = "vision_tokens"
+    question = "vision tokens against latency, on dummy images"
+
+    tilings: Literal["all"] | list[Pair] | None = Field(
+        None, description="all, or a list such as [1x1, 2x4] (rows x columns of crops)"
+    )
+    crops: list[Count] | None = Field(None, description="crop counts (the global crop included); every tiling of each")
+    vision_tokens: list[Count] | None = Field(None, description="vision-token counts; every tiling that reaches each")
+    reachable: int | None = Field(
+        None, ge=1, description="so many vision-token counts, spread evenly over all that the model can reach"
+    )
+    nearest: bool = Field(
+        False, description="take the nearest reachable count for one of crops or vision_tokens that no image reaches"
+    )
+    image_sizes: list[Pair] | None = Field(None, description="image sizes as width x height in px, such as 640x480")
+    force_tiling: bool = Field(
+        False, description="impose each tiling, past the preprocessor's own selection and its max_crops"
+    )
+    text_tokens: int = Field(32, ge=8, description="text tokens of the prompt, the same in every cell")
+    image_seed: int = Field(0, ge=0, description="seed of the dummy images' pixels")
+
+    @field_validator("tilings", "crops", "vision_tokens", "image_sizes")
+    @classmethod
+    def _no_repeats(cls, values: Any) -> Any:
+        return unique(values) if isinstance(values, list) else values
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> VisionTokens:
+        by_count = self.crops or self.vision_tokens
+        if not any((self.tilings, by_count, self.reachable, self.image_sizes)):
+            raise ValueError(
+                "nothing to measure; give at least one of tilings, crops, vision_tokens, reachable, image_sizes"
+            )
+        if self.force_tiling and (not self.tilings or by_count or self.reachable or self.image_sizes):
+            raise ValueError("force_tiling goes with tilings alone")
+        if self.nearest and not by_count:
+            raise ValueError("nearest goes with crops or vision_tokens, and neither is given")
+        return self
+
+    def cells(self, asked: Asked) -> Iterable[Cell]:
+        """Lay out a cell for every image that the keys ask for, each once."""
+        geometry = asked.geometry
+        options = ImageOptions(max_crops=self.max_crops)
+        wanted: dict[str, tuple[ImageTokens, tuple[int, int] | None]] = {}
+
+        def add(key: str, image: ImageTokens, forced: tuple[int, int] | None = None) -> None:
+            wanted.setdefault(key, (image, forced))
+
+        with _at("tilings", asked.subject):
+            for tiling in _tilings(geometry, self):
+                if self.force_tiling:
+                    forced = ImageOptions(max_crops=self.max_crops, force_tiling=tiling)
+                    image = geometry.size_for_tiling(tiling, options=forced)
+                    add(f"forced-{tiling[0]}x{tiling[1]}", image, tiling)
+                else:
+                    add(f"tiling-{tiling[0]}x{tiling[1]}", geometry.size_for_tiling(tiling, options=options))
+        with _at("crops", asked.subject):
+            for crops in self.crops or []:
+                for image in sizes_for(geometry, crops=crops, nearest=self.nearest, options=options):
+                    add(_key(geometry, image, options), image)
+        with _at("vision_tokens", asked.subject):
+            for tokens in self.vision_tokens or []:
+                for image in sizes_for(geometry, vision_tokens=tokens, nearest=self.nearest, options=options):
+                    add(_key(geometry, image, options), image)
+        if self.reachable is not None:
+            for image in spread(geometry, self.reachable, options=options):
+                add(_key(geometry, image, options), image)
+        with _at("image_sizes", asked.subject):
+            for text in self.image_sizes or []:
+                width_px, height_px = parse_pair(text)
+                add(f"size-{width_px}x{height_px}", geometry.image_tokens(width_px, height_px, options=options))
+        for key, (image, forced_tiling) in wanted.items():
+            yield Cell(
+                cell_id=f"vision-{key}",
+                subject=asked.subject,
+                experiment=self.name,
+                image=DummyImage(width_px=image.width_px, height_px=image.height_px, seed=self.image_seed),
+                max_crops=self.max_crops,
+                force_tiling=forced_tiling,
+                text_tokens=self.text_tokens,
+                output_tokens=1,
+                layout=dict(image.layout),
+                expected=Expected(
+                    crops=image.crops,
+                    vision_tokens=image.vision_tokens,
+                    special_tokens=image.special_tokens,
+                    text_tokens=self.text_tokens,
+                ),
+                sampling=asked.sampling,
+            )
+
+
+@contextmanager
+def _at(key: str, subject: str) -> Iterator[None]:
+    """Name key and subject in a family's refusal, which knows the value but not where it came from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"experiments.vision_tokens.{key}, subject {subject}: {error}") from None
+
+
+def _tilings(geometry: ImageGeometry, experiment: VisionTokens) -> list[tuple[int, int]]:
+    if not experiment.tilings:
+        return []
+    known = geometry.tilings(options=ImageOptions(max_crops=experiment.max_crops))
+    if not known:
+        raise UserError(
+            f"{experiment.tilings!r} is given, but the family does not cut images into tilings; legal instead: "
+            "vision_tokens, reachable, image_sizes"
+        )
+    return known if experiment.tilings == "all" else [parse_pair(text) for text in experiment.tilings]
+
+
+def _key(geometry: ImageGeometry, image: ImageTokens, options: ImageOptions) -> str:
+    """Key of a cell asked for by count: its tiling if this is the tiling's own size, else its size."""
+    if {"tiling_h", "tiling_w"} <= set(image.layout):
+        tiling = image.layout["tiling_h"], image.layout["tiling_w"]
+        try:
+            if geometry.size_for_tiling(tiling, options=options) == image:
+                return f"tiling-{tiling[0]}x{tiling[1]}"
+        except UserError:  # reached in passing, while no size is made for it
+            pass
+    return f"size-{image.width_px}x{image.height_px}"
+
+
+EXPERIMENT = VisionTokens

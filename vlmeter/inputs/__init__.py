@@ -1,0 +1,1 @@
+"""Pictures: made up, from datasets, from files."""

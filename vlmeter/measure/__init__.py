@@ -1,0 +1,1 @@
+"""Taking the time: one cell, a session of cells, the device, the machine around it."""

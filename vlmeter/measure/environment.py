@@ -1,0 +1,68 @@
+"""What a record says about where and with what it was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from vlmeter import __version__
+from vlmeter.measure.devices import Device
+from vlmeter.records.fingerprint import versions
+
+
+def source_commit() -> str | None:
+    """Commit of the checkout that vlmeter runs from, with "+changes" if files differ from it; None outside one.
+
+    Where the code travels without its history (a container, a copy on a node), VLMETER_COMMIT says what it is.
+    """
+    if told := os.environ.get("VLMETER_COMMIT"):
+        return told
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return None
+    return f"{commit}+changes" if git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _cpu_governor() -> str | None:
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def snapshot(device: Device) -> dict[str, Any]:
+    """Describe device, software and host; torch is asked where a backend has loaded it."""
+    torch = sys.modules.get("torch")
+    return {
+        "device": ", ".join(card.name for card in device.cards),
+        "device_model": device.model,
+        "device_uuid": device.uuid,
+        "device_memory_bytes": device.memory_bytes,
+        "driver": device.driver,
+        "cuda": torch.version.cuda if torch else None,
+        "torch_threads": torch.get_num_threads() if torch else None,
+        "vlmeter": __version__,
+        "commit": source_commit(),
+        "versions": dict(versions()),
+        "platform": platform.platform(),
+        "logical_cores": os.cpu_count(),
+        "cpu_governor": _cpu_governor(),
+    }

@@ -1,0 +1,412 @@
+"""A session: one subject, loaded once, and all of its cells that have to be measured.
+
+Loading a model takes longer than measuring a cell, so the unit of measuring is the session while the unit of caching
+stays the cell. It is the better experiment too: order effects and drift belong to a session, and can be seen there. The
+cells are measured in a random order, and a *sentinel* - always the same cell - is measured at the start, after every
+few cells and at the end. If the sentinel has moved beyond its own noise, the cells since the last one are measured
+again, once; if it is still away, they are flagged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vlmeter.backends.base import Runner
+from vlmeter.backends.clock import ClockError
+from vlmeter.cells.cell import Cell, RequestBlock, sentinel_of
+from vlmeter.cells.keys import Sampling
+from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.inputs.pictures import Album, Looks
+from vlmeter.measure.monitors import Monitor
+from vlmeter.measure.progress import Progress, Summary
+from vlmeter.measure.recording import busy_of, counted_of, requests_of, series_of
+from vlmeter.measure.requests import measure_block
+from vlmeter.measure.rounds import CountMismatch, Measurement, Sight, measure_cell, split_spans
+from vlmeter.numbers.medians import Estimate
+from vlmeter.records.fingerprint import cell_fingerprint
+from vlmeter.records.record import (
+    Drift,
+    Energy,
+    FailedRequest,
+    Memory,
+    Record,
+    Round,
+    SessionStamp,
+    Warmup,
+    write_record,
+)
+from vlmeter.records.store import Journal, state_of, touch
+from vlmeter.study.layout import cell_path
+from vlmeter.study.study import Study
+from vlmeter.study.subject import Subject
+
+log = logging.getLogger(__name__)
+
+
+#: A sentinel is a quick look, one arm, on a shape that has been warmed up before. Nine is the smallest number of rounds
+#: whose median has an interval that covers 95 % (with seven it is 87.5 %).
+SENTINEL_SAMPLING = Sampling(min_samples=9, max_samples=9, max_seconds_per_cell=10.0, min_warmup=1, max_warmup=2)
+
+
+#: What condemns one cell and says nothing about the others.
+CELL_FAULTS = (CountMismatch, ClockError)
+
+
+class SessionFailed(Exception):
+    """Some cells failed; the others are kept. The message says how many, and the first reason."""
+
+    def __init__(self, message: str, summary: Summary) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a session runs on: a loader for the subject, the monitor, and the words for the record."""
+
+    identity: str
+    load: Callable[[], Runner]
+    monitor: Monitor
+    describe: Callable[[], Mapping[str, Any]]
+
+
+def run_session(
+    study: Study,
+    subject_name: str,
+    cells: Sequence[Cell],
+    *,
+    results: Path,
+    pictures: Mapping[str, Looks],
+    machine: Machine,
+    begin: Callable[[Cell], None] = lambda cell: None,
+    progress: Callable[[Progress], None] = lambda step: None,
+    given_up: Mapping[str, str] | None = None,
+) -> Summary:
+    """Measure every cell of the subject whose record is missing or stale.
+
+    Args:
+        study: the study; cells: its cells of this subject, in the plan's order.
+        results: folder that holds the study's folder.
+        pictures: by cell id.
+        machine: what to run on.
+        begin: told before every cell and sentinel.
+        progress: told after every cell and sentinel.
+        given_up: cells that are not to be tried, by cell id, with the reason; they count as failed.
+
+    Records are written as soon as they are finished, and kept in a journal until the session succeeds. Raises
+    SessionFailed at the end if a cell failed, and UserError if records come from another device or
+    are of another version.
+    """
+    subject = study.subjects[subject_name]
+    session = _Session(study, subject_name, subject, list(cells), results=results, pictures=pictures, machine=machine)
+    session.begin, session.progress, session.given_up = begin, progress, given_up or {}
+    session.sort()
+    if session.todo:
+        session.measure()
+    touch(session.path(cell) for cell in cells if session.path(cell).exists())
+    if session.summary.failed:
+        raise SessionFailed(
+            f"{len(session.summary.failed)} of {len(cells)} cells of {subject_name} failed; the first: "
+            f"{session.summary.failed[0]}",
+            session.summary,
+        )
+    session.journal.clear()
+    return session.summary
+
+
+class _Session:
+    """The state of one session."""
+
+    def __init__(
+        self,
+        study: Study,
+        subject_name: str,
+        subject: Subject,
+        cells: list[Cell],
+        *,
+        results: Path,
+        pictures: Mapping[str, Looks],
+        machine: Machine,
+    ) -> None:
+        self.study, self.subject_name, self.subject, self.cells = study, subject_name, subject, cells
+        self.results, self.pictures, self.machine = results, pictures, machine
+        self.journal = Journal(results, study.study, subject_name)
+        self.summary = Summary()
+        self.todo: list[Cell] = []
+        self.begin: Callable[[Cell], None] = lambda cell: None
+        self.progress: Callable[[Progress], None] = lambda step: None
+        self.given_up: Mapping[str, str] = {}
+        self.session_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.prints = {cell.cell_id: cell_fingerprint(cell, subject, pictures[cell.cell_id]) for cell in cells}
+        #: of the order of cells and arms; the subject is in it, so that two subjects do not share an order
+        self.order_seed = f"{study.seed}/{subject_name}"
+        self._done = 0
+        self._measured = 0  # counts a cell that is measured twice twice
+        self._reference: Estimate | None = None
+
+    def path(self, cell: Cell) -> Path:
+        return cell_path(self.results, self.study.study, cell)
+
+    def sort(self) -> None:
+        """Tell which cells have to be measured; take back what the journal of a crashed session holds."""
+        for cell in self.cells:
+            current = self.prints[cell.cell_id]
+            found = state_of(self.path(cell), current)
+            if found.other_version is not None:
+                raise found.other_version
+            if found.state == "fresh" and found.record is not None:
+                self._check_device(found.record, self.path(cell))
+                self.summary.fresh += 1
+                continue
+            kept = self.journal.take_back(cell, current)
+            if kept is not None and kept.environment.get("device_identity") == self.machine.identity:
+                write_record(self.path(cell), kept)
+                self.summary.restored += 1
+                continue
+            if cell.cell_id in self.given_up:
+                self.summary.failed.append(self.given_up[cell.cell_id])
+                continue
+            log.info("%s is to be measured: %s", cell.cell_id, ", ".join((found.state, *found.reasons)))
+            self.todo.append(cell)
+
+    def _check_device(self, record: Record, path: Path) -> None:
+        made_on = record.environment.get("device_identity")
+        if made_on != self.machine.identity:
+            raise UserError(
+                f"record {path} was measured on {made_on}, and this is {self.machine.identity}; records of two devices "
+                f"are never mixed in one subject: give subjects.{self.subject_name} another name to keep both, or "
+                "`vlmeter forget` the old ones to measure everything again"
+            )
+
+    def measure(self) -> None:
+        """Load the subject and measure what is to be measured."""
+        rng = random.Random(self.order_seed)
+        rng.shuffle(self.todo)
+        begin_s = time.monotonic()
+        try:
+            runner = self.machine.load()
+        except Unsupported as reason:
+            self._record_unsupported(str(reason))
+            return
+        # what a checkpoint on the hub is is known for certain once it has been read
+        for cell in self.cells:
+            self.prints[cell.cell_id] = cell_fingerprint(cell, self.subject, self.pictures[cell.cell_id])
+        clock = runner.clock
+        self._begin_ms = clock.host_ms()
+        self._spend("load", time.monotonic() - begin_s)
+        self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
+        if notes := list(getattr(runner, "notes", ())):
+            self._environment["notes"] = notes
+        sentinel = sentinel_of([cell for cell in self.cells if cell.cell_id not in self.given_up])
+        self._look_at_sentinel(sentinel, runner, rng)
+        every = self.study.sentinel_every_cells
+        for start in range(0, len(self.todo), every):
+            batch = self.todo[start : start + every]
+            before = self._last_sentinel
+            records = self._measure_batch(batch, runner, rng, position=start)
+            after = self._look_at_sentinel(sentinel, runner, rng)
+            drifted = self._has_drifted(after)
+            if drifted and records:
+                log.warning("the sentinel has drifted; %d cells are measured again", len(records))
+                self.summary.remeasured += len(records)
+                self._done -= len(records)
+                again = self._measure_batch([r.cell for r in records], runner, rng, position=start, again=True)
+                # A cell that fails the second time keeps its first record, and the flag.
+                records = list({record.cell.cell_id: record for record in [*records, *again]}.values())
+                before, after = after, self._look_at_sentinel(sentinel, runner, rng)
+            self._settle(records, before=before, after=after, remeasured=drifted)
+        self._spend("session", self.summary.seconds["load"] + (clock.host_ms() - self._begin_ms) / 1000)
+
+    def _record_unsupported(self, reason: str) -> None:
+        """Say in every cell's record why it cannot be measured on this machine."""
+        log.warning("%s cannot be measured here: %s", self.subject_name, reason)
+        self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
+        for position, cell in enumerate(self.todo):
+            measured = Measurement(status="unsupported", reason=reason)
+            self._keep(self._record(cell, measured, parameters={}, position=position))
+            self.summary.unsupported += 1
+
+    def _look_at_sentinel(self, sentinel: Cell, runner: Runner, rng: random.Random) -> Estimate | None:
+        short = sentinel.model_copy(update={"sampling": SENTINEL_SAMPLING})
+        estimate = None
+        try:
+            measured = self._measure_one(short, runner, rng, quick=True)
+            estimate = measured.estimate()
+            self._spend("sentinel", sum(measured.seconds.values()))
+        except CELL_FAULTS as error:  # if it is among the cells to measure, it fails there, with its name
+            log.warning("the sentinel cannot be measured: %s", error)
+        if estimate is None:
+            log.warning("without a sentinel, drift around this moment goes unseen")
+        if self._reference is None:
+            self._reference = estimate
+        self._last_sentinel = estimate
+        self._tell(sentinel, estimate, note="sentinel", runner=runner)
+        return estimate
+
+    def _spend(self, name: str, seconds: float) -> None:
+        self.summary.seconds[name] = self.summary.seconds.get(name, 0.0) + seconds
+
+    def _has_drifted(self, now: Estimate | None) -> bool:
+        """Whether the sentinel is away from its reference by more than the tolerance and the noise of both."""
+        reference = self._reference
+        if reference is None or now is None:
+            return False
+        moved = abs(now.value / reference.value - 1)
+        noise = now.relative_half_width + reference.relative_half_width
+        return moved > max(self.study.drift_tolerance_fraction, noise)
+
+    def _settle(
+        self, records: Sequence[Record], *, before: Estimate | None, after: Estimate | None, remeasured: bool
+    ) -> None:
+        """Write what the sentinels around a batch say into its records."""
+        if before is None or after is None or self._reference is None:
+            return
+        drifted = self._has_drifted(after)
+        noise = after.relative_half_width + self._reference.relative_half_width
+        for record in records:
+            drift = Drift(
+                before_ms=before.value,
+                after_ms=after.value,
+                reference_ms=self._reference.value,
+                noise_fraction=noise if math.isfinite(noise) else None,
+                drifted=drifted,
+                remeasured=remeasured,
+            )
+            self._keep(record.model_copy(update={"drift": drift}))
+        self.summary.drifted += len(records) if drifted else 0
+
+    def _measure_batch(
+        self, batch: Sequence[Cell], runner: Runner, rng: random.Random, *, position: int, again: bool = False
+    ) -> list[Record]:
+        records = []
+        for offset, cell in enumerate(batch):
+            try:
+                measured = self._measure_one(cell, runner, rng)
+            except CELL_FAULTS as error:
+                # This cell's numbers cannot be trusted, the others' can: they are measured, and the session fails at
+                # its end.
+                reason = str(error) if cell.cell_id in str(error) else f"cell {cell.cell_id}: {error}"
+                log.error("%s", reason)
+                self.summary.failed.append(reason)
+                self._done += 1
+                continue
+            record = self._record(cell, measured, parameters=runner.parameters, position=position + offset)
+            self._keep(record)
+            records.append(record)
+            self._done += 1
+            self._measured += 1
+            if not again:
+                self.summary.measured += 1
+                self.summary.oom += measured.status == "oom"
+            for name, seconds in measured.seconds.items():
+                self._spend(name, seconds)
+            note = "out of memory" if measured.status == "oom" else measured.stop_reason or ""
+            self._tell(cell, measured.estimate(), note=note, runner=runner)
+        return records
+
+    def _measure_one(self, cell: Cell, runner: Runner, rng: random.Random, *, quick: bool = False) -> Measurement:
+        self.begin(cell)
+        looks = self.pictures[cell.cell_id]
+        if isinstance(cell.image, RequestBlock) and isinstance(looks, Album):
+            return self._measure_requests(cell, looks, runner, rng)
+        # a sentinel that is a block's first request stands under the block's name
+        picture = looks.pictures[0] if isinstance(looks, Album) else looks
+        # With an exact text length the question's words do not matter, so none is passed on.
+        question = picture.question if cell.text_tokens is None else None
+        sight = Sight(image=picture.open(), question=question)
+        return measure_cell(
+            cell,
+            sight,
+            runner,
+            monitor=self.machine.monitor,
+            rng=rng,
+            started_ms=self._begin_ms,
+            quick=quick,
+        )
+
+    def _measure_requests(self, cell: Cell, album: Album, runner: Runner, rng: random.Random) -> Measurement:
+        def open_sight(place: int) -> Sight:
+            picture = album.pictures[place]
+            return Sight(image=picture.open(), question=picture.question)
+
+        return measure_block(cell, open_sight, runner, monitor=self.machine.monitor, rng=rng, started_ms=self._begin_ms)
+
+    def _keep(self, record: Record) -> None:
+        self.journal.keep(record)
+        write_record(self.path(record.cell), record)
+
+    def _tell(self, cell: Cell, estimate: Estimate | None, *, note: str, runner: Runner) -> None:
+        elapsed_s = (runner.clock.host_ms() - self._begin_ms) / 1000
+        total = len(self.todo)
+        left_s = elapsed_s / self._measured * (total - self._done) if self._measured else None
+        self.progress(Progress(self._done, total, cell, estimate, note, elapsed_s, left_s))
+
+    def _record(self, cell: Cell, measured: Measurement, *, parameters: Mapping[str, int], position: int) -> Record:
+        looks = self.pictures[cell.cell_id]
+        picture = None if isinstance(looks, Album) else looks
+        return Record(
+            study=self.study.study,
+            subject=self.subject_name,
+            subject_config=self.subject,
+            cell=cell,
+            status=measured.status,
+            reason=measured.reason,
+            fingerprint=self.prints[cell.cell_id],
+            counted=None if measured.counts is None else counted_of(measured.counts),
+            image_id=picture.image_id if picture else None,
+            question_id=picture.question_id if picture else None,
+            question=picture.question if picture else None,
+            answers=list(picture.answers) if picture else [],
+            series=series_of(measured),
+            steps_ms=[steps for t in measured.timings.get("hooks", []) if (steps := split_spans(t)[1])],
+            generated_tokens=measured.generated_tokens,
+            rounds=[
+                Round(
+                    order=list(state.order),
+                    started_s=state.started_s,
+                    disturbances=list(state.reading.disturbances),
+                    sm_clock_mhz=state.reading.sm_clock_mhz,
+                    memory_clock_mhz=state.reading.memory_clock_mhz,
+                    temperature_c=state.reading.temperature_c,
+                    power_w=state.reading.power_w,
+                    cpu_load_fraction=state.reading.cpu_load_fraction,
+                    cpu_steal_fraction=state.reading.cpu_steal_fraction,
+                )
+                for state in measured.rounds
+            ],
+            requests=requests_of(measured, looks),
+            failed_requests=[FailedRequest(place=failed.place, reason=failed.reason) for failed in measured.failed],
+            warmups=[Warmup(arm=w.arm, wall_ms=list(w.wall_ms), settled=w.settled) for w in measured.warmups],
+            busy=[busy_of(found) for found in measured.busy],
+            busy_reason=measured.busy_reason,
+            memory=[
+                Memory(
+                    phase=m.phase,
+                    peak_allocated_bytes=m.peak_allocated_bytes,
+                    reserved_bytes=m.reserved_bytes,
+                )
+                for m in measured.memory
+            ],
+            energy=[Energy(what=e.what, joules=e.joules, span_s=e.span_s, repeats=e.repeats) for e in measured.energy],
+            stop_reason=measured.stop_reason,
+            session=SessionStamp(
+                session_id=self.session_id,
+                position=position,
+                cells=len(self.todo),
+                started_at=self.started_at,
+                order_seed=self.order_seed,
+            ),
+            seconds=measured.seconds,
+            parameters=dict(parameters),
+            environment=self._environment,
+        )

@@ -1,0 +1,1 @@
+"""What is run: families, the Molmo port, checkpoints, tokens."""

@@ -1,0 +1,330 @@
+"""Molmo2: Molmo's overlapping crops with a wider window, and a global crop that is square whatever the image.
+
+The tiling is chosen as in the first generation (`vlmeter.models.molmo1.geometry`), with crops of 378 px that step by
+266 px and at most 8 of them. Two things differ: patches are pooled 2 x 2 after the crops have been laid side by side,
+so that an odd number of them is rounded up, and the whole image is squeezed into the global crop whatever its shape,
+so that no size is too elongated.
+
+All image tokens attend to each other in the prefill, which rules flash attention out. transformers' image processor
+needs torchvision; the geometry, and so a plan, does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any, ClassVar, Self
+
+from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.models.families.base import COMPONENTS, Family, ImageOptions, ImageTokens, LoadedModel, SubjectSpec
+from vlmeter.models.families.geometry import (
+    edge_px,
+    flattened,
+    is_sane,
+    positive_integer,
+    refuse_forced_tiling,
+    require_size,
+    squarest_of_each_kind,
+)
+from vlmeter.models.families.loaded_native import LoadedNative, Template
+from vlmeter.models.families.made_tokenizer import MadeTokenizer
+from vlmeter.models.families.native import NativeFamily, Scale
+from vlmeter.models.molmo1.geometry import select_tiling
+from vlmeter.models.molmo1.geometry import tilings as tilings_within
+
+
+@dataclass(frozen=True)
+class Molmo2Geometry:
+    """Crops, their overlap and their pooling, as in transformers' Molmo2 image processor.
+
+    margin_patches: patches that a crop shares with its neighbours, both sides together.
+    column_tokens, global_column_tokens: whether a token ends each row of the tiled image, and of the global crop.
+    """
+
+    crop_px: int = 378
+    patch_px: int = 14
+    margin_patches: int = 8
+    pooling: int = 2
+    max_crops: int = 8
+    column_tokens: bool = True
+    global_column_tokens: bool = True
+
+    layout_columns = ("tiling_h", "tiling_w")
+
+    @classmethod
+    def from_config(cls, processor_config: Mapping[str, Any]) -> Self:
+        """Read the settings of a checkpoint's processor; raises UserError for settings that make no sense."""
+        config, default = flattened(processor_config), cls()
+        margins = config.get("overlap_margins", (default.margin_patches // 2,) * 2)
+        legal = isinstance(margins, (list, tuple)) and len(margins) == 2 and all(isinstance(m, int) for m in margins)
+        if not legal or min(margins) < 0:
+            raise UserError(f"overlap_margins: {margins!r} must be two numbers of patches")
+        columns = bool(config.get("image_use_col_tokens", default.column_tokens))
+        of_global = config.get("use_single_crop_col_tokens")
+        found = cls(
+            crop_px=edge_px(config, "size", default.crop_px, edges=("height",)),
+            patch_px=positive_integer(config, "patch_size", default.patch_px),
+            margin_patches=sum(margins),
+            pooling=positive_integer(config, "pooling_size", default.pooling),
+            max_crops=positive_integer(config, "max_crops", default.max_crops),
+            column_tokens=columns,
+            global_column_tokens=columns if of_global is None else bool(of_global),
+        )
+        if found.crop_px % found.patch_px or found._window_patches < 1:
+            raise UserError(
+                f"overlap_margins: {list(margins)} leave no room in crops of {found.crop_px} px with patches of "
+                f"{found.patch_px} px, of which whole ones must fit"
+            )
+        return found
+
+    def image_tokens(self, width_px: int, height_px: int, *, options: ImageOptions) -> ImageTokens:
+        """Predict crops and tokens; every size that is one will do."""
+        geometry = self._with(options)
+        require_size(width_px, height_px)
+        return geometry._image_tokens(width_px, height_px)
+
+    def candidates(self, *, options: ImageOptions) -> Iterable[tuple[int, int]]:
+        """List the exact size (width, height) of one tiling for every pair of vision tokens and crops."""
+        geometry = self._with(options)
+        sizes = (geometry._exact_size(*tiling) for tiling in tilings_within(max_crops=geometry.max_crops))
+        return squarest_of_each_kind(geometry._image_tokens(*size) for size in sizes if is_sane(*size))
+
+    def tilings(self, *, options: ImageOptions) -> list[tuple[int, int]]:
+        """List every tiling (rows, columns) that the preprocessor may choose, fewest crops first."""
+        return tilings_within(max_crops=self._with(options).max_crops)
+
+    def size_for_tiling(self, tiling: tuple[int, int], *, options: ImageOptions) -> ImageTokens:
+        """Return the size at which this tiling needs no scaling; as in the first generation, it is chosen there."""
+        geometry = self._with(options)
+        rows, columns = tiling
+        if min(tiling) < 1 or rows * columns > geometry.max_crops:
+            raise UserError(
+                f"tiling: {rows}x{columns} takes {rows * columns} crops, out of reach with "
+                f"{geometry.limit(options=ImageOptions())}"
+            )
+        return geometry._image_tokens(*geometry._exact_size(rows, columns))
+
+    def limit(self, *, options: ImageOptions) -> str:
+        """Say what keeps larger counts out of reach."""
+        return f"max_crops {self._with(options).max_crops}"
+
+    def _with(self, options: ImageOptions) -> Self:
+        refuse_forced_tiling(options, family="molmo2")
+        if options.max_crops is None:
+            return self
+        if options.max_crops < 1:
+            raise UserError(f"max_crops: {options.max_crops} is too few; legal from 1 on")
+        return replace(self, max_crops=options.max_crops)
+
+    @property
+    def _window_patches(self) -> int:
+        return self.crop_px // self.patch_px - self.margin_patches
+
+    def _exact_size(self, rows: int, columns: int) -> tuple[int, int]:
+        window, margin = self._window_patches * self.patch_px, self.margin_patches * self.patch_px
+        return columns * window + margin, rows * window + margin
+
+    def _pooled(self, patches: int) -> int:
+        return math.ceil(patches / self.pooling)
+
+    def _image_tokens(self, width_px: int, height_px: int) -> ImageTokens:
+        rows, columns = select_tiling(
+            width_px,
+            height_px,
+            max_crops=self.max_crops,
+            window_px=self._window_patches * self.patch_px,
+            margin_px=self.margin_patches * self.patch_px,
+        )
+        side = self._pooled(self.crop_px // self.patch_px)
+        tokens_h = self._pooled(rows * self._window_patches + self.margin_patches)
+        tokens_w = self._pooled(columns * self._window_patches + self.margin_patches)
+        # A start and an end token around the global crop and around the tiled image, and the ends of their rows.
+        special_tokens = 4 + side * self.global_column_tokens + tokens_h * self.column_tokens
+        return ImageTokens(
+            width_px=width_px,
+            height_px=height_px,
+            crops=1 + rows * columns,
+            vision_tokens=side**2 + tokens_h * tokens_w,
+            special_tokens=special_tokens,
+            layout={"tiling_h": rows, "tiling_w": columns},
+        )
+
+
+def _scale(
+    about: str,
+    *,
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    adapter: dict[str, Any],
+    end_token: int,
+    parameters: tuple[int, ...],
+) -> Scale:
+    """One scale; end_token: id of <|im_end|>. The image's own tokens stand behind the vocabulary."""
+    names = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<|image|>", "<im_low>")
+    behind = {
+        name: text["vocab_size"] + n for n, name in enumerate((*names, "<frame_start>", "<frame_end>", "<|video|>"))
+    }
+    return Scale(
+        about=about,
+        config={
+            "model_type": "molmo2",
+            "image_start_token_id": behind["<im_start>"],
+            "image_end_token_id": behind["<im_end>"],
+            "image_patch_id": behind["<im_patch>"],
+            "low_res_image_start_token_id": behind["<low_res_im_start>"],
+            "frame_start_token_id": behind["<frame_start>"],
+            "frame_end_token_id": behind["<frame_end>"],
+            "tie_word_embeddings": False,
+            "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0}, **text},
+            "vision_config": dict(vision),
+            "adapter_config": {"text_hidden_size": text["hidden_size"], **adapter},
+        },
+        tokenizer=MadeTokenizer(
+            vocab_size=text["vocab_size"],
+            special_tokens={
+                "<|endoftext|>": end_token - 2,
+                "<|im_start|>": end_token - 1,
+                "<|im_end|>": end_token,
+                **behind,
+            },
+            bos="<|im_end|>",
+            eos="<|im_end|>",
+            pad="<|endoftext|>",
+        ),
+        processor_config={
+            "image_processor_type": "Molmo2ImageProcessor",
+            "size": {"height": 378, "width": 378},
+            "max_crops": 8,
+            "overlap_margins": [4, 4],
+            "patch_size": 14,
+            "pooling_size": [2, 2],
+        },
+        processor="Molmo2Processor",
+        parameters=dict(zip(COMPONENTS, parameters, strict=True)),
+    )
+
+
+class Molmo2Family(NativeFamily):
+    """Molmo2 on Qwen3."""
+
+    name = "molmo2"
+    model_types = ("molmo2",)
+    template = Template(
+        text="<|im_end|>{image}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", image="<|image|>"
+    )
+    scales: ClassVar[Mapping[str, Scale]] = {
+        "nano": _scale(
+            "a toy with Molmo2's image geometry, for one processor core",
+            text={
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "vocab_size": 512,
+            },
+            vision={
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+            },
+            adapter={
+                "vision_feature_layer": [2, 0],
+                "initializer_range": 0.2,  # with fewer values to add up, features would hardly be seen
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+            },
+            end_token=511,
+            parameters=(67_808, 15_488, 40_960, 74_048, 32_832),
+        ),
+        "4b": _scale(
+            "Molmo2-4B: SigLIP 2 SO400M/14-378 and Qwen3-4B",
+            text={
+                "hidden_size": 2560,
+                "intermediate_size": 9728,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "vocab_size": 151936,
+            },
+            vision={
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                # config.json says 27 layers; the last two are never read, and neither published nor built.
+                "num_hidden_layers": 25,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 16,
+                "head_dim": 72,
+            },
+            adapter={
+                "vision_feature_layer": [24, 18],
+                "hidden_size": 1152,
+                "intermediate_size": 9728,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 16,
+                "head_dim": 72,
+            },
+            end_token=151645,
+            parameters=(382_505_936, 56_611_328, 389_283_840, 3_633_509_376, 388_958_720),
+        ),
+    }
+
+    def geometry(self, spec: SubjectSpec) -> Molmo2Geometry:
+        """Return the crops of the subject's processor."""
+        return Molmo2Geometry.from_config(self.processor_config(spec))
+
+    def load(self, spec: SubjectSpec, *, device: str) -> LoadedModel:
+        """Build or read the model; raises Unsupported where transformers or torchvision is missing what it takes."""
+        _require_libraries()
+        return super().load(spec, device=device)
+
+    def loaded(self, model: Any, processor: Any) -> LoadedModel:
+        """Put a model and its processor together."""
+        return LoadedMolmo2(model=model, processor=processor, parts=self.parts, template=self.template)
+
+
+class LoadedMolmo2(LoadedNative):
+    """A Molmo2 on a device, with its processor."""
+
+    def render(self, question: str) -> str:
+        """Return the prompt with the beginning of sequence that the processor would otherwise put before it."""
+        prompt, begin = super().render(question), self.tokenizer.bos_token or self.tokenizer.eos_token
+        return prompt if prompt.startswith(begin) else begin + prompt
+
+    def image_arguments(self, options: ImageOptions) -> dict[str, Any]:
+        """Pass a limit on crops to the image processor."""
+        refuse_forced_tiling(options, family="molmo2")
+        return {} if options.max_crops is None else {"images_kwargs": {"max_crops": options.max_crops}}
+
+    def crops(self, made: Mapping[str, Any]) -> int:
+        """Count the crops, whose patches come flattened, in the pixel tensor."""
+        return len(made["pixel_values"])
+
+
+def _require_libraries() -> None:
+    """Raise Unsupported, with what to install, where Molmo2 cannot run."""
+    import transformers
+
+    if not hasattr(transformers, "Molmo2ForConditionalGeneration"):
+        raise Unsupported(
+            f"molmo2: transformers {metadata.version('transformers')} does not know it; install 5.20 or newer"
+        )
+    if find_spec("torchvision") is None:
+        raise Unsupported(
+            "molmo2: its image processor in transformers needs torchvision, which is not installed; install the "
+            "version that fits the installed torch"
+        )
+
+
+FAMILY: Family = Molmo2Family()

@@ -1,0 +1,1 @@
+"""Numbers: medians, intervals, units, and how they are said."""

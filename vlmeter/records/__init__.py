@@ -1,0 +1,1 @@
+"""What was measured of each cell, where it lies, and whether it still holds."""

@@ -1,0 +1,107 @@
+"""Which records of a study still hold, and which cells are to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlmeter.cells.cell import Cell, DummyImage, RequestBlock
+from vlmeter.common.errors import UserError
+from vlmeter.common.files import write_atomically
+from vlmeter.inputs.looks import photographs_of
+from vlmeter.inputs.pictures import Album, Looks, Picture
+from vlmeter.records.fingerprint import cell_fingerprint, fingerprint
+from vlmeter.records.store import State, state_of
+from vlmeter.study.layout import Layout
+from vlmeter.study.plan import build_plan
+from vlmeter.study.study import Study
+
+
+def subject_digest(study: Study, subject: str, cells: Sequence[Cell]) -> str:
+    """Digest of everything that can make a subject's cells stale and is known before they are measured."""
+    import hashlib
+    import json
+
+    prints = {cell.cell_id: fingerprint(cell, study.subjects[subject]) for cell in cells if cell.subject == subject}
+    for parts in prints.values():
+        parts.pop("checkpoint", None)  # known only once it has been fetched; the records' own states tell of a change
+    return hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cell_states(study: Study, layout: Layout, cells: Sequence[Cell] | None = None) -> list[tuple[Cell, State]]:
+    """Compare every cell's record with what it would be now; photographs are compared once they have been fetched.
+
+    `cells` is the study's plan, for those who have it.
+    """
+    from vlmeter.inputs.dataset import read_manifest
+
+    cells = build_plan(study) if cells is None else cells
+    try:
+        manifest = read_manifest(layout.manifest) if study.experiments.on_photographs else None
+    except UserError:
+        manifest = None
+    photographs = photographs_of(manifest, layout.dataset) if manifest else []
+    found = []
+    for cell in cells:
+        looks: Looks | None = None
+        if isinstance(cell.image, DummyImage):
+            looks = Picture(open=lambda: None, digest="")
+        elif isinstance(cell.image, RequestBlock):
+            if all(request.index < len(photographs) for request in cell.image.requests):
+                looks = Album(tuple(photographs[request.index] for request in cell.image.requests))
+        elif cell.image.index < len(photographs):
+            looks = photographs[cell.image.index]
+        current = cell_fingerprint(cell, study.subjects[cell.subject], looks)
+        found.append((cell, state_of(layout.record(cell), current)))
+    return found
+
+
+def stale_digests(layout: Layout, states: Sequence[tuple[Cell, State]]) -> dict[str, str]:
+    """Say which subjects have records that are there and do not hold, each with a digest of just these files.
+
+    A workflow sees what is missing and what its own runs were given, but neither a damaged record nor one that somebody
+    put there.
+    """
+    import hashlib
+
+    found: dict[str, list[str]] = {}
+    for cell, state in states:
+        if state.state == "stale":
+            written = layout.record(cell).stat().st_mtime_ns  # so that no digest ever comes again
+            found.setdefault(cell.subject, []).append(f"{cell.cell_id} {written}")
+    return {subject: hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8] for subject, lines in found.items()}
+
+
+#: So many missing cells of a subject are asked for by name.
+NAMED_MISSING = 20
+
+
+def some_missing(states: Sequence[tuple[Cell, State]]) -> list[Cell]:
+    """List the first missing cells of each subject, which are enough to start its session."""
+    missing: dict[str, list[Cell]] = {}
+    for cell, state in states:
+        if state.state == "missing":
+            missing.setdefault(cell.subject, []).append(cell)
+    return [cell for cells in missing.values() for cell in cells[:NAMED_MISSING]]
+
+
+def seal_records(layout: Layout, subject: str, cells: Sequence[Cell]) -> None:
+    """Write a digest of the records of a subject's cells, for what is made of them: it changes if any of them does."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for cell in cells:
+        digest.update(layout.record(cell).read_bytes())
+    write_atomically(layout.seal(subject), f"{digest.hexdigest()}  {len(cells)} records of {subject}\n".encode())
+
+
+def states_in_words(states: Sequence[tuple[Cell, State]], subject: str) -> str:
+    """Say how many cells of a subject are to be measured, and why."""
+    own = [state for cell, state in states if cell.subject == subject]
+    missing = sum(state.state == "missing" for state in own)
+    stale = [state for state in own if state.state == "stale"]
+    parts = [f"{missing} missing"] if missing else []
+    if stale:
+        # a reason that is a sentence is about one file, and is for `vlmeter status`
+        reasons = sorted({reason if " " not in reason else "unreadable" for state in stale for reason in state.reasons})
+        parts.append(f"{len(stale)} stale: {', '.join(reasons)}")
+    return f"{missing + len(stale)} of {len(own)} cells" + (f" ({'; '.join(parts)})" if parts else "")

@@ -1,0 +1,92 @@
+"""Where a study's records lie, which of them still hold, and how none is lost in a crash.
+
+The workflow owns the records as outputs: when a session fails, it puts back the outputs that were there before and
+removes the new ones. So a session keeps a second copy of every finished record in a journal that the workflow does not
+know; the next session takes fresh ones back from there, and a session that succeeds clears it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmeter.cells.cell import Cell
+from vlmeter.common.errors import UserError
+from vlmeter.records.record import OtherVersion, Record, read_record, write_record
+from vlmeter.study.layout import cell_path, journal_folder
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether a cell's record holds: "fresh", "missing" or "stale", and if stale in which parts."""
+
+    state: str
+    reasons: tuple[str, ...] = ()
+    record: Record | None = None
+    other_version: OtherVersion | None = None
+
+
+def state_of(path: Path, current: Mapping[str, str]) -> State:
+    """Compare a record with the fingerprint that it would have now; an unreadable one is stale."""
+    from vlmeter.records.fingerprint import stale_parts
+
+    if not path.exists():
+        return State("missing")
+    try:
+        record = read_record(path)
+    except OtherVersion as error:
+        return State("stale", (str(error),), other_version=error)
+    except UserError as error:
+        return State("stale", (str(error),))
+    parts = stale_parts(record.fingerprint, current)
+    return State("stale", parts, record) if parts else State("fresh", (), record)
+
+
+class Journal:
+    """Copies of a running session's finished records, outside the workflow's outputs."""
+
+    def __init__(self, results: Path, study: str, subject: str) -> None:
+        self._folder = journal_folder(results, study, subject)
+
+    def keep(self, record: Record) -> None:
+        """Keep a finished record."""
+        write_record(self.path(record.cell), record)
+
+    def take_back(self, cell: Cell, current: Mapping[str, str]) -> Record | None:
+        """Return the journal's record of a cell if it is still fresh."""
+        return found.record if (found := state_of(self.path(cell), current)).state == "fresh" else None
+
+    def clear(self) -> None:
+        """Forget everything, after a session whose outputs are safe."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def path(self, cell: Cell) -> Path:
+        """File of a cell's copy."""
+        return self._folder / f"{cell.cell_id}.json"
+
+
+def sweep(results: Path, study: str, subject: str) -> None:
+    """Remove what a killed session of the subject had begun to write; only for whoever holds the session's lock."""
+    for folder in (results / study / "cells" / subject, journal_folder(results, study, subject)):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def touch(paths: Iterable[Path]) -> None:
+    """Set files' times to now: a session that found them fresh vouches for them against newer inputs."""
+    for path in paths:
+        os.utime(path)
+
+
+def forget(results: Path, study: str, cells: Iterable[Cell]) -> list[Path]:
+    """Delete the records of cells, in the study and in its journals, so that they are measured again; return them."""
+    gone = []
+    for cell in cells:
+        for path in (cell_path(results, study, cell), Journal(results, study, cell.subject).path(cell)):
+            if path.exists():
+                path.unlink()
+                gone.append(path)
+    return gone

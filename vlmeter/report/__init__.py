@@ -1,0 +1,1 @@
+"""The report: everything that a study found on one page."""

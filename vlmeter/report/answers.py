@@ -1,0 +1,105 @@
+"""Answers of the first screen, and bars of shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from vlmeter.analysis import decode_runs, headlines, prefill_cells
+from vlmeter.analysis.reading import Unknown
+from vlmeter.figures.style import COLOURS, LABELS
+from vlmeter.numbers.units import duration, percent
+from vlmeter.numbers.words import plural, with_interval
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of the first screen; without a value the note says what is missing."""
+
+    name: str
+    question: str
+    value: str
+    interval: str
+    note: str
+
+
+def answer_of(headline: headlines.Headline) -> Answer:
+    """A headline of the analysis as a card."""
+    if isinstance(headline.answer, Unknown):
+        return Answer(headline.name, headline.question, "", "", headline.answer.reason)
+    value, interval = in_two(with_interval(headline.answer, headline.unit))
+    note = headline.note
+    if headline.answer.contains(0):
+        note = f"the interval holds 0, so these data cannot tell a cost; {note}"
+    return Answer(headline.name, headline.question, value, interval, note)
+
+
+def in_two(said: str) -> tuple[str, str]:
+    """Part '3.25 ms (3.11 to 3.40)' into value and interval; the interval is empty where there is none."""
+    value, _, interval = said.partition(" (")
+    unit = value.partition(" ")[2]
+    return value, "" if interval == "no interval)" else f"{interval.removesuffix(')')} {unit}".strip()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a bar: its share of the whole, and what the page says of it."""
+
+    label: str
+    colour: str
+    fraction: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A whole, in parts that fill it."""
+
+    title: str
+    note: str
+    parts: Sequence[Part]
+
+
+def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
+    """Where the time goes: inside a prefill, and in requests with the fewest and the most output tokens."""
+    bars = []
+    shares = prefill_cells.phase_shares(cells)
+    if len(shares):
+        parts = [
+            Part(
+                LABELS[row["phase"]],
+                css_variable(COLOURS[row["phase"]]),
+                row["median_fraction"],
+                f"{percent(row['median_fraction'])} ({percent(row['smallest_fraction'])} to "
+                f"{percent(row['largest_fraction'])})",
+            )
+            for row in shares.to_dict("records")
+        ]
+        note = f"median over {plural(len(cells), 'image size')}, smallest and largest in brackets"
+        bars.append(Bar("Inside the prefill", note, parts))
+    lengths = sorted({int(steps) + 1 for steps in runs["steps"]})
+    shortest_and_longest = dict.fromkeys(lengths[:1] + lengths[-1:])
+    return bars + [_request_bar(runs[runs["steps"] == tokens - 1], tokens) for tokens in shortest_and_longest]
+
+
+def _request_bar(runs: pd.DataFrame, tokens: int) -> Bar:
+    found = {
+        "preprocessing and copy": ("inputs", decode_runs.by_length(runs, "inputs_wall")),
+        "prefill": ("prefill", decode_runs.by_length(runs, "prefill")),
+        "decode": ("decode", decode_runs.by_length(runs, "decode")),
+    }
+    values = {label: (colour, float(frame["value"].iloc[0])) for label, (colour, frame) in found.items() if len(frame)}
+    whole = sum(value for _, value in values.values())
+    parts = [
+        Part(label, css_variable(COLOURS[colour]), value / whole, f"{duration(value)}, {percent(value / whole, 3)}")
+        for label, (colour, value) in values.items()
+    ]
+    note = f"medians over {plural(runs['image_index'].nunique(), 'photograph')}, {duration(whole)} in all"
+    return Bar(f"A request with {plural(tokens, 'output token')}", note, parts)
+
+
+def css_variable(colour: str) -> str:
+    """A figure's colour as the page's style knows it, in light and in dark."""
+    return f"var(--c{colour[1:].lower()})"

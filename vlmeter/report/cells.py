@@ -1,0 +1,144 @@
+"""Tables of cells: prefill, generations, photographs, what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from vlmeter.analysis import reading
+from vlmeter.report.grids import Grid, Value, count_value, is_true, measured_value, whole_number, word_value
+
+
+def flags_of(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Collect what a reader should know before trusting a cell's numbers, by the cell's name."""
+    flags: dict[str, list[str]] = {}
+    totals = table[table["phase"] == "total"].drop_duplicates("cell_id")
+    for row in totals.to_dict("records"):
+        disturbed, rounds = whole_number(row["disturbed_samples"]), whole_number(row["rounds"])
+        found = {
+            "sentinel drifted": is_true(row["drifted"]),
+            "measured a second time because of drift": is_true(row["remeasured"]),
+            f"{disturbed} of {rounds} rounds disturbed": disturbed > 0,
+            "warm-up not settled": not is_true(row["warmup_settled"]) and not pd.isna(row["warmup_settled"]),
+            "ended by the time cap": row["stop_reason"] == "time_cap",
+        }
+        flags[str(row["cell_id"])] = [name for name, holds in found.items() if holds]
+    return flags
+
+
+def _image(row: Any) -> Value:
+    """What a dummy image is: its tiling where there is one, and its size."""
+    size = "" if pd.isna(row["width_px"]) else f"{row['width_px']} x {row['height_px']} px"
+    if pd.isna(row["tiling_h"]):
+        return word_value(size)
+    forced = ", forced" if is_true(row["forced_tiling"]) else ""
+    return Value(
+        f"{row['tiling_h']} x {row['tiling_w']} ({size}{forced})",
+        float(row["tiling_h"]) * 1000 + float(row["tiling_w"]),
+    )
+
+
+def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -> Grid:
+    """The table of prefill cells."""
+    columns = [
+        ("tiling", "rows x columns of crops, and the size of the image"),
+        ("crops", "pieces of the image that the vision encoder sees, the whole image in small among them"),
+        ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
+        ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
+        ("whole prefill", "without marks, as a user waits (wall time)"),
+        ("device busy", "device time of the same work with no host in the way"),
+        ("vision", "vision encoder and projector, by hooks"),
+        ("LLM prefill, hooks", "everything behind the vision side, by marks inside one pass"),
+        ("LLM prefill, subtraction", "whole prefill minus vision run alone (wall time)"),
+        ("closure", "sum of all phases over the whole, minus 1; 0 is perfect"),
+        ("who sets the pace", "launch-bound: the host; device-bound: the device"),
+        ("flags", "what a reader should know before trusting the row; empty: nothing"),
+    ]
+    quantities = ("plain_wall", "busy_prefill", "vision", "language", "subtraction_wall")
+    rows = [
+        [
+            _image(row),
+            *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
+            *(measured_value(row, quantity) for quantity in quantities),
+            measured_value(row, "closure", "_fraction"),
+            word_value(row["bound"]),
+            word_value("; ".join(flags.get(row["cell_id"], []))),
+        ]
+        for row in cells.to_dict("records")
+    ]
+    return Grid(f"vision-{name}", "Vision-token cells: median (95 % interval)", columns, rows)
+
+
+def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -> Grid:
+    """The table of generations."""
+    columns = [
+        ("photograph", "the dataset's id of the image"),
+        ("question", "the dataset's id of the question"),
+        ("crops", "pieces of the image that the vision encoder sees"),
+        ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
+        ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
+        ("output tokens", "tokens generated; the first comes out of the prefill"),
+        ("time to first token", "preprocessing, copy to the device and prefill"),
+        ("prefill", "sum of the prefill's phases"),
+        ("decode", "all decode steps"),
+        ("prefill share", "prefill over prefill and decode"),
+        ("how", "run by itself, or read off the first steps of a longer run of the same photograph"),
+        ("flags", "what a reader should know before trusting the row; empty: nothing"),
+    ]
+    rows = [
+        [
+            word_value(row["image_id"]),
+            word_value(row["question_id"]),
+            *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
+            Value(f"{row['steps'] + 1:,}", float(row["steps"] + 1)),
+            *(measured_value(row, quantity) for quantity in ("first_token", "prefill", "decode")),
+            measured_value(row, "share", "_fraction"),
+            word_value("read off a longer run" if row["source"] == "derived" else "run by itself"),
+            word_value("; ".join(flags.get(row["cell_id"], []))),
+        ]
+        for row in runs.to_dict("records")
+    ]
+    return Grid(f"output-{name}", "Output-token cells: median (95 % interval)", columns, rows)
+
+
+def photograph_grid(table: pd.DataFrame, name: str) -> Grid:
+    """The table of photographs, with questions and answers of the dataset."""
+    seen = table.dropna(subset=["question"]).drop_duplicates(["image_id", "question_id"]).sort_values("image_index")
+    columns = [
+        ("photograph", "the dataset's id of the image"),
+        ("question id", "the dataset's id of the question"),
+        ("question", "what the model was asked"),
+        ("the dataset's answers", "given by people; none is the model's"),
+    ]
+    rows = [
+        [
+            word_value(row["image_id"]),
+            word_value(row["question_id"]),
+            word_value(row["question"]),
+            word_value(_answers(row["answers"])),
+        ]
+        for row in seen.to_dict("records")
+    ]
+    return Grid(f"photographs-{name}", "Photographs and questions of the dataset", columns, rows)
+
+
+def _answers(packed: Any) -> str:
+    """The dataset's answers, each once, the most frequent first."""
+    answers = [] if pd.isna(packed) else [str(answer) for answer in json.loads(packed)]
+    counts = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(answer if count == 1 else f"{answer} ({count} times)" for answer, count in ordered)
+
+
+def left_out_grid(table: pd.DataFrame, name: str) -> Grid:
+    """The table of cells that could not be measured, with the reason."""
+    words = {"oom": "out of device memory", "unsupported": "not supported"}
+    rows = [
+        [word_value(row["cell_id"]), word_value(words.get(row["status"], row["status"])), word_value(row["reason"])]
+        for row in reading.left_out(table).to_dict("records")
+    ]
+    columns = [("cell", "its name"), ("what happened", "why it has no samples"), ("reason", "in the words of the run")]
+    return Grid(f"left-out-{name}", "Cells without numbers", columns, rows)

@@ -1,0 +1,71 @@
+"""Tables of the page: fields that know what they are sorted by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from vlmeter.analysis import reading
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.words import with_interval
+
+
+@dataclass(frozen=True)
+class Value:
+    """A field of a table: what it says, and by what it is sorted."""
+
+    text: str
+    key: float | str = ""
+    image: Markup | None = None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it sorts as a number."""
+        return isinstance(self.key, float)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of the page: columns as (heading, what it means)."""
+
+    name: str
+    caption: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Value]]
+
+
+def word_value(value: Any) -> Value:
+    """A field of text."""
+    text = "" if value is None or pd.isna(value) else str(value)
+    return Value(text, text)
+
+
+def count_value(value: Any) -> Value:
+    """A field of a count."""
+    return Value("", math.nan) if pd.isna(value) else Value(f"{int(value):,}", float(value))
+
+
+def measured_value(row: Any, name: str, unit: str = "_ms") -> Value:
+    """A quantity of an analysis frame, with its interval."""
+    estimate = reading.estimate_in(row, name, unit)
+    return estimate_value(estimate, {"_ms": "ms", "_fraction": "fraction", "": ""}[unit])
+
+
+def estimate_value(estimate: Estimate, unit: str) -> Value:
+    """A field of an estimate, said with its interval."""
+    return Value("", math.nan) if math.isnan(estimate.value) else Value(with_interval(estimate, unit), estimate.value)
+
+
+def is_true(value: Any) -> bool:
+    """Whether a value of the table is there and true."""
+    return not pd.isna(value) and bool(value)
+
+
+def whole_number(value: Any) -> int:
+    """A count of the table, 0 where it is absent."""
+    return 0 if pd.isna(value) else int(value)

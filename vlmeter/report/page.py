@@ -1,0 +1,217 @@
+"""The report: everything that a study found on one page, in one file that needs nothing else.
+
+The page reads the table, the figures, the judged claims and a few facts about the run, and computes nothing that
+`vlmeter.analysis.prefill_cells.prefill_cells` does not: a number on the page is the number in a figure and in a claim.
+It loads nothing over a network and says so to the browser (a content security policy), so that it can be opened from a
+mail attachment.
+
+Two things are kept compressed inside the page and unpacked by the browser when they are wanted: the table, for the
+downloads and the chart to play with, and plotly.js, which draws that chart. Everything else is plain HTML that works
+without scripts. Figures are images whose colours follow the reader's light or dark setting.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+from markupsafe import Markup
+
+from vlmeter import __version__
+from vlmeter.analysis import reading
+from vlmeter.analysis.roofline import beside, read_physics
+from vlmeter.claims.base import Claim
+from vlmeter.claims.files import read_claims
+from vlmeter.common.errors import UserError
+from vlmeter.common.files import write_atomically
+from vlmeter.report.chart import SERIES
+from vlmeter.report.grids import Grid, word_value
+from vlmeter.report.pictures import DARK_COLOURS, FigureFiles
+from vlmeter.report.side_by_side import side_by_side_view
+from vlmeter.report.subjects import SubjectView, subject_view
+from vlmeter.report.thumbnails import read_thumbnails
+from vlmeter.study.layout import ACROSS
+from vlmeter.table.columns import data_dictionary
+from vlmeter.table.files import read_table
+
+#: Templates, style and script of the page.
+PAGE = Path(__file__).parent / "template"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How to make the study again: the command, and the lock file that names every version with its checksum."""
+
+    command: str
+    lock: str = ""
+    lock_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """All that the report reads.
+
+    study: the study's configuration. figures: subject -> figure's name -> its files, and with ACROSS in the place of a
+    subject those that show all. environments: a JSON file, subject -> list of {cells: number of cells, environment:
+    where and with what they were measured}. physics: the table of `vlmeter.analysis.roofline`. thumbnails: of
+    `vlmeter.workflow.thumbnails`. The last three may be absent; the page then says so, or does without.
+    """
+
+    study: Mapping[str, Any]
+    table: Path
+    claims: Path
+    figures: Mapping[str, Mapping[str, FigureFiles]]
+    reproduction: Reproduction
+    environments: Path | None = None
+    physics: Path | None = None
+    thumbnails: Path | None = None
+
+
+def write(inputs: ReportInputs, path: Path) -> None:
+    """Write the report to `path`, whole or not at all."""
+    write_atomically(path, render(inputs).encode())
+
+
+def render(inputs: ReportInputs) -> str:
+    """Make the page, as HTML.
+
+    Raises UserError if a file that is given cannot be read. What a study lacks is no error: the page says what is
+    missing.
+    """
+    table = read_table(inputs.table)
+    claims = _read_claims(inputs.claims)
+    environments = {} if inputs.environments is None else _read_json(inputs.environments)
+    physics = None if inputs.physics is None else read_physics(inputs.physics)
+    thumbnails = {} if inputs.thumbnails is None else read_thumbnails(inputs.thumbnails)
+    subjects = [
+        subject_view(
+            config,
+            reading.of_subject(table, name),
+            name=name,
+            figures=inputs.figures.get(name, {}),
+            claims=claims.get(name, []),
+            environments=environments.get(name, []),
+            physics=None if physics is None else physics[physics["subject"] == name],
+            thumbnails=thumbnails.get(name, {}),
+        )
+        for name, config in inputs.study["subjects"].items()
+    ]
+    return (
+        _templates()
+        .get_template("report.html.j2")
+        .render(
+            study=inputs.study,
+            study_yaml=yaml.safe_dump(inputs.study, sort_keys=False, allow_unicode=True, width=100),
+            subjects=subjects,
+            overview=_overview_grid(subjects),
+            across=side_by_side_view(
+                table, subjects, figures=inputs.figures.get(ACROSS, {}), claims=claims.get(ACROSS, [])
+            )
+            if len(subjects) > 1
+            else None,
+            commits=sorted(set(table["commit"].dropna())),
+            reproduction=inputs.reproduction,
+            dictionary=_dictionary_grid(),
+            series=SERIES,
+            colours=DARK_COLOURS,
+            table_rows=len(table),
+            table_data=_packed(_columnar(table, physics)),
+            plotly=_packed_plotly(),
+            version=__version__,
+            css=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
+            js=Markup((PAGE / "report.js").read_text(encoding="utf-8")),
+        )
+    )
+
+
+def _read_claims(path: Path) -> dict[str, list[Claim]]:
+    try:
+        return read_claims(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"claims {path} cannot be read ({error}); the workflow makes them again") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the workflow makes it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a mapping of subjects; the workflow makes it again")
+    return found
+
+
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _packed(text: str) -> str:
+    """Compress text into what `unpack` of report.js takes; the same text gives the same bytes."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+@lru_cache(maxsize=1)
+def _packed_plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return _packed(str(get_plotlyjs()))
+
+
+def _columnar(table: pd.DataFrame, physics: pd.DataFrame | None) -> str:
+    """Lay the table out by column as JSON, without the lists of samples, and beside it the floor of each row.
+
+    What is absent is null.
+    """
+    columns = {name: _values(table[name]) for name in table.columns.drop("samples_ms")}
+    floors = [None] * len(table) if physics is None else _values(beside(table, physics)["floor_ms"])
+    return json.dumps({"columns": columns, "floors_ms": floors}, allow_nan=False)
+
+
+def _values(column: pd.Series[Any]) -> list[Any]:
+    objects = column.astype(object)
+    return list(objects.where(objects.notna(), None))
+
+
+def _overview_grid(subjects: Sequence[SubjectView]) -> Grid:
+    """Subjects side by side, by the answers of the first screen."""
+    questions = {answer.name: answer.question for subject in subjects for answer in subject.answers}
+    columns = [("subject", "its name in the study"), ("model", "what was run"), ("device", "on which")]
+    columns += [(question, "with its 95 % interval; empty: not known") for question in questions.values()]
+    rows = []
+    for subject in subjects:
+        answers = {answer.name: answer for answer in subject.answers}
+        found = [answers.get(name) for name in questions]
+        said = ["" if a is None else f"{a.value} ({a.interval})" if a.interval else a.value for a in found]
+        rows.append(
+            [word_value(subject.name), word_value(subject.model), word_value(subject.device), *map(word_value, said)]
+        )
+    return Grid("overview", "The first screen's answers, with their 95 % intervals", columns, rows)
+
+
+def _dictionary_grid() -> Grid:
+    rows = [
+        [word_value(row["name"]), word_value(row["dtype"]), word_value(row["unit"]), word_value(row["description"])]
+        for row in data_dictionary().to_dict("records")
+    ]
+    columns = [
+        ("column", "its name in the table"),
+        ("type", "of its values"),
+        ("unit", "empty: none"),
+        ("meaning", "what it says"),
+    ]
+    return Grid("dictionary", "Columns of the table", columns, rows)

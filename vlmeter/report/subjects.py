@@ -1,0 +1,185 @@
+"""A subject as the page shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from vlmeter.analysis import components, conditions, decode_runs, distribution, headlines, prefill_cells
+from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.roofline import beside
+from vlmeter.claims.base import Claim
+from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.units import size
+from vlmeter.numbers.words import plural, with_interval
+from vlmeter.report.answers import Answer, Bar, answer_of, share_bars
+from vlmeter.report.cells import flags_of, left_out_grid, output_grid, photograph_grid, vision_grid
+from vlmeter.report.components import component_grid, energy_sentence
+from vlmeter.report.grids import Grid
+from vlmeter.report.limits import ON_FIRST_SCREEN, limits_grid, limits_of
+from vlmeter.report.models import flops_grids, held_out_grid
+from vlmeter.report.pictures import FigureFiles, FigureView, figure_views
+from vlmeter.report.requests import percentile_grid, slowest_grid
+
+#: What a verdict of `analysis.trust` means to a reader.
+TRUST = {
+    "quiet": "The machine was quiet while this was measured.",
+    "disturbed": "The machine was disturbed: small differences may not be real.",
+    "unusable": "Do not rely on these numbers.",
+}
+
+
+@dataclass(frozen=True)
+class SubjectView:
+    """A subject as the page shows it."""
+
+    name: str
+    model: str
+    device: str
+    random_weights: bool
+    trust: str
+    trust_sentence: str
+    trust_reasons: Sequence[str]
+    answers: Sequence[Answer]
+    bars: Sequence[Bar]
+    limits_grid: Grid | None
+    flops_grids: Sequence[Grid]
+    held_out: Grid
+    figures: Sequence[FigureView]
+    claims: Sequence[Mapping[str, Any]]
+    verdicts: Mapping[str, int]
+    vision: Grid
+    output: Grid
+    percentiles: Grid | None
+    slowest: Grid | None
+    conditions: str
+    components: Grid | None
+    energy: str
+    photographs: Grid
+    left_out: Grid
+    missing: Sequence[str]
+    environments: Sequence[Mapping[str, Any]]
+
+
+def subject_view(
+    config: Mapping[str, Any],
+    table: pd.DataFrame,
+    *,
+    name: str,
+    figures: Mapping[str, FigureFiles],
+    claims: Sequence[Claim],
+    environments: Sequence[Mapping[str, Any]],
+    physics: pd.DataFrame | None,
+    thumbnails: Mapping[int, str],
+) -> SubjectView:
+    """Everything that the page shows of one subject."""
+    cells, runs = prefill_cells.vision_cells(table), decode_runs.decode(table)
+    trust, flags = conditions.trust(table), flags_of(table)
+    limits = [] if physics is None else limits_of(physics)
+    drawn = figure_views(figures)
+    left_out = left_out_grid(table, name)
+    sample = distribution.sample_of(table)
+    profile = components.profile(table if physics is None else beside(table, physics))
+    missing = []
+    if cells.empty:
+        missing.append("No cell of the vision-token experiment was measured.")
+    if runs.empty:
+        missing.append("No generation of two tokens or more was measured, so nothing is said about output tokens.")
+    if left_out.rows:
+        missing.append(f"{plural(len(left_out.rows), 'cell')} could not be measured; they are listed with the reason.")
+    if not limits:
+        missing.append("The device's limits were not measured, so the distance to them is not known.")
+    if not environments:
+        missing.append("The environment was not handed to this page.")
+    return SubjectView(
+        name=name,
+        model=_model(config),
+        device=", ".join(sorted(set(table["device_model"].dropna()))) or "device not known",
+        random_weights=config.get("weights", "random") == "random",
+        trust=trust.verdict,
+        trust_sentence=TRUST[trust.verdict],
+        trust_reasons=trust.reasons,
+        answers=[
+            *(answer_of(headline) for headline in headlines.headlines(table)),
+            *(answer_of(headline) for headline in distribution.headlines(sample)),
+            *(limit.answer for limit in limits if limit.name in ON_FIRST_SCREEN),
+        ],
+        bars=share_bars(cells, runs),
+        limits_grid=limits_grid(limits, name) if limits else None,
+        flops_grids=flops_grids(table, physics, name),
+        held_out=held_out_grid(table, name),
+        figures=drawn,
+        claims=[claim_view(claim, drawn) for claim in claims],
+        verdicts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
+        vision=vision_grid(cells, flags, name),
+        output=output_grid(runs, flags, name),
+        percentiles=percentile_grid(sample, name) if sample.size else None,
+        slowest=slowest_grid(sample, thumbnails, name) if sample.size else None,
+        conditions=distribution.conditions(sample).strip(),
+        components=None if isinstance(profile, Unknown) else component_grid(profile, name),
+        energy="" if isinstance(profile, Unknown) else energy_sentence(profile),
+        photographs=photograph_grid(table, name),
+        left_out=left_out,
+        missing=missing,
+        environments=[{"cells": found["cells"], "facts": list(_facts(found["environment"]))} for found in environments],
+    )
+
+
+VERDICTS = ("holds", "does not hold", "cannot tell")
+
+
+def claim_view(claim: Claim, figures: Sequence[FigureView]) -> dict[str, Any]:
+    """A judged claim as the page shows it."""
+    shown = {figure.name: figure.title for figure in figures if figure.src is not None}
+    evidence = [
+        (
+            item.name,
+            with_interval(
+                Estimate(
+                    item.value,
+                    math.nan if item.low is None else item.low,
+                    math.nan if item.high is None else item.high,
+                ),
+                item.unit,
+            ),
+        )
+        for item in claim.evidence
+        if not math.isnan(item.value)
+    ]
+    return {
+        "name": claim.name,
+        "claim": claim.claim,
+        "statement": claim.statement,
+        "verdict": claim.verdict,
+        "evidence": evidence,
+        "figures": [(name, shown[name]) for name in claim.figures if name in shown],
+    }
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    """Say what was run, in words that name what each of them is."""
+    random = config.get("weights", "random") == "random"
+    parts = [
+        f"{config['family']}" + (f" ({config['preset']})" if config.get("preset") else ""),
+        "random weights" if random else f"weights {config['weights']}",
+        str(config.get("dtype", "")),
+        f"{config['attention']} attention" if config.get("attention") else "",
+        f"backend {config.get('backend', 'eager')}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _facts(found: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Flatten an environment into (name, value); what is absent is left out."""
+    for name, value in found.items():
+        label = f"{prefix}{name}".replace("_bytes", "").replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{label}: ")
+        elif isinstance(value, list):
+            yield label, ", ".join(map(str, value))
+        elif value is not None:
+            yield label, size(value) if name.endswith("_bytes") else str(value)

@@ -1,0 +1,1 @@
+"""The study: typed keys, one loader, the plan."""

@@ -1,0 +1,130 @@
+"""Where everything of a study lies. Paths are made here and nowhere else, and no meaning is ever read out of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmeter.cells.cell import Cell
+
+#: Stands in the place of a subject's name for what shows several; no subject's name begins with an underscore.
+ACROSS = "_across"
+
+
+def cell_path(results: Path, study: str, cell: Cell) -> Path:
+    """File of a cell's record."""
+    return results / study / "cells" / cell.subject / f"{cell.cell_id}.json"
+
+
+def journal_folder(results: Path, study: str, subject: str) -> Path:
+    """Folder of a subject's journal."""
+    return results / study / ".journal" / subject
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one study below the folder of all results."""
+
+    study: str
+    results: Path = Path("results")
+
+    @property
+    def root(self) -> Path:
+        """The study's folder."""
+        return self.results / self.study
+
+    @property
+    def dataset(self) -> Path:
+        """Folder of the chosen photographs; its manifest.json lists them."""
+        return self.root / "inputs" / "dataset"
+
+    @property
+    def manifest(self) -> Path:
+        """List of the chosen photographs."""
+        return self.dataset / "manifest.json"
+
+    @property
+    def dummies(self) -> Path:
+        """Folder of dummy images."""
+        return self.root / "inputs" / "dummy"
+
+    def session_lock(self, subject: str) -> Path:
+        """Lock that a subject's session holds."""
+        return journal_folder(self.results, self.study, subject).with_name(f"{subject}.lock")
+
+    @property
+    def lock(self) -> Path:
+        """Lock that a run of the study holds."""
+        return self.root / ".lock"
+
+    def seal(self, subject: str) -> Path:
+        """Digest of all records of a subject, written when its session has ended well."""
+        return self.root / "cells" / f"{subject}.sha256"
+
+    @property
+    def stale_marks(self) -> Path:
+        """Folder of the files that are asked for when records do not hold, though they are there."""
+        return self.root / ".stale"
+
+    def stale_mark(self, subject: str, digest: str) -> Path:
+        """The file that is asked for when records of a subject do not hold."""
+        return self.stale_marks / f"{subject}-{digest}"
+
+    def record(self, cell: Cell) -> Path:
+        """A cell's record."""
+        return cell_path(self.results, self.study, cell)
+
+    def counts(self, subject: str) -> Path:
+        """What the subject's own processor makes of every picture."""
+        return self.root / "counts" / f"{subject}.json"
+
+    def ceilings(self, subject: str) -> Path:
+        """What the device of a subject can do at most."""
+        return self.root / "ceilings" / f"{subject}.json"
+
+    def work(self, subject: str) -> Path:
+        """FLOPs and bytes of a subject's cells."""
+        return self.root / "work" / f"{subject}.json"
+
+    @property
+    def environments(self) -> Path:
+        """Where and with what each subject was measured."""
+        return self.root / "environments.json"
+
+    @property
+    def table(self) -> Path:
+        """The tidy table of all records."""
+        return self.root / "table.parquet"
+
+    @property
+    def table_csv(self) -> Path:
+        """The table without its list columns, for spreadsheets."""
+        return self.root / "table.csv"
+
+    @property
+    def physics(self) -> Path:
+        """Measured times beside work and floors."""
+        return self.root / "physics.parquet"
+
+    def figure(self, subject: str, name: str, extension: str) -> Path:
+        """One figure of one subject, or of all of them (ACROSS)."""
+        return self.root / "figures" / subject / f"{name}.{extension}"
+
+    @property
+    def claims(self) -> Path:
+        """The judged statements of the analysis."""
+        return self.root / "claims.json"
+
+    @property
+    def thumbnails(self) -> Path:
+        """Small pictures of the photographs that the report shows."""
+        return self.root / "thumbnails.json"
+
+    @property
+    def report(self) -> Path:
+        """The report, one file."""
+        return self.root / "report.html"
+
+    def log(self, name: str) -> Path:
+        """Log of one job."""
+        return self.root / "logs" / f"{name}.log"

@@ -1,0 +1,133 @@
+"""A subject: a model, its weights, its number format and the way it is run, on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from vlmeter.backends.base import Loading
+from vlmeter.backends.registry import BACKENDS
+from vlmeter.cells.keys import Model
+from vlmeter.models.checkpoints import COMMIT
+from vlmeter.models.families.base import SubjectSpec
+from vlmeter.models.families.registry import FAMILIES, get_family
+
+
+def subject_spec(subject: Subject) -> SubjectSpec:
+    """What a family is asked to load for a subject."""
+    return SubjectSpec(
+        preset=subject.preset,
+        weights=subject.weights,
+        revision=subject.revision,
+        dtype=subject.dtype,
+        attention=subject.attention,
+        seed=subject.seed,
+        device_map=subject.device_map,
+        quantization=subject.quantization,
+        trust_remote_code=subject.trust_remote_code,
+    )
+
+
+DEVICE_PATTERN = r"^(auto|cpu|cuda|cuda:\d+)$"
+
+
+class Subject(Model):
+    """A model, its weights, its number format and the way it is run, on a device."""
+
+    family: str = Field(
+        description="model family: " + ", ".join(sorted(FAMILIES)),
+        json_schema_extra={"enum": [*sorted(FAMILIES)]},
+    )
+    preset: str | None = Field(None, description="architecture to build when weights are random, such as nano or 7b-d")
+    weights: str = Field(
+        "random",
+        min_length=1,
+        description="random, a local checkpoint folder, or a hub id such as allenai/Molmo-7B-D-0924",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="number format of the weights")
+    device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = Field(
+        "auto", description="auto (a GPU if there is one), cpu, cuda, or cuda:0"
+    )
+    backend: str = Field(
+        "eager",
+        description="way of running the model: eager is plain PyTorch; fake runs nothing and takes declared times",
+        json_schema_extra={"enum": [*sorted(BACKENDS)]},
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="attention implementation; flash_attention_2 needs the package flash-attn"
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: spread a checkpoint over all GPUs; absent: on one device, as device says"
+    )
+    quantization: Literal["bitsandbytes-8bit", "bitsandbytes-4bit"] | None = Field(
+        None,
+        description="pack a checkpoint's weights while loading; needs the package bitsandbytes; absent: dtype's own",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="true: run the Python code that a checkpoint brings along (family generic only), from a folder or "
+        "from a hub id with a commit as revision",
+    )
+    cpu_threads: int | None = Field(
+        None, ge=1, description="threads that PyTorch uses on a CPU; absent: one per physical core it may use"
+    )
+    seed: int = Field(0, ge=0, description="seed of random weights")
+
+    @field_validator("family", "backend")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        legal = sorted(FAMILIES if info.field_name == "family" else BACKENDS)
+        if name not in legal:
+            raise ValueError(f"{name!r} is not known; legal: {', '.join(legal)}")
+        return name
+
+    @model_validator(mode="after")
+    def _architecture(self) -> Subject:
+        presets = get_family(self.family).presets
+        if self.preset is not None and self.preset not in presets and self.family != "generic":
+            raise ValueError(f"preset {self.preset!r} is not known; legal: {', '.join(presets)}")
+        if self.weights == "random" and self.preset is None:
+            raise ValueError(f"preset is missing: random weights need an architecture, one of {', '.join(presets)}")
+        if self.weights == "random" and self.revision is not None:
+            raise ValueError("revision is given, but weights are random; legal only with a hub id as weights")
+        self._check_checkpoint_keys()
+        if self.backend == "fake" and self.weights != "random":
+            raise ValueError(f"weights: {self.weights!r} is not read by the fake backend; legal with it: random")
+        return self
+
+    def _check_checkpoint_keys(self) -> None:
+        """Check what is for checkpoints alone, and for those that transformers loads."""
+        given = {
+            "device_map": self.device_map,
+            "quantization": self.quantization,
+            "trust_remote_code": self.trust_remote_code or None,
+        }
+        for key, value in given.items():
+            if value is None:
+                continue
+            if self.weights == "random":
+                raise ValueError(f"{key} is given, but weights are random; legal only with a checkpoint as weights")
+            if self.family == "molmo":
+                raise ValueError(f"{key} is given, but family molmo reads checkpoints by itself; legal with the others")
+        if self.device_map and self.device not in ("auto", "cuda"):
+            raise ValueError(
+                f"device_map: {self.device_map} spreads the model over all GPUs, but device is {self.device}; "
+                "legal with it: auto, cuda"
+            )
+        if self.trust_remote_code and self.family != "generic":
+            raise ValueError(
+                f"trust_remote_code: family {self.family} runs no code of a checkpoint; legal with generic"
+            )
+        if self.trust_remote_code and not Path(self.weights).is_dir() and not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                f"trust_remote_code: revision {self.revision!r} may come to mean other code; legal with it: a commit "
+                "of 40 hexadecimal digits, or a folder as weights"
+            )
+
+
+def loading(subject: Subject, *, device: str) -> Loading:
+    """What a backend is asked to load for a subject, on a device (its name for torch)."""
+    return Loading(subject.family, subject_spec(subject), device, subject.cpu_threads)

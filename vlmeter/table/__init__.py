@@ -1,0 +1,1 @@
+"""One tidy table of everything that was measured."""

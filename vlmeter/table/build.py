@@ -1,0 +1,409 @@
+"""One tidy table of everything that was measured: the only thing that figures, claims and the report read.
+
+A row is one measured quantity: a cell, the arm in which it was run, the phase that was timed and the clock
+that timed it. `subject, cell_id, output_tokens, arm, phase, clock, source` name a row. What belongs to the
+cell (its counts, where it stood in the session) is repeated in each of its rows, so that a row can be
+understood by itself.
+
+Statistics are made of the samples of undisturbed rounds, unless most rounds were disturbed; then of all, by
+the same rule by which sampling decides when to stop. Samples of two rows of one cell are paired by place.
+
+Some rows are made of others (`source` is "derived"): a long generation holds every shorter one, so the sum
+of its first N - 1 decode steps is the decode time of N tokens (the first token comes out of the prefill).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, median_low
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import ValidationError
+
+from vlmeter.cells.cell import DatasetImage, DummyImage, RequestBlock
+from vlmeter.common.errors import UserError
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, median_ranks
+from vlmeter.records.record import RECORD_VERSION, Energy, Record, read_record
+from vlmeter.table.columns import COLUMNS, PANDAS
+
+Array = npt.NDArray[np.float64]
+
+
+#: Phase of a prefill -> component whose parameters it uses (`families.base.COMPONENTS`).
+_COMPONENT = {
+    "vision_encoder": "vision_encoder",
+    "projector": "projector",
+    "merge": "embedding",
+    "llm_blocks": "llm_blocks",
+    "head": "head",
+}
+
+
+#: Shortest output length that is derived from a longer run without anyone having asked for it.
+SHORTEST_DERIVED_TOKENS = 8
+
+
+@dataclass
+class _Rows:
+    """Rows under construction: `cell` is the place of a row's cell, `given` what is not computed."""
+
+    cell: list[int] = field(default_factory=list)
+    output_tokens: list[int] = field(default_factory=list)
+    samples: list[Array | None] = field(default_factory=list)
+    given: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, cell: int, output_tokens: int, samples: Array | None, **given: Any) -> None:
+        self.cell.append(cell)
+        self.output_tokens.append(output_tokens)
+        self.samples.append(samples)
+        self.given.append(given if samples is None else {"rounds": len(samples), **given})
+
+
+#: Quantity columns that are given, not computed from samples.
+_QUANTITY_INPUTS = (
+    "arm",
+    "phase",
+    "clock",
+    "source",
+    "rounds",
+    "disturbed_samples",
+    "requests",
+    "failed_requests",
+    "busy_source",
+    "peak_allocated_bytes",
+    "reserved_bytes",
+    "joules_per_repeat",
+    "energy_span_s",
+    "parameters",
+)
+
+
+def build_table(records: Iterable[Path]) -> pd.DataFrame:
+    """Read records and lay them out as the table, sorted by study, subject and cell.
+
+    Raises UserError on a file that is no record of this version, on a record whose parts do not fit together,
+    and on two records of one cell.
+    """
+    rows, cells = _Rows(), list[dict[str, Any]]()
+    paths: dict[tuple[str, str, str], Path] = {}
+    longest: dict[tuple[str, str, int], _LongRun] = {}
+    lengths: dict[tuple[str, str], set[int]] = defaultdict(set)
+    # Each record is let go before the next is read: thousands of them at once would keep the garbage
+    # collector busy.
+    for place, path in enumerate(records):
+        record = _read(path)
+        key = (record.study, record.subject, record.cell.cell_id)
+        if key in paths:
+            raise UserError(f"records {paths[key]} and {path} are both of cell {key[2]} of {key[1]}")
+        paths[key] = path
+        cells.append(_cell_values(record))
+        _add_record(rows, place, record, path)
+        if record.steps_ms and record.cell.stop == "length" and isinstance(record.cell.image, DatasetImage):
+            image, tokens = (*key[:2], record.cell.image.index), record.cell.output_tokens
+            if image not in longest or longest[image].output_tokens < tokens:
+                longest[image] = _LongRun.of(record, place)
+            lengths[key[:2]].add(tokens)
+    for image, run in longest.items():
+        _add_derived(rows, run, lengths[image[:2]])
+    return _assemble(list(paths), cells, rows)
+
+
+@dataclass(frozen=True)
+class _LongRun:
+    """A generation of which shorter ones are made."""
+
+    place: int
+    output_tokens: int
+    steps: Array
+    rounds: int
+    disturbed: int
+
+    @classmethod
+    def of(cls, record: Record, place: int) -> _LongRun:
+        disturbed = sum(bool(state.disturbances) for state in record.rounds)
+        return cls(place, record.cell.output_tokens, _steps(record), len(record.rounds), disturbed)
+
+
+def _read(path: Path) -> Record:
+    """Read a record the fast way; whatever is wrong with it, `read_record` has the sentence."""
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return read_record(path)
+    return record if record.record_version == RECORD_VERSION else read_record(path)
+
+
+def _trusted(record: Record) -> npt.NDArray[np.bool_] | None:
+    """Which rounds count: the undisturbed ones, if they are at least half; None for all."""
+    quiet = np.array([not state.disturbances for state in record.rounds], dtype=bool)
+    return None if quiet.all() or quiet.sum() * 2 < len(quiet) else quiet
+
+
+def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
+    tokens, rounds = record.cell.output_tokens, len(record.rounds)
+    if record.status != "ok" or not record.series:
+        rows.add(place, tokens, None)
+        return
+    block = isinstance(record.cell.image, RequestBlock)
+    if block and not len(record.requests) == len(record.generated_tokens) == rounds:
+        raise UserError(
+            f"record {path} is damaged: {rounds} rounds, but {len(record.requests)} requests; delete it and it is "
+            "measured again"
+        )
+    # The disturbed ones among requests may be what a tail is made of; whoever judges a distribution leaves them out.
+    trusted = None if block else _trusted(record)
+    disturbed = sum(bool(state.disturbances) for state in record.rounds)
+    measured: dict[str, Any] = {"source": "measured", "rounds": rounds, "disturbed_samples": disturbed}
+    memory = {use.phase: use for use in record.memory}
+    uses = {use.what: use for use in record.energy}
+    whole = {"request": "request"} if block else {"plain": "prefill", "hooks": "generation"}
+    energy = {arm: uses[what] for arm, what in whole.items() if what in uses}
+    for series in record.series:
+        if len(series.samples_ms) != rounds:
+            raise UserError(
+                f"record {path} is damaged: {rounds} rounds, but {len(series.samples_ms)} samples of "
+                f"{series.arm} {series.phase} {series.clock}; delete it and it is measured again"
+            )
+        samples = np.array(series.samples_ms)
+        extra: dict[str, Any] = {}
+        if series.arm in ("hooks", "request") and (use := memory.get(series.phase)):
+            extra |= {"peak_allocated_bytes": use.peak_allocated_bytes, "reserved_bytes": use.reserved_bytes}
+        if series.arm in ("hooks", "plain", "request") and record.parameters:
+            if series.phase == "total":
+                extra["parameters"] = sum(record.parameters.values())
+            elif series.phase in _COMPONENT:
+                extra["parameters"] = record.parameters.get(_COMPONENT[series.phase])
+        if series.phase == "total" and series.clock == "wall" and (of_arm := energy.get(series.arm)):
+            extra |= _per_repeat(of_arm)
+        if block and (series.phase, series.clock) == ("total", "wall"):
+            extra |= {"requests": _requests(record), "failed_requests": len(record.failed_requests)}
+        rows.add(
+            place,
+            tokens,
+            samples if trusted is None else samples[trusted],
+            arm=series.arm,
+            phase=series.phase,
+            clock=series.clock,
+            **measured,
+            **extra,
+        )
+    steps = _steps(record)
+    if steps.size:
+        step: dict[str, Any] = {"arm": "hooks", "clock": "device", "source": "measured"}
+        rows.add(place, tokens, np.median(steps, axis=0), phase="decode_step", **step)
+        rows.add(place, tokens, steps.ravel(), phase="inter_token", **step)
+    for busy in record.busy:
+        samples = np.array(busy.samples_ms)
+        kind: dict[str, Any] = {
+            "arm": "busy",
+            "clock": "busy",
+            "source": "measured",
+            "busy_source": busy.source,
+        }
+        rows.add(place, tokens, samples, phase=busy.phase, **kind)
+    for spent in record.energy if block else []:
+        if spent.what in ("prefill", "vision"):
+            mean_ms = np.array([1000 * spent.span_s / spent.repeats])
+            kind = {"arm": "repeated", "clock": "wall", "source": "measured", **_per_repeat(spent)}
+            rows.add(place, tokens, mean_ms, phase=spent.what, **kind)
+    for warmup in record.warmups:
+        if warmup.wall_ms and not block:
+            first = np.array(warmup.wall_ms[:1])
+            rows.add(place, tokens, first, arm=warmup.arm, phase="first_call", clock="wall", source="measured")
+
+
+def _per_repeat(use: Energy) -> dict[str, float]:
+    return {"joules_per_repeat": use.joules / use.repeats, "energy_span_s": use.span_s}
+
+
+def _requests(record: Record) -> str:
+    """What each round of a block was, as JSON, in the order of the rounds."""
+    block = record.cell.image
+    assert isinstance(block, RequestBlock)
+    found = [
+        {
+            "number": block.first + request.place,
+            "image_index": block.requests[request.place].index,
+            "image_id": request.image_id,
+            "question_id": request.question_id,
+            "question": request.question,
+            "width_px": request.width_px,
+            "height_px": request.height_px,
+            **request.counted.model_dump(),
+            "output_tokens": block.requests[request.place].output_tokens,
+            "generated_tokens": generated,
+            "disturbances": state.disturbances,
+        }
+        for request, generated, state in zip(record.requests, record.generated_tokens, record.rounds, strict=True)
+    ]
+    return json.dumps(found, ensure_ascii=False)
+
+
+def _steps(record: Record) -> Array:
+    """Decode steps of the trusted rounds [rounds, steps]; steps that not every round reached are left out."""
+    reached = min((len(steps) for steps in record.steps_ms), default=0)
+    steps = np.array([steps[:reached] for steps in record.steps_ms])
+    trusted = _trusted(record)
+    return steps if trusted is None or len(steps) != len(trusted) else steps[trusted]
+
+
+def _add_derived(rows: _Rows, run: _LongRun, lengths: set[int]) -> None:
+    """Add decode times of shorter outputs from the longest run of an image, those measured directly included.
+
+    Both being there is what lets the two be compared.
+    """
+    grid, doubled = set(lengths), SHORTEST_DERIVED_TOKENS
+    while doubled < run.output_tokens:
+        grid.add(doubled)
+        doubled *= 2
+    sums = np.cumsum(run.steps, axis=1)
+    kind: dict[str, Any] = {"arm": "hooks", "phase": "decode", "clock": "device", "source": "derived"}
+    for tokens in sorted(grid):
+        if 2 <= tokens < run.output_tokens and tokens - 2 < sums.shape[1]:
+            samples = sums[:, tokens - 2]
+            rows.add(run.place, tokens, samples, rounds=run.rounds, disturbed_samples=run.disturbed, **kind)
+
+
+def _cell_values(record: Record) -> dict[str, Any]:
+    """What CELL_COLUMNS and CONDITION_COLUMNS say of a record, output_tokens aside."""
+    cell, subject, counted, drift = record.cell, record.subject_config, record.counted, record.drift
+    dummy = cell.image if isinstance(cell.image, DummyImage) else None
+
+    def over_rounds(name: str, how: Any) -> float | None:
+        values = [value for state in record.rounds if (value := getattr(state, name)) is not None]
+        return how(values) if values else None
+
+    judged = [warmup.settled for warmup in record.warmups if warmup.settled is not None]
+    reasons = dict.fromkeys(reason for state in record.rounds for reason in state.disturbances)
+    return {
+        "study": record.study,
+        "subject": record.subject,
+        "family": subject.family,
+        "preset": subject.preset,
+        "weights": subject.weights,
+        "random_weights": subject.weights == "random",
+        "dtype": subject.dtype,
+        "attention": subject.attention,
+        "backend": subject.backend,
+        "device_model": _text(record.environment.get("device_model")),
+        "device": _text(record.environment.get("device")),
+        "commit": _text(record.environment.get("commit")),
+        "cell_id": cell.cell_id,
+        "experiment": cell.experiment,
+        "status": record.status,
+        "reason": record.reason,
+        "stop": cell.stop,
+        "max_crops": cell.max_crops,
+        "forced_tiling": cell.force_tiling is not None,
+        "width_px": dummy.width_px if dummy else None,
+        "height_px": dummy.height_px if dummy else None,
+        "tiling_h": cell.layout.get("tiling_h"),
+        "tiling_w": cell.layout.get("tiling_w"),
+        "crops": counted.crops if counted else None,
+        "vision_tokens": counted.vision_tokens if counted else None,
+        "special_tokens": counted.special_tokens if counted else None,
+        "text_tokens": counted.text_tokens if counted else None,
+        "prompt_tokens": counted.prompt_tokens if counted else None,
+        "generated_tokens": median_low(record.generated_tokens) if record.generated_tokens else None,
+        "image_index": cell.image.index if isinstance(cell.image, DatasetImage) else None,
+        "image_id": record.image_id,
+        "question_id": record.question_id,
+        "question": record.question,
+        "answers": json.dumps(record.answers, ensure_ascii=False) if record.question is not None else None,
+        "stop_reason": record.stop_reason,
+        "warmup_settled": all(judged) if judged else None,
+        "disturbances": "; ".join(reasons) or None,
+        "busy_reason": record.busy_reason,
+        "drifted": drift.drifted if drift else None,
+        "remeasured": drift.remeasured if drift else None,
+        "drift_before_ms": drift.before_ms if drift else None,
+        "drift_after_ms": drift.after_ms if drift else None,
+        "drift_reference_ms": drift.reference_ms if drift else None,
+        "drift_noise_fraction": drift.noise_fraction if drift else None,
+        "session_id": record.session.session_id,
+        "session_position": record.session.position,
+        "session_started_at": record.session.started_at,
+        "started_s": record.rounds[0].started_s if record.rounds else None,
+        "cell_seconds": sum(record.seconds.values()) if record.seconds else None,
+        "sm_clock_mhz": over_rounds("sm_clock_mhz", median),
+        "memory_clock_mhz": over_rounds("memory_clock_mhz", median),
+        "temperature_c": over_rounds("temperature_c", max),
+        "power_w": over_rounds("power_w", median),
+        "cpu_load_fraction": over_rounds("cpu_load_fraction", median),
+        "cpu_steal_fraction": over_rounds("cpu_steal_fraction", max),
+    }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _assemble(keys: Sequence[tuple[str, str, str]], cells: list[dict[str, Any]], rows: _Rows) -> pd.DataFrame:
+    """Put the table together: cell columns are made once per cell and taken once per row."""
+    rank = np.empty(len(keys), dtype=np.intp)
+    rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    order = np.argsort(rank[np.array(rows.cell, dtype=np.intp)], kind="stable")
+    place = np.array(rows.cell, dtype=np.intp)[order]
+    summaries = _summarise(rows.samples)
+    data: dict[str, Any] = {}
+    for column in COLUMNS:
+        dtype = PANDAS[column.dtype]
+        if column.name == "output_tokens":
+            data[column.name] = pd.array(np.array(rows.output_tokens, dtype=np.int64)[order], dtype="Int64")
+        elif column.name == "samples_ms":
+            data[column.name] = _objects(rows.samples)[order]
+        elif column.name in _QUANTITY_INPUTS:
+            data[column.name] = _array([given.get(column.name) for given in rows.given], dtype).take(order)
+        elif column.name in summaries:
+            values = summaries[column.name][order]
+            data[column.name] = values if column.dtype == "float" else _array(values.tolist(), dtype)
+        else:
+            data[column.name] = _array([cell[column.name] for cell in cells], dtype).take(place)
+    return pd.DataFrame(data, columns=[column.name for column in COLUMNS])
+
+
+def _array(values: Sequence[Any], dtype: str) -> Any:
+    if dtype == "float64":
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return pd.array(list(values), dtype=dtype)  # type: ignore[call-overload]
+
+
+def _objects(values: Sequence[Any]) -> npt.NDArray[np.object_]:
+    """An array of objects, even where all of them have one length."""
+    result = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        result[place] = value
+    return result
+
+
+def _summarise(samples: Sequence[Array | None]) -> dict[str, npt.NDArray[Any]]:
+    """Summarise each list of samples; lists of one length are worked on together.
+
+    Median and interval are those of `stats.median_estimate`.
+    """
+    floats = ("median_ms", "low_ms", "high_ms", "mean_ms", "min_ms", "max_ms", "p95_ms", "p99_ms")
+    result: dict[str, npt.NDArray[Any]] = {name: np.full(len(samples), np.nan) for name in floats}
+    counts = np.array([None if values is None else len(values) for values in samples], dtype=object)
+    result["samples"] = counts
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for place, values in enumerate(samples):
+        if values is not None and len(values):
+            by_length[len(values)].append(place)
+    for count, places in by_length.items():
+        ordered = np.sort(np.stack([values for place in places if (values := samples[place]) is not None]), axis=1)
+        result["median_ms"][places] = (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
+        result["mean_ms"][places] = ordered.mean(axis=1)
+        result["min_ms"][places], result["max_ms"][places] = ordered[:, 0], ordered[:, -1]
+        if ranks := median_ranks(count):
+            result["low_ms"][places], result["high_ms"][places] = ordered[:, ranks[0]], ordered[:, ranks[1]]
+        for name, fraction in (("p95_ms", 0.95), ("p99_ms", 0.99)):
+            if count >= MIN_SAMPLES_FOR_PERCENTILE[fraction]:
+                result[name][places] = np.quantile(ordered, fraction, axis=1)
+    return result

@@ -1,0 +1,74 @@
+"""The table as files: parquet with all samples, CSV without."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from vlmeter.common.errors import UserError
+from vlmeter.common.files import write_atomically
+from vlmeter.table.columns import ARROW, COLUMNS, PANDAS, Column
+
+
+def _to_arrow(table: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
+    arrays = [
+        pa.array(
+            [None if values is None else values for values in table[column.name]]
+            if column.dtype == "list"
+            else table[column.name],
+            type=ARROW[column.dtype],
+            from_pandas=True,
+        )
+        for column in columns
+    ]
+    return pa.table(arrays, schema=pa.schema([(column.name, ARROW[column.dtype]) for column in columns]))
+
+
+def write_table(table: pd.DataFrame, parquet_path: Path, csv_path: Path) -> None:
+    """Write the table as parquet and, without the lists of samples, as CSV; each is whole or absent."""
+    buffer = io.BytesIO()
+    pa.parquet.write_table(_to_arrow(table, COLUMNS), buffer, compression="zstd")
+    write_atomically(parquet_path, buffer.getvalue())
+    buffer = io.BytesIO()
+    pa.csv.write_csv(
+        _to_arrow(table, [column for column in COLUMNS if column.dtype != "list"]),
+        buffer,
+        pa.csv.WriteOptions(quoting_style="needed"),
+    )
+    write_atomically(csv_path, buffer.getvalue())
+
+
+def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a parquet table back, in the types in which `build_table` makes it.
+
+    With `columns` only those are read, and it does not matter which others the table has: so may one be read that an
+    older or a newer vlmeter wrote. Raises UserError on a file that is not a table, or lacks a column that is asked
+    for; without `columns` also if it has others than this vlmeter writes.
+    """
+    wanted = [column.name for column in COLUMNS] if columns is None else list(columns)
+    try:
+        names = pa.parquet.read_schema(path).names
+        if unlike := sorted(set(wanted) - set(names) if columns is not None else set(wanted) ^ set(names)):
+            raise UserError(
+                f"table {path} has other columns than this vlmeter writes ({unlike[0]}); make it again from the records"
+            )
+        found = pa.parquet.read_table(path, columns=wanted)
+    except FileNotFoundError:
+        raise UserError(f"table {path} does not exist") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"table {path} cannot be read ({error}); make it again from the records") from None
+    if columns is None and names != wanted:
+        raise UserError(
+            f"table {path} has other columns than this vlmeter writes (the order of columns); make it again from the "
+            "records"
+        )
+    frame = found.to_pandas()
+    kinds: Mapping[str, Any] = {column.name: PANDAS[column.dtype] for column in COLUMNS if column.name in wanted}
+    return pd.DataFrame(frame.astype(kinds))
