@@ -18,10 +18,11 @@ from vlmeter.figures.registry import FIGURES, WITH_PHYSICS, get_figure
 from vlmeter.common.code import code_digest
 from vlmeter.study.layout import ACROSS, Layout
 from vlmeter.study.plan import build_plan
+from vlmeter.study.subject import has_limits
 from vlmeter.measure.supervision import OWNER_VARIABLE
 from vlmeter.records.states import cell_states, some_missing, stale_digests, states_in_words, subject_digest
 from vlmeter.workflow.run import closing_words, take_run_lock
-from vlmeter.inputs.looks import dummy_images
+from vlmeter.inputs.looks import made_pictures
 
 min_version("9.23")
 
@@ -48,11 +49,11 @@ except UserError as error:
 
 LAYOUT = Layout(STUDY.study)
 REPRODUCE = f"make run STUDY={Path(workflow.configfiles[0]).name}" if workflow.configfiles else "make run"
-DUMMIES = dummy_images(CELLS)
+DUMMIES = made_pictures(CELLS)
 SUBJECTS = list(STUDY.subjects)
 STATES = cell_states(STUDY, LAYOUT, CELLS)
-# The fake backend has no device whose limits could be measured.
-ON_DEVICES = [name for name, subject in STUDY.subjects.items() if subject.backend != "fake"]
+# Limits are those of a device that this machine holds, and of a model that runs on it.
+ON_DEVICES = [name for name, subject in STUDY.subjects.items() if has_limits(subject)]
 
 # Here, all cores, and as many sessions at once as there are GPUs to give. On a cluster no number of cores is given, and a
 # session gets as many as it can use.

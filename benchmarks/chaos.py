@@ -30,7 +30,7 @@ import psutil
 import yaml
 
 from vlmeter.cells.cell import Cell
-from vlmeter.inputs.looks import dummy_images
+from vlmeter.inputs.looks import made_pictures
 from vlmeter.measure.supervision import supervise
 from vlmeter.records.record import read_record
 from vlmeter.records.store import Journal, forget
@@ -79,7 +79,7 @@ def make_dummies(study: Study, layout: Layout) -> None:
     """Write the study's dummy images, as the workflow would."""
     from vlmeter.inputs.images import write_dummy_image
 
-    for name, image in dummy_images(build_plan(study)).items():
+    for name, image in made_pictures(build_plan(study)).items():
         write_dummy_image(layout.dummies / name, width_px=image.width_px, height_px=image.height_px, seed=image.seed)
 
 

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from vlmeter.cells.cell import Cell, DatasetItem, DummyImage
+from vlmeter.cells.cell import Cell, MadePicture
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.numbers.medians import Estimate, median_estimate
@@ -158,7 +158,8 @@ def run_one_session(study: Study, *, profile: bool, tell: Any) -> dict[str, Any]
     """Measure the study on this machine and work out what the benchmark needs of it."""
     from vlmeter.backends.registry import load_runner
     from vlmeter.inputs.images import dummy_image
-    from vlmeter.inputs.pictures import Picture, pictures_for
+    from vlmeter.inputs.manifest import ManifestImage
+    from vlmeter.inputs.pictures import Picture, Pictures
     from vlmeter.measure.devices import check_memory, device_lock, resolve_device
     from vlmeter.measure.environment import snapshot
     from vlmeter.measure.monitors import make_monitor
@@ -170,12 +171,22 @@ def run_one_session(study: Study, *, profile: bool, tell: Any) -> dict[str, Any]
 
     width_px, height_px = PICTURE_PX
     photograph = Picture(open=lambda: dummy_image(width_px, height_px, seed=0), digest="benchmark", question=QUESTION)
-    item = DatasetItem(width_px=width_px, height_px=height_px, question=QUESTION)
+    item = ManifestImage(
+        file="none.png",
+        sha256="0",
+        width_px=width_px,
+        height_px=height_px,
+        image_id=0,
+        question_id=0,
+        question=QUESTION,
+        answers=(),
+    )
     cells = build_plan(study, dataset=[item])
 
-    def dummy(cell: Cell) -> Any:
-        assert isinstance(cell.image, DummyImage)
-        return dummy_image(cell.image.width_px, cell.image.height_px, seed=cell.image.seed)
+    def made(picture: MadePicture) -> Any:
+        return dummy_image(picture.width_px, picture.height_px, seed=picture.seed)
+
+    pictures = Pictures(made=made, photographs=[photograph])
 
     def progress(step: Progress) -> None:
         tell(f"  {step.elapsed_s:5.0f} s  {step.done} of {step.total}  {step.cell.cell_id}")
@@ -194,7 +205,7 @@ def run_one_session(study: Study, *, profile: bool, tell: Any) -> dict[str, Any]
             SUBJECT,
             cells,
             results=Path(folder),
-            pictures=pictures_for(cells, dummy=dummy, dataset=[photograph]),
+            pictures=pictures,
             machine=Machine(
                 identity=device.identity,
                 load=lambda: runner,
@@ -207,7 +218,7 @@ def run_one_session(study: Study, *, profile: bool, tell: Any) -> dict[str, Any]
         found = analyse(table)
         if profile:
             on_gpu = device.name.startswith("cuda")
-            found["profiler"] = _profile_cells(runner, cells, dummy, found["cells"]) if on_gpu else []
+            found["profiler"] = _profile_cells(runner, cells, pictures, found["cells"]) if on_gpu else []
     return {
         **found,
         "environment": environment,
@@ -297,7 +308,7 @@ def _clean(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _profile_cells(
-    runner: Any, cells: Sequence[Cell], dummy: Any, measured: Sequence[Mapping[str, Any]]
+    runner: Any, cells: Sequence[Cell], pictures: Any, measured: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Profile prefills of a few cells, from few tokens to many, beside what the session measured without profiler."""
     from benchmarks.timeline import profile_prefill
@@ -309,7 +320,7 @@ def _profile_cells(
     for place in places:
         row = measured[place]
         cell = by_id[row["cell_id"]]
-        prompt = runner.prepare(dummy(cell), None, text_tokens=cell.text_tokens, options=cell.options)
+        prompt = runner.prepare(pictures.opened(cell, cell.request))
         for phase, timeline in profile_prefill(runner, prompt, repeats=PROFILE_REPEATS).items():
             found.append(
                 {

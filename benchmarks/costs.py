@@ -213,7 +213,7 @@ from vlmeter.study.subject import loading
 from vlmeter.study.loader import parse_study
 from vlmeter.measure.devices import resolve_device
 from vlmeter.study.layout import Layout
-from vlmeter.measure.rounds import Sight, measure_cell
+from vlmeter.measure.rounds import measure_cell
 from vlmeter.measure.monitors import make_monitor
 from vlmeter.inputs.looks import look_at
 import random
@@ -223,10 +223,9 @@ cells, pictures = look_at(study, name, Layout(study.study))
 cell = next(cell for cell in cells if cell.cell_id == sys.argv[2])
 device = resolve_device(subject.device)
 runner = load_runner(subject.backend, loading(subject, device=device.name))
-picture = pictures[cell.cell_id]
-sight = Sight(image=picture.open(), question=picture.question if cell.text_tokens is None else None)
+opened = pictures.opened(cell, cell.request)
 monitor = make_monitor(device=device.name, uuids=[device.uuid])
-measure_cell(cell, sight, runner, monitor=monitor, rng=random.Random(1))
+measure_cell(cell, opened, runner, monitor=monitor, rng=random.Random(1))
 """
     seconds, _ = run([sys.executable, "-c", code, json.dumps(content), cell_id], folder, PYTHONPATH=str(folder))
     return seconds

@@ -117,7 +117,7 @@ def _profile_once(
     marks = _RangedMarks(runner.clock)
     runner.clock.synchronize()
     with profile(activities=list(activities)) as profiler:
-        kept = runner.prefill(prompt, marks)
+        kept = runner.generate(prompt, output_tokens=1, stop="length", mark=marks)
         marks.end()
         runner.clock.synchronize()
     del kept

@@ -51,7 +51,7 @@ for subject_name in SUBJECTS:
         name:
             f"measure_{subject_name}"
         input:
-            dummies=[LAYOUT.dummies / image for image in dummy_images(subject_cells)],
+            dummies=[LAYOUT.dummies / image for image in made_pictures(subject_cells)],
             dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
             # a study stops here, before any time on a device, if a count is not what the plan says
             counts=ancient([LAYOUT.counts(subject_name)] if subject_name in ON_DEVICES else []),

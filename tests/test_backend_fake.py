@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.support.imports import ROOT
 from tests.support.studies import study_of
-from vlmeter.backends.base import DeviceLost, OutOfDeviceMemory
+from vlmeter.backends.base import DeviceLost, OpenedRequest, OutOfDeviceMemory, Prompt
 from vlmeter.backends.clock import Marks, time_call, total_by_phase
 from vlmeter.backends.fake import LAWS, PASS, FakeRunner, declared_ms, load_runner
 from vlmeter.common.errors import UserError
@@ -29,7 +29,13 @@ def runner() -> FakeRunner:
 
 
 def prompt_of(runner: FakeRunner, size: tuple[int, int] = (560, 560)):  # type: ignore[no-untyped-def]
-    return runner.prepare(Image.new("RGB", size), None, text_tokens=32, options=ImageOptions())
+    return runner.prepare(
+        OpenedRequest(pictures=(Image.new("RGB", size),), question=None, text_tokens=32, options=ImageOptions())
+    )
+
+
+def prefill(runner: FakeRunner, prompt: Prompt, marks: Marks | None = None) -> object:
+    return runner.generate(prompt, output_tokens=1, stop="length", mark=marks)
 
 
 def test_every_phase_of_a_prefill_has_a_law_and_a_mark() -> None:
@@ -47,7 +53,7 @@ def test_no_phase_is_shorter_than_declared_and_marks_cover_the_pass(runner: Fake
     """How much longer it is, is the machine's affair; no test here asserts that."""
     prompt = prompt_of(runner)
     with runner.hooks():
-        timing = time_call(runner.clock, lambda marks: runner.prefill(prompt, marks))
+        timing = time_call(runner.clock, lambda marks: prefill(runner, prompt, marks))
     counts = prompt.counts
     declared = {p: declared_ms(p, crops=counts.crops, tokens=counts.prompt_tokens) for p in PREFILL_PHASES}
     assert set(total_by_phase(timing.spans)) == set(PREFILL_PHASES)
@@ -56,7 +62,7 @@ def test_no_phase_is_shorter_than_declared_and_marks_cover_the_pass(runner: Fake
 
 def test_without_hooks_a_pass_places_no_mark(runner: FakeRunner) -> None:
     marks = Marks(runner.clock)
-    runner.prefill(prompt_of(runner), marks)
+    prefill(runner, prompt_of(runner), marks)
     assert marks.spans() == ()
 
 
@@ -76,7 +82,7 @@ def test_a_generation_has_a_mark_for_every_token_after_the_first(runner: FakeRun
 
 
 def test_a_checkpoint_is_not_read_by_it() -> None:
-    with pytest.raises(UserError, match="weights: 'a/b' is not read by the fake backend; legal with it: random"):
+    with pytest.raises(UserError, match="weights: 'a/b' is not read by backend fake; legal with it: random"):
         study_of(subjects={"one": {"family": "molmo", "backend": "fake", "weights": "a/b"}})
 
 
@@ -118,10 +124,10 @@ def test_a_planted_fault_happens_where_it_was_planted_and_once(
     fault = {"what": what, "image": "336x336", "once": str(tmp_path / "happened")}
     monkeypatch.setenv("VLMETER_FAKE_FAULTS", json.dumps([fault]))
     runner = load_runner(loading(SUBJECT, device="fake:0"))
-    runner.prefill(prompt_of(runner))
+    prefill(runner, prompt_of(runner))
     with pytest.raises(error, match="a planted"):
-        runner.prefill(prompt_of(runner, (336, 336)))
-    runner.prefill(prompt_of(runner, (336, 336)))
+        prefill(runner, prompt_of(runner, (336, 336)))
+    prefill(runner, prompt_of(runner, (336, 336)))
 
 
 def test_a_fault_at_a_pass_counts_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,5 +136,5 @@ def test_a_fault_at_a_pass_counts_every_pass(monkeypatch: pytest.MonkeyPatch) ->
     prompt = prompt_of(runner)
     runner.vision(prompt)
     with pytest.raises(OutOfDeviceMemory):
-        runner.prefill(prompt)
-    runner.prefill(prompt)
+        prefill(runner, prompt)
+    prefill(runner, prompt)

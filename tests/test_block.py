@@ -13,15 +13,16 @@ from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.studies import machine_of, photographs, run_fake, study_of
-from vlmeter.backends.base import OutOfDeviceMemory
-from vlmeter.cells.cell import Cell, RequestBlock
+from vlmeter.backends.base import OpenedRequest, OutOfDeviceMemory
+from vlmeter.cells.cell import Cell, Request
+from vlmeter.measure.arms import WARMUP_OUTPUT_TOKENS
+from vlmeter.measure.measurement import CountMismatch, Measurement
 from vlmeter.measure.monitors import QuietMonitor, Reading
 from vlmeter.measure.progress import Summary
-from vlmeter.measure.requests import measure_block
+from vlmeter.measure.requests import measure_requests
 from vlmeter.measure.resources import WARMUP_TOKENS, cell_seconds
-from vlmeter.measure.rounds import WARMUP_OUTPUT_TOKENS, CountMismatch, Measurement, Sight
 from vlmeter.measure.session import SessionFailed
-from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.models.families.base import PREFILL_PHASES, ImageOptions
 from vlmeter.records.record import Record, read_record
 from vlmeter.study.layout import cell_path
 from vlmeter.study.plan import build_plan
@@ -39,20 +40,22 @@ def block_cell(**latency: Any) -> Cell:
     return build_plan(block_study(**latency))[0]
 
 
-def sight(place: int, *, sizes: int = 2) -> Sight:
-    return Sight(image=Image.new("RGB", (336 + 224 * (place % sizes), 336)), question="What is it?")
+def opened(request: Request) -> OpenedRequest:
+    (photograph,) = request.photographs
+    picture = Image.new("RGB", (336 + 224 * photograph.index, 336))
+    return OpenedRequest(pictures=(picture,), question="What is it?", text_tokens=None, options=ImageOptions())
 
 
 def measured(
     cell: Cell,
     runner: FakeRunner | None = None,
     *,
-    open_sight: Callable[[int], Sight] = sight,
+    open_request: Callable[[Request], OpenedRequest] = opened,
     monitor: Any = None,
     seed: int = 0,
 ) -> Measurement:
-    return measure_block(
-        cell, open_sight, runner or FakeRunner(), monitor=monitor or QuietMonitor(), rng=random.Random(seed)
+    return measure_requests(
+        cell, open_request, runner or FakeRunner(), monitor=monitor or QuietMonitor(), rng=random.Random(seed)
     )
 
 
@@ -149,14 +152,14 @@ def test_at_most_one_picture_is_alive_however_many_requests_there_are() -> None:
     alive: list[weakref.ref[Image.Image]] = []
     most = 0
 
-    def open_sight(place: int) -> Sight:
+    def open_request(request: Request) -> OpenedRequest:
         nonlocal most
-        made = sight(place)
-        alive.append(weakref.ref(made.image))
+        made = opened(request)
+        alive.append(weakref.ref(made.picture))
         most = max(most, sum(one() is not None for one in alive))
         return made
 
-    result = measured(block_cell(samples=200, block_samples=200), open_sight=open_sight)
+    result = measured(block_cell(samples=200, block_samples=200), open_request=open_request)
     assert len(result.requests) == 200
     assert len(alive) > 200
     assert most <= 2, "the one that is opened, and at most the one before it"
@@ -175,12 +178,9 @@ def test_what_is_kept_of_a_request_does_not_grow_with_its_answer() -> None:
 
 def test_a_request_whose_inputs_are_not_those_of_the_plan_condemns_the_block() -> None:
     cell = block_cell()
-    assert isinstance(cell.image, RequestBlock)
-    wrong = cell.image.requests[2].model_copy(
-        update={"expected": cell.image.requests[2].expected.model_copy(update={"crops": 77})}
-    )
-    requests = (*cell.image.requests[:2], wrong, *cell.image.requests[3:])
-    cell = cell.model_copy(update={"image": cell.image.model_copy(update={"requests": requests})})
+    third = cell.requests[2]
+    wrong = third.model_copy(update={"expected": third.expected.model_copy(update={"crops": 77})})
+    cell = cell.model_copy(update={"requests": (*cell.requests[:2], wrong, *cell.requests[3:])})
     with pytest.raises(CountMismatch, match=r"request 2 of cell distribution-block000 of fake: the plan says crops 77"):
         measured(cell)
 
@@ -263,7 +263,7 @@ def test_energy_is_read_over_all_requests_and_over_repeated_prefill_and_vision()
 def test_disturbed_requests_are_marked_and_kept() -> None:
     runner = FakeRunner()
     result = measured(block_cell(samples=9, block_samples=9), runner, monitor=Counter(runner))
-    assert sum(bool(state.reading.disturbances) for state in result.rounds) == 3
+    assert sum(bool(state.disturbances) for state in result.rounds) == 3
     assert len(result.timings["request"]) == 9
 
 
@@ -280,17 +280,17 @@ def test_a_record_says_of_every_round_which_request_it_was(tmp_path: Path) -> No
     run_fake(study, tmp_path)
     record = records_of(tmp_path, study)["distribution-block001"]
     assert len(record.requests) == len(record.rounds) == 4
-    block, pictures = record.cell.image, photographs(2)
-    assert isinstance(block, RequestBlock)
+    pictures = photographs(2)
     for request, tokens in zip(record.requests, record.generated_tokens, strict=True):
-        planned = block.requests[request.place]
+        planned = record.cell.requests[request.place]
+        (photograph,), (seen,) = planned.photographs, request.pictures
+        picture = pictures[photograph.index]
         assert tokens == planned.output_tokens
-        assert (request.image_id, request.question) == (
-            pictures[planned.index].image_id,
-            pictures[planned.index].question,
-        )
+        assert (seen.image_id, request.question) == (picture.image_id, picture.question)
+        assert request.answers == list(picture.answers)
+        assert request.counted is not None
         assert request.counted.crops == planned.expected.crops
-        assert (request.width_px, request.height_px) == (336 + 224 * planned.index, 336)
+        assert (seen.width_px, seen.height_px) == (336 + 224 * photograph.index, 336)
     assert {len(series.samples_ms) for series in record.series} == {4}
     assert {series.phase for series in record.series if series.clock == "device"} == {*PHASES, "total"}
 

@@ -40,7 +40,8 @@ def test_more_cells_longer_generations_and_larger_weights_take_longer() -> None:
     study = big()
     cells = build_plan(study)
     assert session_minutes(study, "big", cells[:2]) < session_minutes(study, "big", cells)
-    longer = [cell.model_copy(update={"output_tokens": 4096}) for cell in cells]
+    long = cells[0].request.model_copy(update={"output_tokens": 4096})
+    longer = [cell.model_copy(update={"requests": (long,)}) for cell in cells]
     assert session_minutes(study, "big", longer) > session_minutes(study, "big", cells)
     assert session_minutes(study_of(subjects={"big": {**SMALL}}), "big", cells) < session_minutes(study, "big", cells)
 

@@ -11,7 +11,7 @@ import torch
 
 from vlmeter.backends.base import Prompt
 from vlmeter.backends.clock import FakeClock
-from vlmeter.backends.eager import EagerRunner, end_failed_capture
+from vlmeter.backends.eager_runner import EagerRunner, end_failed_capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,6 +8,7 @@ import pytest
 
 import vlmeter.measure.ceilings
 from vlmeter.backends.clock import FakeClock, make_clock
+from vlmeter.backends.device import Device
 from vlmeter.common.errors import UserError
 from vlmeter.measure.ceilings import (
     MAX_SAMPLES,
@@ -18,7 +19,7 @@ from vlmeter.measure.ceilings import (
     measure_device,
     repeat,
 )
-from vlmeter.measure.devices import Device, resolve_device
+from vlmeter.measure.devices import resolve_device
 from vlmeter.records.ceilings import Ceilings, ceiling_of, read_ceilings, write_ceilings
 from vlmeter.study.subject import Subject
 

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.chaos import make_dummies
-from tests.support.studies import dataset_items, photographs, study_of
-from vlmeter.cells.cell import Cell, DummyImage
+from tests.support.studies import dataset_items, photographs, pictures_of, study_of
+from vlmeter.cells.cell import Cell, Expected
 from vlmeter.common.errors import Unsupported, UserError
-from vlmeter.inputs.pictures import Picture, pictures_for
+from vlmeter.inputs.pictures import Picture
 from vlmeter.measure.check_counts import SubjectCounts, check_counts, write_counts
 from vlmeter.measure.count_work import shapes_of
-from vlmeter.measure.subject import check_subject_counts, single_sights
+from vlmeter.measure.subject import check_subject_counts
 from vlmeter.models.families.base import Counts, ImageOptions, ModelInputs
 from vlmeter.models.families.molmo import MolmoGeometry
 from vlmeter.study.layout import Layout
@@ -29,6 +29,7 @@ class Processor:
     """Preprocessing that follows Molmo's arithmetic, but for `error` tokens too many; it counts its calls."""
 
     error: int = 0
+    text: int = 12
     seen: list[tuple[int, int]] = field(default_factory=list)
 
     def prepare(
@@ -36,7 +37,7 @@ class Processor:
     ) -> ModelInputs:
         self.seen.append(image.size)
         found = MolmoGeometry().image_tokens(*image.size, options=options)
-        text = text_tokens or 12
+        text = text_tokens or self.text
         counts = Counts(
             crops=found.crops,
             vision_tokens=found.vision_tokens + self.error,
@@ -47,13 +48,7 @@ class Processor:
         return ModelInputs(tensors={}, counts=counts)
 
 
-def looked_at(cells: tuple[Cell, ...]) -> dict[str, Picture]:
-    def dummy(cell: Cell) -> Image.Image:
-        assert isinstance(cell.image, DummyImage)
-        return Image.new("RGB", (cell.image.width_px, cell.image.height_px))
-
-    photograph = Picture(open=lambda: Image.new("RGB", (640, 480)), digest="x", question="What is it?")
-    return pictures_for(cells, dummy=dummy, dataset=[photograph])
+PICTURES = pictures_of([Picture(open=lambda: Image.new("RGB", (640, 480)), digest="x", question="What is it?")])
 
 
 def cells_of(experiments: dict[str, Any]) -> tuple[Cell, ...]:
@@ -65,7 +60,7 @@ VISION = {"vision_tokens": {"tilings": ["1x1", "2x2"]}}
 
 def test_the_counts_of_every_cell_are_those_of_the_processor() -> None:
     cells = cells_of(VISION)
-    found = check_counts("fake", Processor, cells, looked_at(cells))
+    found = check_counts("fake", Processor, cells, PICTURES)
     assert found.unsupported is None
     assert {cell_id: counts.vision_tokens for cell_id, counts in found.cells.items()} == {
         "vision-tiling-1x1": 288,
@@ -76,18 +71,21 @@ def test_the_counts_of_every_cell_are_those_of_the_processor() -> None:
 def test_a_count_that_differs_names_the_cell_and_both_numbers() -> None:
     cells = cells_of(VISION)
     with pytest.raises(UserError, match=r"vision-tiling-1x1 of fake: the plan says vision_tokens 288, .* makes 290"):
-        check_counts("fake", lambda: Processor(error=2), cells, looked_at(cells))
+        check_counts("fake", lambda: Processor(error=2), cells, PICTURES)
 
 
 def test_a_count_that_the_plan_does_not_know_is_not_compared() -> None:
-    cells = tuple(cell.model_copy(update={"expected": type(cell.expected)()}) for cell in cells_of(VISION))
-    assert check_counts("fake", lambda: Processor(error=2), cells, looked_at(cells)).cells
+    cells = tuple(
+        cell.model_copy(update={"requests": (cell.request.model_copy(update={"expected": Expected()}),)})
+        for cell in cells_of(VISION)
+    )
+    assert check_counts("fake", lambda: Processor(error=2), cells, PICTURES).cells
 
 
 def test_a_picture_that_many_cells_share_is_prepared_once() -> None:
     cells = cells_of({"output_tokens": {"output_tokens": [4, 8, 16], "images": 1}})
     processor = Processor()
-    assert len(check_counts("fake", lambda: processor, cells, looked_at(cells)).cells) == 3
+    assert len(check_counts("fake", lambda: processor, cells, PICTURES).cells) == 3
     assert processor.seen == [(640, 480)]
 
 
@@ -96,7 +94,7 @@ def test_a_processor_that_is_not_to_be_had_is_an_outcome() -> None:
         raise Unsupported("its image processor needs torchvision; install it")
 
     cells = cells_of(VISION)
-    found = check_counts("fake", load, cells, looked_at(cells))
+    found = check_counts("fake", load, cells, PICTURES)
     assert found == SubjectCounts(
         subject="fake", cells={}, unsupported="its image processor needs torchvision; install it"
     )
@@ -104,7 +102,7 @@ def test_a_processor_that_is_not_to_be_had_is_an_outcome() -> None:
 
 def test_what_is_written_is_the_counts(tmp_path: Path) -> None:
     cells = cells_of(VISION)
-    found = check_counts("fake", Processor, cells, looked_at(cells))
+    found = check_counts("fake", Processor, cells, PICTURES)
     write_counts(tmp_path / "counts.json", found)
     assert SubjectCounts.model_validate(json.loads((tmp_path / "counts.json").read_bytes())) == found
 
@@ -123,18 +121,20 @@ def test_a_real_processor_agrees_with_the_plan_of_a_study(tmp_path: Path) -> Non
 
 def test_a_processor_is_asked_with_the_cells_own_options() -> None:
     cells = cells_of({"vision_tokens": {"tilings": ["4x5"], "force_tiling": True}})
-    found = check_counts("fake", Processor, cells, looked_at(cells))
+    found = check_counts("fake", Processor, cells, PICTURES)
     assert found.cells["vision-forced-4x5"].crops == 21
     changed = tuple(cell.model_copy(update={"force_tiling": None}) for cell in cells)
     with pytest.raises(UserError, match="crops 21"):
-        check_counts("fake", Processor, changed, looked_at(cells))
+        check_counts("fake", Processor, changed, PICTURES)
 
 
 def test_of_the_requests_of_blocks_one_of_each_kind_is_looked_at() -> None:
     study = study_of(experiments={"latency_distribution": {"samples": 40, "block_samples": 10}})
     blocks = build_plan(study, dataset=dataset_items(2))
-    looks = pictures_for(blocks, dummy=lambda cell: None, dataset=photographs(2))
-    cells, pictures = single_sights(blocks, looks)
-    assert sorted(pictures) == ["distribution-block000, request 0", "distribution-block000, request 1"]
+    processor = Processor(text=blocks[0].request.expected.text_tokens or 0)
+    pictures = pictures_of(photographs(2))
+    found = check_counts("fake", lambda: processor, blocks, pictures)
+    assert sorted(found.cells) == ["distribution-block000, request 0", "distribution-block000, request 1"]
+    assert len(processor.seen) == 2
     with pytest.raises(UserError, match=r"distribution-block000, request 0 of fake: the plan says vision_tokens"):
-        check_counts("fake", lambda: Processor(error=1), cells, pictures)
+        check_counts("fake", lambda: Processor(error=1, text=processor.text), blocks, pictures)

@@ -19,10 +19,10 @@ import vlmeter.measure.devices
 import vlmeter.measure.monitors
 from benchmarks.chaos import make_dummies
 from tests.support.studies import study_of
+from vlmeter.backends.device import Device
 from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import UserError
 from vlmeter.measure.devices import (
-    Device,
     any_device,
     check_memory,
     device_lock,
@@ -240,7 +240,8 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 HOLD = """
 import sys
-from vlmeter.measure.devices import Device, device_lock
+from vlmeter.backends.device import Device
+from vlmeter.measure.devices import device_lock
 uuid, purpose = sys.argv[1:]
 device = Device(name="cuda:0", model="m", uuid=uuid, driver=None, memory_bytes=1, free_bytes=1)
 def tell(message):

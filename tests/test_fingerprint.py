@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.studies import dataset_items, run_fake, study_of
 from vlmeter.backends.registry import BACKENDS
-from vlmeter.cells.cell import Cell, DatasetImage, DummyImage
+from vlmeter.cells.cell import Cell, MadePicture, Photograph, Request
 from vlmeter.cells.keys import Sampling
 from vlmeter.common import code
 from vlmeter.models.families.registry import FAMILIES, get_family
@@ -51,21 +51,29 @@ def other_cell(**changes: Any) -> Cell:
     return CELL.model_copy(update=changes)
 
 
+def request(**changes: Any) -> Request:
+    return CELL.request.model_copy(update=changes)
+
+
 # --- cell and protocol ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"image": DummyImage(width_px=337, height_px=336, seed=0)},
-        {"image": DummyImage(width_px=336, height_px=336, seed=1)},
-        {"image": DatasetImage(index=0)},
-        {"output_tokens": 2},
-        {"text_tokens": 33},
+        {"requests": (request(pictures=(MadePicture(width_px=337, height_px=336, seed=0),)),)},
+        {"requests": (request(pictures=(MadePicture(width_px=336, height_px=336, seed=1),)),)},
+        {"requests": (request(pictures=(Photograph(index=0),)),)},
+        {"requests": (request(pictures=(*CELL.request.pictures, *CELL.request.pictures)),)},
+        {"requests": (CELL.request, CELL.request)},
+        {"requests": (request(output_tokens=2),)},
+        {"requests": (request(text_tokens=33),)},
+        {"kind": "generation"},
+        {"first": 1},
         {"max_crops": 20},
         {"force_tiling": (1, 1)},
         {"stop": "eos"},
-        {"uninstrumented": False},
+        {"arms": ("inputs", "hooks")},
     ],
 )
 def test_what_is_measured_is_the_cells_part(changes: dict[str, Any]) -> None:
@@ -141,7 +149,7 @@ def edit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "vlmeter.measure.rounds",
         "vlmeter.measure.requests",
         "vlmeter.backends.clock",
-        "vlmeter.backends.eager",
+        "vlmeter.backends.eager_runner",
         "vlmeter.models.families.molmo",
         "vlmeter.models.molmo1.modeling",
         "vlmeter.models.molmo1.vision",
@@ -184,7 +192,8 @@ def test_the_code_of_a_subject_is_its_family_its_backend_and_what_takes_the_time
 
 def test_what_draws_and_tells_is_no_measuring_code() -> None:
     rooms = {name.split(".")[1] for name in measuring_modules(SUBJECT)}
-    assert rooms == {"backends", "cells", "common", "inputs", "measure", "models", "numbers"}
+    assert {name for name in measuring_modules(SUBJECT) if ".records." in name} == {"vlmeter.records.parts"}
+    assert rooms == {"backends", "cells", "common", "inputs", "measure", "models", "numbers", "records"}
 
 
 # --- versions and input -----------------------------------------------------------------------------

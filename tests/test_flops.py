@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmeter.inputs.pictures import Picture, pictures_for
 from vlmeter.measure.count_pass import PassWork, count_pass
 from vlmeter.measure.count_work import count_work, shapes_of
 from vlmeter.measure.extend_work import Key, extend, independent, law_through
@@ -26,7 +25,7 @@ from vlmeter.study.plan import build_plan
 from vlmeter.study.subject import Subject
 
 from .support.molmo import TINY, TINY_EXPERTS
-from .support.studies import QUESTION, dataset_items, photographs, study_of
+from .support.studies import QUESTION, dataset_items, photographs, pictures_of, study_of
 
 BF16 = 2
 
@@ -234,16 +233,7 @@ def test_the_work_of_a_study_is_counted_for_every_cell() -> None:
     study = study_of()
     loaded = shapes(PRESETS["nano"], dtype=torch.float32)
     cells = build_plan(study, dataset=dataset_items(2))
-
-    def dummy(cell: object) -> Image.Image:
-        raise AssertionError("replaced below")
-
-    pictures = pictures_for(cells, dummy=dummy, dataset=photographs(2))
-    for cell in cells:
-        if cell.image.kind == "dummy":
-            size = (cell.image.width_px, cell.image.height_px)
-            pictures[cell.cell_id] = Picture(open=lambda size=size: Image.new("RGB", size), digest="")
-    work = count_work("fake", loaded, cells, pictures)
+    work = count_work("fake", loaded, cells, pictures_of(photographs(2)))
     assert [cell.cell_id for cell in work.cells] == [cell.cell_id for cell in cells]
     options = ImageOptions()
     inputs = loaded.prepare(Image.new("RGB", (560, 336)), None, text_tokens=32, options=options)
@@ -258,7 +248,7 @@ def test_the_work_of_requests_is_counted_by_their_shapes() -> None:
     loaded = shapes(PRESETS["nano"], dtype=torch.float32)
     for items in (dataset_items(2), None):  # with and without a prediction
         cells = build_plan(study, dataset=items)
-        work = count_work("fake", loaded, cells, pictures_for(cells, dummy=lambda cell: None, dataset=photographs(2)))
+        work = count_work("fake", loaded, cells, pictures_of(photographs(2)))
         assert work.cells == ()
         assert [shape.crops for shape in work.shapes] == [2, 3]
         inputs = loaded.prepare(photographs(2)[1].open(), QUESTION, text_tokens=None, options=ImageOptions())
@@ -281,15 +271,11 @@ def test_prompts_of_one_length_with_other_vision_tokens_are_other_work() -> None
     )
     small, large = build_plan(study)
     text = small.expected.prompt_tokens - large.expected.vision_tokens - large.expected.special_tokens
-    large = large.model_copy(
-        update={"text_tokens": text, "expected": large.expected.model_copy(update={"text_tokens": text})}
-    )
+    longer = {"text_tokens": text, "expected": large.expected.model_copy(update={"text_tokens": text})}
+    large = large.model_copy(update={"requests": (large.request.model_copy(update=longer),)})
     assert small.expected.prompt_tokens == large.expected.prompt_tokens == 46
     cells = [small, large]
-    pictures = pictures_for(
-        cells, dummy=lambda cell: Image.new("RGB", (cell.image.width_px, cell.image.height_px)), dataset=[]
-    )
-    work = count_work("qwen", loaded, cells, pictures)
+    work = count_work("qwen", loaded, cells, pictures_of())
     by_phase = [{phase.phase: phase.flops for phase in cell.prefill} for cell in work.cells]
     assert by_phase[0]["vision_encoder"] < by_phase[1]["vision_encoder"]
     assert by_phase[0]["llm_blocks"] == by_phase[1]["llm_blocks"]

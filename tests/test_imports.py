@@ -9,28 +9,7 @@ import sys
 import pytest
 
 from tests.support.imports import ROOT, all_imports, closure, imports, module_names, source_of
-
-#: The stages, from left to right; a module imports only of its own and of those to the left.
-STAGES = (
-    "common",
-    "numbers",
-    "models",
-    "backends",
-    "cells",
-    "experiments",
-    "study",
-    "inputs",
-    "records",
-    "measure",
-    "table",
-    "analysis",
-    "compare",
-    "claims",
-    "figures",
-    "report",
-    "workflow",
-    "cli",
-)
+from tools.architecture import STAGES
 
 #: What reads the table, and may not reach, even by way of others, what runs and times a model.
 READERS = ("analysis", "compare", "claims", "figures", "report")
@@ -38,7 +17,7 @@ RUNNERS = ("backends", "inputs", "measure")
 
 #: Modules that need a model, and may import torch at once.
 NEED_A_MODEL = (
-    "vlmeter.backends.eager",
+    "vlmeter.backends.eager_runner",
     "vlmeter.measure.count_pass",
     "vlmeter.measure.count_work",
     "vlmeter.models.attention",

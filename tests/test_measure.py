@@ -15,14 +15,18 @@ import pytest
 from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
-from tests.support.studies import study_of
+from tests.support.studies import pictures_of, study_of
 from vlmeter.backends.base import Prompt
 from vlmeter.backends.clock import ClockError, FakeClock
 from vlmeter.cells.cell import Cell, Expected
-from vlmeter.measure.monitors import HostMonitor, QuietMonitor, Reading
-from vlmeter.measure.rounds import WARMUP_OUTPUT_TOKENS, CountMismatch, Measurement, Sight, measure_cell, split_spans
+from vlmeter.inputs.pictures import Picture
+from vlmeter.measure.arms import WARMUP_OUTPUT_TOKENS
+from vlmeter.measure.measurement import CountMismatch, Measurement, split_spans
+from vlmeter.measure.monitors import HostMonitor, QuietMonitor
+from vlmeter.measure.rounds import measure_cell
 from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.medians import median_estimate
+from vlmeter.records.parts import Reading
 from vlmeter.study.plan import build_plan
 
 VISION_ARMS = {"inputs", "plain", "hooks", "vision"}
@@ -47,12 +51,15 @@ def output_cell(output_tokens: int = 16, *, stop: str = "length", marks_only: bo
 def measured(
     cell: Cell, runner: FakeRunner | None = None, *, monitor: Any = None, seed: int = 0, **more: Any
 ) -> Measurement:
-    image = cell.image
-    size = (image.width_px, image.height_px) if image.kind == "dummy" else (336, 336)
-    sight = Sight(image=Image.new("RGB", size), question=None if cell.text_tokens else "What is it?")
+    photograph = Picture(open=lambda: Image.new("RGB", (336, 336)), question="What is it?")
+    opened = pictures_of([photograph]).opened(cell, cell.request)
     return measure_cell(
-        cell, sight, runner or FakeRunner(), monitor=monitor or QuietMonitor(), rng=random.Random(seed), **more
+        cell, opened, runner or FakeRunner(), monitor=monitor or QuietMonitor(), rng=random.Random(seed), **more
     )
+
+
+def expecting(cell: Cell, expected: Expected) -> Cell:
+    return cell.model_copy(update={"requests": (cell.request.model_copy(update={"expected": expected}),)})
 
 
 def walls(result: Measurement, arm: str) -> list[float]:
@@ -176,11 +183,11 @@ def test_the_time_cap_does_not_count_the_warm_up() -> None:
 
 
 def test_every_round_runs_every_arm_once_in_an_order_that_the_seed_decides() -> None:
-    orders = [state.order for state in measured(vision_cell(min_samples=30), seed=5).rounds]
+    orders = [tuple(state.order) for state in measured(vision_cell(min_samples=30), seed=5).rounds]
     assert all(set(order) == VISION_ARMS and len(order) == 4 for order in orders)
     assert len(set(orders)) > 5, "of 24 orders, 30 rounds show a good part"
-    assert orders == [state.order for state in measured(vision_cell(min_samples=30), seed=5).rounds]
-    assert orders != [state.order for state in measured(vision_cell(min_samples=30), seed=6).rounds]
+    assert orders == [tuple(state.order) for state in measured(vision_cell(min_samples=30), seed=5).rounds]
+    assert orders != [tuple(state.order) for state in measured(vision_cell(min_samples=30), seed=6).rounds]
 
 
 def test_the_arms_run_in_the_order_that_is_recorded() -> None:
@@ -236,7 +243,7 @@ def test_without_noise_the_phases_add_up_to_the_uninstrumented_total() -> None:
 def test_each_phase_takes_exactly_its_declared_time() -> None:
     runner = FakeRunner()
     result = measured(vision_cell(tiling="2x2"), runner)
-    counts = result.counts
+    counts = result.requests[0].counted
     assert counts is not None
     phases, _ = split_spans(result.timings["hooks"][0])
     for phase, duration_ms in phases.items():
@@ -317,7 +324,7 @@ def disturbed_in(rounds: set[int], runner: FakeRunner) -> Each:
 def test_a_disturbed_round_is_marked_and_kept_but_does_not_count() -> None:
     runner = FakeRunner()
     result = measured(vision_cell(max_samples=10), runner, monitor=disturbed_in({1, 2, 3, 4}, runner))
-    assert [bool(state.reading.disturbances) for state in result.rounds] == [n in {1, 2, 3, 4} for n in range(10)]
+    assert [bool(state.disturbances) for state in result.rounds] == [n in {1, 2, 3, 4} for n in range(10)]
     assert len(walls(result, "hooks")) == 10
     estimate = result.estimate()
     assert estimate is not None
@@ -376,7 +383,7 @@ def test_running_out_of_memory_is_a_result(call: str, count: int) -> None:
     assert result.estimate() is None
     assert runner.calls[-1] == "release"
     if (call, count) != ("prepare", 0):
-        assert result.counts is not None, "what was counted before is kept"
+        assert result.requests[0].counted is not None, "what was counted before is kept"
 
 
 def test_memory_is_given_back_once_nothing_holds_the_failed_pass() -> None:
@@ -413,7 +420,7 @@ def test_other_counts_than_planned_fail_the_cell_before_it_is_timed(name: str) -
     cell = vision_cell()
     planned = getattr(cell.expected, name)
     runner = FakeRunner()
-    wrong = cell.model_copy(update={"expected": cell.expected.model_copy(update={name: planned + 1})})
+    wrong = expecting(cell, cell.expected.model_copy(update={name: planned + 1}))
     sentence = (
         f"cell vision-tiling-1x2 of fake: the plan says {name} {planned + 1}, the model's real inputs hold {planned}"
     )
@@ -423,7 +430,7 @@ def test_other_counts_than_planned_fail_the_cell_before_it_is_timed(name: str) -
 
 
 def test_what_the_plan_could_not_know_is_not_compared() -> None:
-    cell = vision_cell().model_copy(update={"expected": Expected()})
+    cell = expecting(vision_cell(), Expected())
     assert measured(cell).status == "ok"
 
 

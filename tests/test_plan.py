@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.studies import QUESTION, dataset_items, study_of
-from vlmeter.cells.cell import Cell, DatasetImage, DummyImage, RequestBlock, sentinel_of
+from vlmeter.cells.cell import Cell, MadePicture, Photograph, sentinel_of
 from vlmeter.common.errors import UnsupportedSize, UserError
 from vlmeter.models.families.registry import get_family
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE
@@ -56,15 +56,15 @@ def test_the_quickstart_covers_all_tilings_and_ten_photographs_at_five_lengths()
     output = [row for row in rows if row["experiment"] == "output_tokens"]
     assert len(vision) == 35
     assert all(row["layout"]["tiling_h"] * row["layout"]["tiling_w"] <= 12 for row in vision)
-    assert len({row["expected"]["vision_tokens"] for row in vision}) == 17
+    assert len({row["requests"][0]["expected"]["vision_tokens"] for row in vision}) == 17
     assert len(output) == 50
-    assert {row["image"]["index"] for row in output} == set(range(10))
-    assert {row["output_tokens"] for row in output} == {8, 16, 32, 64, 128}
+    assert {row["requests"][0]["pictures"][0]["index"] for row in output} == set(range(10))
+    assert {row["requests"][0]["output_tokens"] for row in output} == {8, 16, 32, 64, 128}
 
 
 def test_the_quickstart_has_requests_enough_for_a_99th_percentile() -> None:
     blocks = [row for row in quickstart_rows() if row["experiment"] == "latency_distribution"]
-    assert sum(len(row["image"]["requests"]) for row in blocks) >= MIN_SAMPLES_FOR_PERCENTILE[0.99]
+    assert sum(len(row["requests"]) for row in blocks) >= MIN_SAMPLES_FOR_PERCENTILE[0.99]
 
 
 def test_cell_ids_are_unique_within_a_subject_and_safe_as_file_names() -> None:
@@ -78,7 +78,7 @@ def test_cell_ids_are_unique_within_a_subject_and_safe_as_file_names() -> None:
 
 def test_a_tiling_is_reached_by_an_image_that_selects_it_and_its_counts_are_those_of_the_geometry() -> None:
     (cell,) = plan_of({"tilings": ["2x4"], "text_tokens": 40})
-    assert cell.image == DummyImage(width_px=1008, height_px=560, seed=0)
+    assert cell.request.pictures == (MadePicture(width_px=1008, height_px=560, seed=0),)
     assert cell.layout == {"tiling_h": 2, "tiling_w": 4}
     assert (cell.expected.crops, cell.expected.vision_tokens, cell.expected.special_tokens) == (9, 864, 36)
     assert cell.expected.prompt_tokens == 864 + 36 + 40
@@ -123,7 +123,7 @@ def test_photographs_are_counted_once_the_dataset_is_at_hand() -> None:
     assert ids(before) == ids(after) == ["output-image0-n8", "output-image1-n8"]
     assert before[0].expected.prompt_tokens is None
     assert (after[0].expected.crops, after[1].expected.crops) == (2, 3)
-    assert after[0].image == DatasetImage(index=0)
+    assert after[0].request.pictures == (Photograph(index=0),)
     assert after[0].expected.text_tokens is not None, f"a random-weight tokenizer counts {QUESTION!r}"
 
 
@@ -136,7 +136,7 @@ def test_only_the_lengths_run_directly_are_cells_and_the_longest_always_is() -> 
 
 def test_long_generations_are_not_repeated_without_marks() -> None:
     cells = plan_of(output_tokens={"output_tokens": [8, 64], "uninstrumented_max_output_tokens": 32, "images": 1})
-    assert [cell.uninstrumented for cell in cells] == [True, False]
+    assert ["plain" in cell.arms for cell in cells] == [True, False]
 
 
 def test_every_subject_has_its_own_cells() -> None:
@@ -252,15 +252,14 @@ def blocks_of(**latency: Any) -> tuple[Cell, ...]:
 def requests_of(cells: tuple[Cell, ...]) -> list[tuple[int, int]]:
     found = []
     for cell in cells:
-        assert isinstance(cell.image, RequestBlock)
-        found += [(request.index, request.output_tokens) for request in cell.image.requests]
+        found += [(request.photographs[0].index, request.output_tokens) for request in cell.requests]
     return found
 
 
 def test_requests_stand_in_blocks_and_the_last_block_holds_the_rest() -> None:
     cells = blocks_of(samples=25, block_samples=10, output_tokens=4)
     assert ids(cells) == ["distribution-block000", "distribution-block001", "distribution-block002"]
-    assert [(cell.image.first, len(cell.image.requests)) for cell in cells] == [(0, 10), (10, 10), (20, 5)]
+    assert [(cell.first, len(cell.requests)) for cell in cells] == [(0, 10), (10, 10), (20, 5)]
 
 
 def test_the_photographs_come_round_again_beyond_their_number() -> None:
@@ -294,9 +293,8 @@ def test_a_block_generates_as_much_as_its_longest_request() -> None:
 def test_counts_of_requests_are_predicted_once_photographs_are_at_hand() -> None:
     study = study_of(experiments={"latency_distribution": {"samples": 3}})
     (cell,) = build_plan(study, dataset=dataset_items(2))
-    assert isinstance(cell.image, RequestBlock)
-    assert [request.expected.crops for request in cell.image.requests] == [2, 3, 2]
-    assert all(request.expected.prompt_tokens for request in cell.image.requests)
+    assert [request.expected.crops for request in cell.requests] == [2, 3, 2]
+    assert all(request.expected.prompt_tokens for request in cell.requests)
 
 
 def test_a_prediction_is_no_part_of_what_makes_a_block_stale() -> None:
@@ -309,5 +307,5 @@ def test_a_prediction_is_no_part_of_what_makes_a_block_stale() -> None:
 
 def test_a_request_stands_as_sentinel_where_there_is_nothing_else() -> None:
     sentinel = sentinel_of(blocks_of(samples=100, output_tokens=400))
-    assert (sentinel.image, sentinel.output_tokens) == (DatasetImage(index=0), 16)
-    assert (sentinel.experiment, sentinel.stop) == ("output_tokens", "length")
+    assert (sentinel.request.pictures, sentinel.output_tokens) == ((Photograph(index=0),), 16)
+    assert (sentinel.kind, sentinel.stop, sentinel.arms) == ("generation", "length", ("hooks",))

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 
 from tests.support.native import NATIVE, spec_of, write_native_checkpoint
-from vlmeter.backends import eager
+from vlmeter.backends import eager_runner
 from vlmeter.backends.base import MemoryUse, Prompt
 from vlmeter.backends.clock import FakeClock
-from vlmeter.backends.eager import EagerRunner, devices_beside
+from vlmeter.backends.eager_runner import EagerRunner, devices_beside
 from vlmeter.common.errors import UserError
 from vlmeter.measure.count_pass import _WeightReads, count_pass
 from vlmeter.models import pretrained
@@ -144,11 +144,11 @@ def test_a_subject_that_is_spread_is_run_with_all_devices_of_its_weights(monkeyp
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     family = SimpleNamespace(load=lambda spec, device: SimpleNamespace(model=model))
     clocks: list[Sequence[str]] = []
-    monkeypatch.setattr(eager, "get_family", lambda name: family)
-    monkeypatch.setattr(eager, "make_clock", lambda device, beside: clocks.append(beside))
+    monkeypatch.setattr(eager_runner, "get_family", lambda name: family)
+    monkeypatch.setattr(eager_runner, "make_clock", lambda device, beside: clocks.append(beside))
     for device_map in ("auto", None):
         subject = Subject(family="internvl", weights="acme/spoon", device_map=device_map)
-        assert eager.load_runner(loading(subject, device="cpu")).beside == clocks[-1]
+        assert eager_runner.load_runner(loading(subject, device="cpu")).beside == clocks[-1]
     assert clocks == [("meta",), ()]
 
 

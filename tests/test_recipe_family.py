@@ -88,12 +88,12 @@ from vlmeter.inputs.images import write_dummy_image
 from vlmeter.study.layout import Layout
 from vlmeter.study.plan import build_plan
 from vlmeter.records.record import read_record
-from vlmeter.inputs.looks import dummy_images
+from vlmeter.inputs.looks import made_pictures
 from vlmeter.measure.subject import check_subject_counts, count_subject_work, measure_subject
 study = load_study(Path("study.yaml"))
 layout = Layout(study.study)
 cells = build_plan(study)
-for name, image in dummy_images(cells).items():
+for name, image in made_pictures(cells).items():
     write_dummy_image(layout.dummies / name, width_px=image.width_px, height_px=image.height_px, seed=image.seed)
 counts = check_subject_counts(study, "mine", layout)
 work = count_subject_work(study, "mine", layout)

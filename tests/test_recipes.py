@@ -21,16 +21,30 @@ BACKEND = '''
 
 from __future__ import annotations
 
-import torch
+from pydantic import BaseModel, Field
 
-from vlmeter.backends import eager
-from vlmeter.backends.base import Loading
+from vlmeter.backends.base import Backend, Loading, Runner
 
 
-def load_runner(asked: Loading) -> eager.EagerRunner:
+class Keys(BaseModel):
+    """What a study may say of it."""
+
+    warn_only: bool = Field(False, description="go on where something cannot be made deterministic")
+
+
+def load(asked: Loading) -> Runner:
     """Load the subject as eager does, after ruling out what is not deterministic."""
-    torch.use_deterministic_algorithms(True)
-    return eager.load_runner(asked)
+    import torch
+
+    from vlmeter.backends.eager_runner import load_runner
+
+    torch.use_deterministic_algorithms(True, warn_only=asked.own["warn_only"])
+    return load_runner(asked)
+
+
+BACKEND = Backend(
+    name="deterministic", about="plain PyTorch, the same each time", load=load, takes=frozenset(), keys=Keys
+)
 '''
 
 FIGURE = '''
@@ -145,20 +159,33 @@ def test_a_backend_is_one_file_and_one_line(copy: Path) -> None:
         copy,
         """
 import json, torch
+from vlmeter.backends.base import OpenedRequest
 from vlmeter.backends.registry import load_runner
+from vlmeter.common.errors import UserError
+from vlmeter.study.loader import parse_study
 from vlmeter.study.subject import Subject, loading
 from vlmeter.records.fingerprint import measuring_modules
 from vlmeter.inputs.images import dummy_image
 from vlmeter.models.families.base import ImageOptions
-subject = Subject(family="molmo", preset="nano", dtype="float32", backend="deterministic")
+subject = Subject(family="molmo", preset="nano", dtype="float32", backend="deterministic", warn_only=True)
 runner = load_runner(subject.backend, loading(subject, device="cpu"))
-prompt = runner.prepare(dummy_image(336, 336, seed=0), None, text_tokens=20, options=ImageOptions())
-runner.prefill(prompt)
-print(json.dumps([torch.are_deterministic_algorithms_enabled(), prompt.counts.vision_tokens,
+prompt = runner.prepare(
+    OpenedRequest(pictures=(dummy_image(336, 336, seed=0),), question=None, text_tokens=20, options=ImageOptions())
+)
+runner.generate(prompt, output_tokens=1, stop="length")
+refused = ""
+try:
+    parse_study({"study": "own", "subjects": {"a": {"family": "molmo", "preset": "nano", "warn_only": True}},
+                 "experiments": {"vision_tokens": {"tilings": ["1x1"]}}}, source="own")
+except UserError as error:
+    refused = str(error)
+print(json.dumps([torch.is_deterministic_algorithms_warn_only_enabled(), prompt.counts.vision_tokens, refused,
                   "vlmeter.backends.deterministic" in measuring_modules(subject)]))
 """,
     )
-    assert json.loads(said) == [True, 288, True]
+    warn_only, vision_tokens, refused, is_measuring = json.loads(said)
+    assert (warn_only, vision_tokens, is_measuring) == (True, 288, True)
+    assert "warn_only is given, and backend eager does not know it; it takes attention, " in refused
 
 
 def test_a_figure_is_one_file_and_one_line(copy: Path, table_file: Path) -> None:
@@ -226,8 +253,8 @@ def test_a_measured_quantity_is_a_column_and_its_value(copy: Path) -> None:
     table, columns = copy / "vlmeter/table/build.py", copy / "vlmeter/table/columns.py"
     described = '    ("question", "string", "the question"),\n'
     insert(columns, described, described + '    ("question_characters", "integer", "length of the question"),\n')
-    value = '        "question": record.question,\n'
-    own = '        "question_characters": None if record.question is None else len(record.question),\n'
+    value = '        "question": own.question if own else None,\n'
+    own = '        "question_characters": len(own.question) if own and own.question else None,\n'
     insert(table, value, value + own)
     (copy / "tests").symlink_to(ROOT / "tests")
     (copy / "benchmarks").symlink_to(ROOT / "benchmarks")

@@ -13,11 +13,11 @@ import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.studies import QUESTION, machine_of, run_fake, study_of
-from vlmeter.backends.base import Runner
+from vlmeter.backends.base import OpenedRequest, Runner
 from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.measure.measurement import CountMismatch
 from vlmeter.measure.progress import Progress, Summary
-from vlmeter.measure.rounds import CountMismatch
 from vlmeter.measure.session import SessionFailed
 from vlmeter.records.record import RECORD_VERSION, Record, read_record
 from vlmeter.records.store import forget
@@ -144,9 +144,10 @@ def test_a_record_says_all_about_its_cell(tmp_path: Path) -> None:
     found = records(tmp_path, study)
     vision, output = found["vision-tiling-2x2"], found["output-image1-n16"]
     assert (vision.counted.crops, vision.counted.vision_tokens) == (5, 544)  # type: ignore[union-attr]
-    assert (vision.question, vision.image_id, vision.counted.text_tokens) == (None, None, 32)  # type: ignore[union-attr]
-    assert (output.question, output.image_id, output.question_id) == (QUESTION, "1001", "10001")
-    assert output.answers == ["a cup"]
+    (seen,), (asked,) = vision.requests, output.requests
+    assert (seen.question, seen.pictures[0].image_id, vision.counted.text_tokens) == (None, None, 32)  # type: ignore[union-attr]
+    assert (asked.question, asked.pictures[0].image_id, asked.question_id) == (QUESTION, "1001", "10001")
+    assert asked.answers == ["a cup"]
     assert {len(steps) for steps in output.steps_ms} == {15}
     assert set(output.generated_tokens) == {16}
     assert vision.environment["device_identity"] == "fake device"
@@ -339,16 +340,17 @@ def mismatch() -> None:
 def fail_on(cells: Iterable[str], study: Study, action: Callable[[], None], runner: FakeRunner) -> None:
     """Break a runner for certain pictures, told by their size (a dummy image's size names its tiling)."""
     sizes = {
-        (cell.image.width_px, cell.image.height_px)
+        (made.width_px, made.height_px)
         for cell in build_plan(study)
-        if cell.cell_id in cells and cell.image.kind == "dummy"
+        if cell.cell_id in cells
+        for made in cell.request.made_pictures
     }
     prepare = runner.prepare
 
-    def checked(image: Any, *arguments: Any, **named: Any) -> Any:
-        if image.size in sizes:
+    def checked(opened: OpenedRequest, **named: Any) -> Any:
+        if opened.picture.size in sizes:
             action()
-        return prepare(image, *arguments, **named)
+        return prepare(opened, **named)
 
     runner.prepare = checked  # type: ignore[method-assign]
 
@@ -386,9 +388,10 @@ def test_a_count_mismatch_fails_its_cell_alone_and_the_session_says_so(tmp_path:
     study, runner = study_of(), FakeRunner()
     prepare = runner.prepare
 
-    def miscounting(image: Any, *arguments: Any, **named: Any) -> Any:
-        runner.extra_vision_tokens = 3 if image.size == (336, 336) and named["text_tokens"] is not None else 0
-        return prepare(image, *arguments, **named)
+    def miscounting(opened: OpenedRequest, **named: Any) -> Any:
+        is_smallest = opened.picture.size == (336, 336) and opened.text_tokens is not None
+        runner.extra_vision_tokens = 3 if is_smallest else 0
+        return prepare(opened, **named)
 
     runner.prepare = miscounting  # type: ignore[method-assign]
     sentence = (
@@ -607,7 +610,7 @@ def test_a_record_of_another_version_is_refused_with_the_choice_and_kept(tmp_pat
     path = cell_path(tmp_path, "small", build_plan(study_of())[0])
     old = path.read_text().replace(f'"record_version":{RECORD_VERSION}', '"record_version":0')
     path.write_text(old)
-    with pytest.raises(UserError, match=r"has record_version 0, and .* reads 2; .* another name .* `vlmeter forget`"):
+    with pytest.raises(UserError, match=r"has record_version 0, and .* reads 3; .* another name .* `vlmeter forget`"):
         run_fake(study_of(), tmp_path)
     assert path.read_text() == old
     forget(tmp_path, "small", build_plan(study_of())[:1])

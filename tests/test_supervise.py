@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.chaos import run_chaos
 from tests.support.sessions import CELL, IMAGE, PATIENCE_S, Bench, fake_study, wait_until, wait_until_gone, workers_of
-from vlmeter.cells.cell import DummyImage, sentinel_of
+from vlmeter.cells.cell import sentinel_of
 from vlmeter.common.errors import UserError
 from vlmeter.measure.session import SessionFailed
 from vlmeter.measure.supervision import SessionStopped
@@ -146,8 +146,8 @@ def test_a_hung_cell_is_given_up_and_the_others_are_measured(tmp_path: Path, mon
 def test_a_sentinel_that_hangs_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(tmp_path, monkeypatch, fake_study(cell_time_limit_seconds=1.0))
     sentinel = sentinel_of(bench.cells)
-    assert isinstance(sentinel.image, DummyImage)
-    bench.plant(what="hang", image=f"{sentinel.image.width_px}x{sentinel.image.height_px}", always=True)
+    (made,) = sentinel.request.made_pictures
+    bench.plant(what="hang", image=f"{made.width_px}x{made.height_px}", always=True)
     with pytest.raises(SessionFailed):
         bench.run()
     assert bench.states()[sentinel.cell_id] == "missing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -88,7 +89,7 @@ def test_a_cells_counts_are_those_counted_in_the_real_inputs(records: list[Path]
     record = read_record(named(records, "vision-tiling-3x4"))
     row = one(table, cell_id="vision-tiling-3x4", arm="plain", phase="total", clock="wall")
     assert record.counted is not None
-    for name, value in record.counted.model_dump().items():
+    for name, value in asdict(record.counted).items():
         assert row[name] == value
     assert (row["tiling_h"], row["tiling_w"]) == (3, 4)
     assert (row["width_px"], row["height_px"]) == (224 * 4 + 112, 224 * 3 + 112)

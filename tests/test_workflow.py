@@ -166,7 +166,7 @@ def test_status_and_snakemake_agree_on_records_that_do_not_hold(workflow: Workfl
             '"device_identity":"other"',
             "was measured on other, and this is fake device",
         ),
-        ('"record_version":2', '"record_version":0', "has record_version 0, and this vlmeter reads 2"),
+        ('"record_version":3', '"record_version":0', "has record_version 0, and this vlmeter reads 3"),
     ],
 )
 def test_records_of_another_device_or_version_are_refused_with_the_choice(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from vlmeter.backends.base import BusyTime, MemoryUse, OutOfDeviceMemory, Prompt
+from vlmeter.backends.base import BusyTime, MemoryUse, OpenedRequest, OutOfDeviceMemory, Prompt
 from vlmeter.backends.clock import FakeClock
-from vlmeter.models.families.base import PREFILL_PHASES, Counts, ImageOptions, SubjectSpec
+from vlmeter.models.families.base import PREFILL_PHASES, Counts, SubjectSpec
 from vlmeter.models.families.registry import get_family
 from vlmeter.models.molmo1.geometry import geometry
 
@@ -85,11 +85,10 @@ class FakeRunner:
         )
         self.clock.work(device_ms=max(1e-3, declared * factor), launch_ms=self.launch_ms.get(phase, 0.0))
 
-    def prepare(
-        self, image: Any, question: str | None, *, text_tokens: int | None, options: ImageOptions, mark: Any = None
-    ) -> Prompt:
+    def prepare(self, opened: OpenedRequest, *, mark: Any = None) -> Prompt:
         self._call("prepare")
-        width_px, height_px = image.size
+        width_px, height_px = opened.picture.size
+        options, question, text_tokens = opened.options, opened.question, opened.text_tokens
         found = geometry(width_px, height_px, max_crops=options.max_crops or 12, force_tiling=options.force_tiling)
         text = text_tokens or self.text_tokens_of_question or _planned_text_tokens(question or "")
         vision_tokens = found.vision_tokens + self.extra_vision_tokens
@@ -130,11 +129,6 @@ class FakeRunner:
             if mark and self._hooked:
                 mark(phase)
 
-    def prefill(self, prompt: Prompt, mark: Any = None) -> object:
-        self._call("prefill")
-        self._pass(prompt.counts, mark)
-        return None
-
     def vision(self, prompt: Prompt) -> object:
         self._call("vision")
         for phase in ("vision_encoder", "projector"):
@@ -142,7 +136,7 @@ class FakeRunner:
         return None
 
     def generate(self, prompt: Prompt, *, output_tokens: int, stop: str, mark: Any = None) -> list[int]:
-        self._call("generate")
+        self._call("generate" if output_tokens > 1 else "prefill")
         self._pass(prompt.counts, mark)
         length = output_tokens if stop == "length" or self.ends_after is None else min(output_tokens, self.ends_after)
         for step in range(1, length):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from tests.support.fakes import FakeRunner
-from vlmeter.cells.cell import Cell, DatasetItem, DummyImage
-from vlmeter.inputs.pictures import Picture, pictures_for
+from vlmeter.cells.cell import MadePicture
+from vlmeter.inputs.pictures import Picture, Pictures
 from vlmeter.measure.monitors import Monitor, QuietMonitor
 from vlmeter.measure.progress import Progress, Summary
 from vlmeter.measure.session import Machine, run_session
@@ -51,9 +52,28 @@ def photographs(count: int) -> list[Picture]:
     return [make(index) for index in range(count)]
 
 
-def dataset_items(count: int) -> list[DatasetItem]:
+@dataclass(frozen=True)
+class Known:
+    """What the plan is told of a photograph."""
+
+    width_px: int
+    height_px: int
+    question: str
+
+
+def dataset_items(count: int) -> list[Known]:
     """What the plan is told of `photographs`."""
-    return [DatasetItem(width_px=336 + 224 * i, height_px=336, question=QUESTION) for i in range(count)]
+    return [Known(width_px=336 + 224 * i, height_px=336, question=QUESTION) for i in range(count)]
+
+
+def blank(picture: MadePicture) -> Image.Image:
+    """A made picture of the right size."""
+    return Image.new("RGB", (picture.width_px, picture.height_px))
+
+
+def pictures_of(photographs: Sequence[Picture] = ()) -> Pictures:
+    """Pictures at hand: blank ones where they are made up, and photographs."""
+    return Pictures(made=blank, photographs=photographs)
 
 
 def machine_of(
@@ -83,18 +103,13 @@ def run_fake(
     progress: Callable[[Progress], None] = lambda step: None,
 ) -> Summary:
     """Run a session of the study on a fake subject."""
-
-    def dummy(cell: Cell) -> Image.Image:
-        assert isinstance(cell.image, DummyImage)
-        return Image.new("RGB", (cell.image.width_px, cell.image.height_px))
-
     cells = [c for c in build_plan(study, dataset=dataset_items(study.dataset.images)) if c.subject == subject]
     return run_session(
         study,
         subject,
         cells,
         results=results,
-        pictures=pictures_for(cells, dummy=dummy, dataset=photographs(study.dataset.images)),
+        pictures=pictures_of(photographs(study.dataset.images)),
         machine=machine or machine_of(runner or FakeRunner()),
         progress=progress,
     )

@@ -1,18 +1,22 @@
 """What measuring needs from a way of running a model.
 
-A *runner* is one subject, loaded on one device by one backend. It does the work; `vlmeter.measure.rounds` decides how
+A *runner* is one subject, loaded on one device by one backend. It does the work; `vlmeter.measure` decides how
 often and in what order, and takes the time. The split lets a test replace the runner by one whose durations are
-declared.
+declared. It must prepare a request and generate; what else it can do are *capabilities*, which it has or has not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel
 
 from vlmeter.backends.clock import Clock
+from vlmeter.backends.device import Device
+from vlmeter.common.errors import Unsupported
 from vlmeter.models.families.base import Counts, ImageOptions, SubjectSpec
 
 if TYPE_CHECKING:
@@ -31,6 +35,27 @@ class DeviceLost(Exception):
 
 
 @dataclass(frozen=True)
+class OpenedRequest:
+    """A request with its pictures opened.
+
+    Exactly one of question and text_tokens is given: with text_tokens the prompt's text part is filled to exactly that
+    many tokens.
+    """
+
+    pictures: tuple[Image, ...]
+    question: str | None
+    text_tokens: int | None
+    options: ImageOptions
+
+    @property
+    def picture(self) -> Image:
+        """Its only picture; raises Unsupported if there are several."""
+        if len(self.pictures) != 1:
+            raise Unsupported(f"a request with {len(self.pictures)} pictures, where one is taken")
+        return self.pictures[0]
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One prompt on the device, and what was counted in it."""
 
@@ -46,6 +71,8 @@ class Loading:
     spec: SubjectSpec
     device: str
     cpu_threads: int | None = None
+    #: the backend's own keys, by name
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,34 +94,19 @@ class MemoryUse:
 
 
 class Runner(Protocol):
-    """A loaded subject. Calls hand work to the device; none but `generate` with `stop="eos"` waits for it."""
+    """A loaded subject. Calls hand work over; none but `generate` with `stop="eos"` waits for the device.
+
+    This is all that a way of running must do. What else one can do are the capabilities below; an arm says which of
+    them it needs.
+    """
 
     clock: Clock
-    #: parameters per component, counted in the loaded model
-    parameters: Mapping[str, int]
 
-    def prepare(
-        self,
-        image: Image,
-        question: str | None,
-        *,
-        text_tokens: int | None,
-        options: ImageOptions,
-        mark: Mark | None = None,
-    ) -> Prompt:
-        """Turn a picture and a question into device tensors; marks close `preprocess` and `copy`."""
-        ...
+    def prepare(self, opened: OpenedRequest, *, mark: Mark | None = None) -> Prompt:
+        """Make a request ready to be run; marks close `preprocess` and `copy`.
 
-    def hooks(self) -> AbstractContextManager[None]:
-        """Let `prefill` and `generate` place their marks at every phase boundary; outside, the model has no hook."""
-        ...
-
-    def prefill(self, prompt: Prompt, mark: Mark | None = None) -> object:
-        """Run the prompt into a new cache and choose the first token."""
-        ...
-
-    def vision(self, prompt: Prompt) -> object:
-        """Run vision encoder and projector alone."""
+        Raises Unsupported for a request that this way of running, or the model, cannot take.
+        """
         ...
 
     def generate(
@@ -102,9 +114,33 @@ class Runner(Protocol):
     ) -> Sequence[Any]:
         """Generate greedily; the first token comes out of the prefill, each further closes a `decode_step`.
 
-        Returns the tokens (on the device): `output_tokens` of them unless `stop` is "eos" and the sequence ended.
+        One output token is the prefill alone. Returns the tokens (on the device): `output_tokens` of them unless `stop`
+        is "eos" and the sequence ended.
         """
         ...
+
+
+@runtime_checkable
+class MarksPhases(Protocol):
+    """It can place marks at the boundaries of the phases of a prefill."""
+
+    def hooks(self) -> AbstractContextManager[None]:
+        """Let `generate` place its marks at every phase boundary; outside, the model has no hook."""
+        ...
+
+
+@runtime_checkable
+class RunsVisionAlone(Protocol):
+    """It can run vision encoder and projector without what follows."""
+
+    def vision(self, prompt: Prompt) -> object:
+        """Run vision encoder and projector alone."""
+        ...
+
+
+@runtime_checkable
+class TellsBusyTime(Protocol):
+    """It can tell for how long the device is busy with a piece of work."""
 
     def busy(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
         """Measure how long the device is busy with a prefill and with vision alone, or say why that cannot be."""
@@ -114,10 +150,63 @@ class Runner(Protocol):
         """Measure for how long the device is busy with one decode step right behind the prompt; or say why not."""
         ...
 
+
+@runtime_checkable
+class TellsMemory(Protocol):
+    """It can tell how much device memory each phase needs."""
+
     def memory(self, prompt: Prompt) -> list[MemoryUse]:
         """Measure the device memory that each phase of a prefill needs; empty where nothing counts it."""
         ...
 
+
+@runtime_checkable
+class CountsParameters(Protocol):
+    """It can count the parameters of the loaded model."""
+
+    @property
+    def parameters(self) -> Mapping[str, int]:
+        """Parameters per component."""
+        ...
+
+
+@runtime_checkable
+class HoldsMemory(Protocol):
+    """It holds memory for reuse that can be given back."""
+
     def release(self) -> None:
         """Give back memory that is held for reuse, after a cell that ran out of it."""
         ...
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """It has something to say that a reader of its numbers has to know."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for the record and the report."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a way of running says of itself.
+
+    name: as a study calls it. about: one line for people. takes: keys of a subject that it knows, beside family,
+    preset, weights, dtype, device, backend and seed, which all do. keys: its own keys, as a pydantic model whose fields
+    have defaults. runs_model: whether a model runs at all; if not, its numbers mean nothing and nothing has limits.
+    in_process: whether it runs in the session's own process, on a device that is found and held there. reads_weights:
+    whether it can read a checkpoint.
+    devices: finds the devices that a wish of a study stands for, where these are not torch's.
+    """
+
+    name: str
+    about: str
+    load: Callable[[Loading], Runner]
+    takes: frozenset[str] = frozenset()
+    keys: type[BaseModel] | None = None
+    runs_model: bool = True
+    in_process: bool = True
+    reads_weights: bool = True
+    devices: Callable[[str], tuple[Device, ...]] | None = None

@@ -24,13 +24,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmeter.backends.base import BusyTime, DeviceLost, Loading, Mark, MemoryUse, OutOfDeviceMemory, Prompt
+from vlmeter.backends.base import Backend, DeviceLost, Loading, Mark, OpenedRequest, OutOfDeviceMemory, Prompt
 from vlmeter.backends.clock import Clock, HostClock
-from vlmeter.models.families.base import Counts, Family, ImageOptions, SubjectSpec
+from vlmeter.backends.device import Device
+from vlmeter.common.errors import UserError
+from vlmeter.models.families.base import Counts, Family, SubjectSpec
 from vlmeter.models.families.registry import get_family
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
+
+#: What a record, the table and the report say of numbers that no device has given.
+FAKE_MODEL = "fake device"
+
+#: How many devices the fake backend has, for rehearsing a machine with several.
+FAKE_DEVICES_VARIABLE = "VLMETER_FAKE_DEVICES"
 
 FAULTS_VARIABLE = "VLMETER_FAKE_FAULTS"
 
@@ -47,13 +55,25 @@ LAWS: Mapping[str, tuple[float, float, float]] = {
     "decode_step": (0.05, 0.0, 0.0),
 }
 
-NO_BUSY_TIME = "the fake backend keeps no device busy"
-
 #: The phases of a pass in the order in which their marks fire; the merge is in two pieces, as in a real model.
 PASS = ("merge", "vision_encoder", "projector", "merge", "llm_blocks", "head")
 
 #: The kernel lets a sleeper sleep on by about so long; the rest of a duration is spent awake.
 SLEEP_SLACK_S = 0.0002
+
+
+def fake_devices(wish: str) -> tuple[Device, ...]:
+    """Devices of the fake backend, which stand for any."""
+    count = int(os.environ.get(FAKE_DEVICES_VARIABLE, "1"))
+    names = ["fake:cpu"] if wish == "cpu" else [f"fake:{index}" for index in range(count)]
+    if wish.startswith("cuda:"):
+        names = [name for name in names if name == f"fake:{wish.partition(':')[2]}"]
+    if not names:
+        raise UserError(f"device: {wish} is not there; {FAKE_DEVICES_VARIABLE} says that {count} fake devices are")
+    return tuple(
+        Device(name=name, model=FAKE_MODEL, uuid=None, driver=None, memory_bytes=1 << 40, free_bytes=1 << 40)
+        for name in names
+    )
 
 
 def load_runner(asked: Loading) -> FakeRunner:
@@ -128,19 +148,12 @@ class FakeRunner:
         while time.perf_counter() < self._ends_s:
             pass
 
-    def prepare(
-        self,
-        image: Image,
-        question: str | None,
-        *,
-        text_tokens: int | None,
-        options: ImageOptions,
-        mark: Mark | None = None,
-    ) -> Prompt:
+    def prepare(self, opened: OpenedRequest, *, mark: Mark | None = None) -> Prompt:
         """Count what the family says that a picture becomes."""
+        image = opened.picture
         self._image = f"{image.width}x{image.height}"
-        found = self.family.geometry(self.spec).image_tokens(image.width, image.height, options=options)
-        text = text_tokens or self.family.text_tokens(self.spec, question or "") or 1
+        found = self.family.geometry(self.spec).image_tokens(image.width, image.height, options=opened.options)
+        text = opened.text_tokens or self.family.text_tokens(self.spec, opened.question or "") or 1
         counts = Counts(
             crops=found.crops,
             vision_tokens=found.vision_tokens,
@@ -176,11 +189,6 @@ class FakeRunner:
             if place:
                 place(phase)
 
-    def prefill(self, prompt: Prompt, mark: Mark | None = None) -> object:
-        """Take the time of a prefill."""
-        self._pass(prompt.counts, mark)
-        return None
-
     def vision(self, prompt: Prompt) -> object:
         """Take the time of vision encoder and projector."""
         self._begin()
@@ -199,17 +207,13 @@ class FakeRunner:
                 mark("decode_step")
         return range(output_tokens)
 
-    def busy(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
-        """Nothing is busy."""
-        return [], NO_BUSY_TIME
 
-    def busy_step(self, prompt: Prompt, *, repeats: int) -> tuple[list[BusyTime], str | None]:
-        """Nothing is busy."""
-        return [], NO_BUSY_TIME
-
-    def memory(self, prompt: Prompt) -> list[MemoryUse]:
-        """Nothing takes memory."""
-        return []
-
-    def release(self) -> None:
-        """Nothing to give back."""
+BACKEND = Backend(
+    name="fake",
+    about="runs nothing and takes declared times, for rehearsals",
+    load=load_runner,
+    takes=frozenset({"attention", "cpu_threads"}),
+    runs_model=False,
+    reads_weights=False,
+    devices=fake_devices,
+)

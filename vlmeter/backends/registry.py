@@ -5,15 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from vlmeter.backends.base import Loading, Runner
+from vlmeter.backends.base import Backend, Loading, Runner
 
-#: backend name -> module that defines load_runner
+#: backend name -> module that defines BACKEND, and imports neither torch nor anything else that takes time
 BACKENDS = {
     "eager": "vlmeter.backends.eager",
     "fake": "vlmeter.backends.fake",
 }
 
 
-def load_runner(backend: str, asked: Loading) -> Runner:
+def get_backend(name: str) -> Backend:
+    """Return what the backend called `name` says of itself."""
+    return cast(Backend, import_module(BACKENDS[name]).BACKEND)
+
+
+def load_runner(name: str, asked: Loading) -> Runner:
     """Load a model on a device with a backend."""
-    return cast(Runner, import_module(BACKENDS[backend]).load_runner(asked))
+    return get_backend(name).load(asked)

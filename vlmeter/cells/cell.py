@@ -1,4 +1,8 @@
-"""A cell: the smallest thing that is measured and cached. One subject, what it looks at, how long the answer gets."""
+"""A cell: the smallest thing that is measured and cached.
+
+A cell holds requests; a request holds pictures, a question and an output length. One request with one picture is the
+ordinary case, measured again and again in rounds. A cell of many requests measures each of them once.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from vlmeter.cells.keys import Sampling
 from vlmeter.models.families.base import ImageOptions
 
+#: What a cell measures: the prefill of one request, its whole generation, or many requests once each.
+Kind = Literal["prefill", "generation", "requests"]
+
 
 class Frozen(BaseModel):
     """Immutable data that refuses unknown keys."""
@@ -17,25 +24,34 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DummyImage(Frozen):
+class MadePicture(Frozen):
     """Seeded noise of an exact size."""
 
-    kind: Literal["dummy"] = "dummy"
+    origin: Literal["made"] = "made"
     width_px: int
     height_px: int
     seed: int
 
     @property
     def file_name(self) -> str:
-        """Name of the image's file; the size and the seed say all about it."""
+        """Name of the picture's file; the size and the seed say all about it."""
         return f"{self.width_px}x{self.height_px}-{self.seed}.png"
 
+    def __str__(self) -> str:
+        return f"{self.width_px}x{self.height_px} px"
 
-class DatasetImage(Frozen):
-    """The image and question at a place of the dataset's manifest, counted from 0."""
 
-    kind: Literal["dataset"] = "dataset"
+class Photograph(Frozen):
+    """The photograph at a place of the dataset's manifest, counted from 0."""
+
+    origin: Literal["dataset"] = "dataset"
     index: int
+
+    def __str__(self) -> str:
+        return f"photograph {self.index}"
+
+
+PlannedPicture = Annotated[MadePicture | Photograph, Field(discriminator="origin")]
 
 
 class Expected(Frozen):
@@ -54,19 +70,26 @@ class Expected(Frozen):
 
 
 class Request(Frozen):
-    """One request of a block: the photograph and question at a place of the manifest, and how long the answer gets."""
+    """What is asked of the model once: pictures, a question about them, and how long the answer gets."""
 
-    index: int
-    output_tokens: int = Field(description="tokens to generate; a limit where the sequence may end by itself")
+    pictures: tuple[PlannedPicture, ...] = Field(min_length=1)
+    text_tokens: int | None = Field(
+        None, description="exact length of the prompt's text part; None: the question that belongs to the photograph"
+    )
+    output_tokens: int = Field(
+        description="tokens to generate, the first of them out of the prefill; a limit where the end may come by itself"
+    )
     expected: Expected = Expected()
 
+    @property
+    def photographs(self) -> tuple[Photograph, ...]:
+        """Those of its pictures that are photographs of the dataset."""
+        return tuple(picture for picture in self.pictures if isinstance(picture, Photograph))
 
-class RequestBlock(Frozen):
-    """Requests that are measured once each, one after the other."""
-
-    kind: Literal["block"] = "block"
-    first: int = Field(description="place of the first request among all of the experiment, from 0")
-    requests: tuple[Request, ...]
+    @property
+    def made_pictures(self) -> tuple[MadePicture, ...]:
+        """Those of its pictures that are made up."""
+        return tuple(picture for picture in self.pictures if isinstance(picture, MadePicture))
 
 
 class Cell(Frozen):
@@ -74,49 +97,41 @@ class Cell(Frozen):
 
     cell_id: str
     subject: str
-    experiment: Literal["vision_tokens", "output_tokens", "latency_distribution"]
-    image: Annotated[DummyImage | DatasetImage | RequestBlock, Field(discriminator="kind")]
+    experiment: str = Field(description="name of the experiment that asked for it, which nothing is decided by")
+    kind: Kind
+    requests: tuple[Request, ...] = Field(min_length=1)
+    first: int = Field(0, description="number of the first request among all of the experiment, from 0")
+    arms: tuple[str, ...] = Field(description="ways in which each round runs the request (`vlmeter.measure.arms`)")
+    stop: Literal["length", "eos"] = "length"
     max_crops: int | None = None
     force_tiling: tuple[int, int] | None = None
-    text_tokens: int | None = Field(
-        None, description="exact length of the prompt's text part; None: the question's own"
-    )
-    output_tokens: int = Field(description="tokens to generate; the first one comes out of the prefill")
-    stop: Literal["length", "eos"] = "length"
-    uninstrumented: bool = Field(True, description="whether rounds also run without any mark")
     layout: dict[str, int] = Field(default_factory=dict, description="the family's own columns, such as tiling_h")
-    expected: Expected = Expected()
     sampling: Sampling
 
     @property
     def options(self) -> ImageOptions:
-        """How the image is to be cut up."""
+        """How the pictures are to be cut up."""
         return ImageOptions(max_crops=self.max_crops, force_tiling=self.force_tiling)
 
+    @property
+    def request(self) -> Request:
+        """The request of a cell that has one; of several, the first."""
+        return self.requests[0]
 
-def singles(cell: Cell) -> tuple[Cell, ...]:
-    """Take a block apart into a cell for each of its requests, in their order; any other cell is by itself already."""
-    if not isinstance(cell.image, RequestBlock):
-        return (cell,)
-    return tuple(
-        cell.model_copy(
-            update={
-                "cell_id": f"{cell.cell_id}, request {place}",
-                "image": DatasetImage(index=request.index),
-                "output_tokens": request.output_tokens,
-                "expected": request.expected,
-            }
-        )
-        for place, request in enumerate(cell.image.requests)
-    )
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that the longest of its answers gets."""
+        return max(request.output_tokens for request in self.requests)
 
+    @property
+    def expected(self) -> Expected:
+        """Counts that hold for the whole cell: those of its request, none where several differ."""
+        return self.request.expected if self.kind != "requests" else Expected()
 
-class DatasetItem(Frozen):
-    """What the plan needs to know of one photograph of the manifest."""
-
-    width_px: int
-    height_px: int
-    question: str
+    def __str__(self) -> str:
+        if self.kind == "requests":
+            return f"requests {self.first} to {self.first + len(self.requests) - 1}"
+        return ", ".join(map(str, self.request.pictures))
 
 
 #: A request that stands as sentinel generates so many tokens at most: it is a quick look.
@@ -126,27 +141,19 @@ SENTINEL_OUTPUT_TOKENS = 16
 def sentinel_of(cells: Sequence[Cell]) -> Cell:
     """Choose the cell that is measured again and again through a session to see drift.
 
-    A vision-token cell of middling size if there is one (short, and busy on every component), else the generation with
-    the fewest output tokens. Where there are blocks alone, it is the first request of one, as a cell of its own.
+    A prefill of middling size if there is one (short, and busy on every component), else the generation with the fewest
+    output tokens. Where there are cells of many requests alone, it is the first request of one, as a cell of its own.
     """
-    vision = sorted(
-        (cell for cell in cells if cell.experiment == "vision_tokens"),
+    prefills = sorted(
+        (cell for cell in cells if cell.kind == "prefill"),
         key=lambda cell: (cell.expected.vision_tokens or 0, cell.cell_id),
     )
-    if vision:
-        return vision[len(vision) // 2]
-    generations = [cell for cell in cells if not isinstance(cell.image, RequestBlock)]
+    if prefills:
+        return prefills[len(prefills) // 2]
+    generations = [cell for cell in cells if cell.kind == "generation"]
     if generations:
         return min(generations, key=lambda cell: (cell.output_tokens, cell.cell_id))
-    block = min(cells, key=lambda cell: (cell.output_tokens, cell.cell_id))
-    assert isinstance(block.image, RequestBlock)
-    request = block.image.requests[0]
-    return block.model_copy(
-        update={
-            "experiment": "output_tokens",
-            "image": DatasetImage(index=request.index),
-            "output_tokens": min(request.output_tokens, SENTINEL_OUTPUT_TOKENS),
-            "stop": "length",
-            "expected": request.expected,
-        }
-    )
+    many = min(cells, key=lambda cell: (cell.output_tokens, cell.cell_id))
+    tokens = min(many.request.output_tokens, SENTINEL_OUTPUT_TOKENS)
+    short = many.request.model_copy(update={"output_tokens": tokens})
+    return many.model_copy(update={"kind": "generation", "requests": (short,), "arms": ("hooks",), "stop": "length"})

@@ -19,36 +19,27 @@ def plan(study_file: StudyFile, form: Format = "table", results: Results = Path(
     An empty field is not known yet: photographs of a hub dataset count once they have been fetched. The requests of a
     block differ, so a block has no counts.
     """
-    from vlmeter.cells.cell import DummyImage, RequestBlock
     from vlmeter.cli.rows import rows_as
     from vlmeter.inputs.looks import expected_plan
     from vlmeter.study.layout import Layout
     from vlmeter.study.loader import load_study
 
     study = load_study(study_file)
-    rows: list[dict[str, Any]] = []
-    for cell in expected_plan(study, Layout(study.study, results)):
-        image = cell.image
-        if isinstance(image, DummyImage):
-            looks_at = f"{image.width_px}x{image.height_px} px"
-        elif isinstance(image, RequestBlock):
-            looks_at = f"requests {image.first} to {image.first + len(image.requests) - 1}"
-        else:
-            looks_at = f"photograph {image.index}"
-        rows.append(
-            {
-                "subject": cell.subject,
-                "experiment": cell.experiment,
-                "cell": cell.cell_id,
-                "image": looks_at,
-                "crops": cell.expected.crops,
-                "vision_tokens": cell.expected.vision_tokens,
-                "special_tokens": cell.expected.special_tokens,
-                "text_tokens": cell.expected.text_tokens,
-                "prompt_tokens": cell.expected.prompt_tokens,
-                "output_tokens": cell.output_tokens,
-            }
-        )
+    rows: list[dict[str, Any]] = [
+        {
+            "subject": cell.subject,
+            "experiment": cell.experiment,
+            "cell": cell.cell_id,
+            "image": str(cell),
+            "crops": cell.expected.crops,
+            "vision_tokens": cell.expected.vision_tokens,
+            "special_tokens": cell.expected.special_tokens,
+            "text_tokens": cell.expected.text_tokens,
+            "prompt_tokens": cell.expected.prompt_tokens,
+            "output_tokens": cell.output_tokens,
+        }
+        for cell in expected_plan(study, Layout(study.study, results))
+    ]
     say(rows_as(rows, list(rows[0]), form=form))
     if form == "table":
         counted = Counter((row["subject"], row["experiment"]) for row in rows)

@@ -5,13 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from pydantic import Field
 
-from vlmeter.cells.cell import Cell, DatasetItem, Expected
+from vlmeter.cells.cell import Cell, Expected
 from vlmeter.cells.keys import Model, Sampling, SamplingOverride
 from vlmeter.models.families.base import Family, ImageGeometry, ImageOptions, SubjectSpec
+
+
+class KnownPhotograph(Protocol):
+    """What an experiment needs to know of a photograph to predict its counts."""
+
+    @property
+    def width_px(self) -> int:
+        """Width in pixels."""
+
+    @property
+    def height_px(self) -> int:
+        """Height in pixels."""
+
+    @property
+    def question(self) -> str:
+        """The question that belongs to it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,7 @@ class Asked:
     spec: SubjectSpec
     sampling: Sampling
     images: int
-    photographs: Sequence[DatasetItem] | None = None
+    photographs: Sequence[KnownPhotograph] | None = None
 
     @property
     def geometry(self) -> ImageGeometry:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from vlmeter.cells.cell import Cell, Request, RequestBlock
+from vlmeter.cells.cell import Cell, Photograph, Request
 from vlmeter.cells.keys import Count, Sampling, SamplingOverride
 from vlmeter.experiments.base import Asked, Experiment
 from vlmeter.models.families.base import ImageOptions
@@ -78,7 +78,9 @@ class LatencyDistribution(Experiment):
 
         def request(place: int) -> Request:
             index = place % asked.images
-            return Request(index=index, output_tokens=self._drawn_length(place), expected=known[index])
+            return Request(
+                pictures=(Photograph(index=index),), output_tokens=self._drawn_length(place), expected=known[index]
+            )
 
         size = self.block_samples
         for number, first in enumerate(range(0, self.samples, size)):
@@ -87,11 +89,12 @@ class LatencyDistribution(Experiment):
                 cell_id=f"distribution-block{number:03d}",
                 subject=asked.subject,
                 experiment=self.name,
-                image=RequestBlock(first=first, requests=requests),
+                kind="requests",
+                requests=requests,
+                first=first,
+                arms=("request",),
                 max_crops=self.max_crops,
-                output_tokens=max(request.output_tokens for request in requests),
                 stop=self.stop,
-                uninstrumented=False,
                 sampling=asked.sampling,
             )
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vlmeter.cells.cell import Cell, DatasetImage
+from vlmeter.cells.cell import Cell, Photograph, Request
 from vlmeter.cells.keys import Count, unique
 from vlmeter.common.errors import UserError
 from vlmeter.experiments.base import Asked, Repeated
@@ -63,6 +63,7 @@ class OutputTokens(Repeated):
         options, geometry = ImageOptions(max_crops=self.max_crops), asked.geometry
         longest = max(self.output_tokens)
         direct = self.output_tokens if self.direct == "all" else sorted({*self.direct, longest})
+        unmarked = self.uninstrumented_max_output_tokens
         for index in range(images):
             expected, layout = asked.expect(geometry, index, options)
             for output_tokens in direct:
@@ -70,13 +71,14 @@ class OutputTokens(Repeated):
                     cell_id=f"output-image{index}-n{output_tokens}",
                     subject=asked.subject,
                     experiment=self.name,
-                    image=DatasetImage(index=index),
+                    kind="generation",
+                    requests=(
+                        Request(pictures=(Photograph(index=index),), output_tokens=output_tokens, expected=expected),
+                    ),
+                    arms=("inputs", "hooks", "plain") if output_tokens <= unmarked else ("inputs", "hooks"),
                     max_crops=self.max_crops,
-                    output_tokens=output_tokens,
                     stop=self.stop,
-                    uninstrumented=output_tokens <= self.uninstrumented_max_output_tokens,
                     layout=layout,
-                    expected=expected,
                     sampling=asked.sampling,
                 )
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vlmeter.cells.cell import Cell, DummyImage, Expected
+from vlmeter.cells.cell import Cell, Expected, MadePicture, Request
 from vlmeter.cells.keys import Count, Pair, unique
 from vlmeter.common.errors import UserError
 from vlmeter.experiments.base import Asked, Repeated
@@ -96,18 +96,26 @@ class VisionTokens(Repeated):
                 cell_id=f"vision-{key}",
                 subject=asked.subject,
                 experiment=self.name,
-                image=DummyImage(width_px=image.width_px, height_px=image.height_px, seed=self.image_seed),
+                kind="prefill",
+                requests=(
+                    Request(
+                        pictures=(
+                            MadePicture(width_px=image.width_px, height_px=image.height_px, seed=self.image_seed),
+                        ),
+                        text_tokens=self.text_tokens,
+                        output_tokens=1,
+                        expected=Expected(
+                            crops=image.crops,
+                            vision_tokens=image.vision_tokens,
+                            special_tokens=image.special_tokens,
+                            text_tokens=self.text_tokens,
+                        ),
+                    ),
+                ),
+                arms=("inputs", "plain", "hooks", "vision"),
                 max_crops=self.max_crops,
                 force_tiling=forced_tiling,
-                text_tokens=self.text_tokens,
-                output_tokens=1,
                 layout=dict(image.layout),
-                expected=Expected(
-                    crops=image.crops,
-                    vision_tokens=image.vision_tokens,
-                    special_tokens=image.special_tokens,
-                    text_tokens=self.text_tokens,
-                ),
                 sampling=asked.sampling,
             )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vlmeter.cells.cell import Cell, DatasetItem, DummyImage
+from vlmeter.cells.cell import Cell, MadePicture
 from vlmeter.common.errors import UserError
-from vlmeter.inputs.pictures import Looks, Picture, pictures_for
+from vlmeter.inputs.pictures import Picture, Pictures
 from vlmeter.models.families.base import ImageOptions
 from vlmeter.models.families.registry import get_family
 from vlmeter.study.layout import Layout
@@ -17,7 +17,7 @@ from vlmeter.study.study import Study
 from vlmeter.study.subject import subject_spec
 
 if TYPE_CHECKING:
-    from vlmeter.inputs.manifest import Manifest
+    from vlmeter.inputs.manifest import Manifest, ManifestImage
 
 
 def fetch_dataset(study: Study, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> Manifest:
@@ -34,27 +34,22 @@ def fetch_dataset(study: Study, folder: Path, *, progress: Callable[[int, int], 
     return fetch(study.dataset, folder, check_size=check_size, progress=progress)
 
 
-def dataset_items(manifest: Manifest) -> list[DatasetItem]:
-    """What the plan needs to know of the fetched photographs."""
-    return [
-        DatasetItem(width_px=image.width_px, height_px=image.height_px, question=image.question)
-        for image in manifest.images
-    ]
+def made_pictures(cells: Sequence[Cell]) -> dict[str, MadePicture]:
+    """The pictures to be made up for cells, by file name."""
+    found = (picture for cell in cells for request in cell.requests for picture in request.made_pictures)
+    return {picture.file_name: picture for picture in found}
 
 
-def dummy_images(cells: Sequence[Cell]) -> dict[str, DummyImage]:
-    """The dummy images that cells look at, by file name."""
-    return {cell.image.file_name: cell.image for cell in cells if isinstance(cell.image, DummyImage)}
+def pictures_at_hand(layout: Layout, manifest: Manifest | None) -> Pictures:
+    """The pictures of a study: those made up, and the photographs of a manifest if there is one.
 
-
-def photographs_of(manifest: Manifest, folder: Path) -> list[Picture]:
-    """The photographs of a manifest, as pictures that are opened when their turn comes."""
+    Each is opened when its turn comes.
+    """
     from vlmeter.inputs.images import read_image
 
-    def picture(index: int) -> Picture:
-        image = manifest.images[index]
+    def photograph(image: ManifestImage) -> Picture:
         return Picture(
-            open=lambda: read_image(folder / image.file),
+            open=lambda: read_image(layout.dataset / image.file),
             digest=image.sha256,
             image_id=str(image.image_id),
             question_id=str(image.question_id),
@@ -62,25 +57,19 @@ def photographs_of(manifest: Manifest, folder: Path) -> list[Picture]:
             answers=tuple(answer.answer for answer in image.answers),
         )
 
-    return [picture(index) for index in range(len(manifest.images))]
+    return Pictures(
+        made=lambda picture: read_image(layout.dummies / picture.file_name),
+        photographs=[photograph(image) for image in manifest.images] if manifest else [],
+    )
 
 
-def look_at(study: Study, subject_name: str, layout: Layout) -> tuple[tuple[Cell, ...], dict[str, Looks]]:
-    """A subject's cells, with all that fetched photographs tell of them, and what each of them looks at."""
+def look_at(study: Study, subject_name: str, layout: Layout) -> tuple[tuple[Cell, ...], Pictures]:
+    """A subject's cells, with all that fetched photographs tell of them, and the pictures that they look at."""
     from vlmeter.inputs.dataset import read_manifest
-    from vlmeter.inputs.images import read_image
 
     manifest = read_manifest(layout.manifest, check_files=True) if study.experiments.on_photographs else None
-    items = dataset_items(manifest) if manifest else None
-    cells = build_plan(study, subject=subject_name, dataset=items)
-    photographs = photographs_of(manifest, layout.dataset) if manifest else []
-
-    def dummy(cell: Cell) -> Any:
-        if not isinstance(cell.image, DummyImage):
-            raise TypeError(f"cell {cell.cell_id} looks at a photograph")
-        return read_image(layout.dummies / cell.image.file_name)
-
-    return cells, pictures_for(cells, dummy=dummy, dataset=photographs)
+    cells = build_plan(study, subject=subject_name, dataset=manifest.images if manifest else None)
+    return cells, pictures_at_hand(layout, manifest)
 
 
 def expected_plan(study: Study, layout: Layout) -> tuple[Cell, ...]:
@@ -96,11 +85,11 @@ def expected_plan(study: Study, layout: Layout) -> tuple[Cell, ...]:
         return build_plan(study)
     if study.dataset.source == "embedded":
         with tempfile.TemporaryDirectory() as folder:
-            return build_plan(study, dataset=dataset_items(fetch_dataset(study, Path(folder))))
+            return build_plan(study, dataset=fetch_dataset(study, Path(folder)).images)
     try:
         manifest = read_manifest(layout.manifest)
     except UserError:
         return build_plan(study)
     if manifest.source != study.dataset:
         return build_plan(study)
-    return build_plan(study, dataset=dataset_items(manifest))
+    return build_plan(study, dataset=manifest.images)

@@ -1,4 +1,7 @@
-"""The pictures that cells look at."""
+"""What a cell looks at: the pictures that are at hand, and the requests that are opened with them.
+
+This is the one place that says which picture stands behind a request.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmeter.cells.cell import Cell, DatasetImage, RequestBlock
+from vlmeter.backends.base import OpenedRequest
+from vlmeter.cells.cell import Cell, MadePicture, Photograph, PlannedPicture, Request
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that cells look at: how to open it, and what is known of it."""
+    """A picture that is at hand: how to open it, and what is known of it.
+
+    digest is that of its content; empty where the plan says all about it.
+    """
 
     open: Callable[[], Any]
-    digest: str
+    digest: str = ""
     image_id: str | None = None
     question_id: str | None = None
     question: str | None = None
@@ -22,31 +29,48 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Album:
-    """The pictures of a block of requests, in the order of its requests; each is opened when its turn comes."""
+class Pictures:
+    """All pictures of a study, as far as they are at hand.
 
-    pictures: tuple[Picture, ...]
+    made: opens a picture that is made up. photographs: those of the manifest, in its order; fewer than the plan names
+    if they have not been fetched.
+    """
 
+    made: Callable[[MadePicture], Any]
+    photographs: Sequence[Picture] = ()
 
-#: What a cell looks at.
-Looks = Picture | Album
+    def has(self, cell: Cell) -> bool:
+        """Whether everything that a cell looks at is at hand."""
+        count = len(self.photographs)
+        return all(photograph.index < count for request in cell.requests for photograph in request.photographs)
 
+    def _picture(self, planned: PlannedPicture) -> Picture:
+        if isinstance(planned, Photograph):
+            return self.photographs[planned.index]
+        return Picture(open=lambda: self.made(planned))
 
-def pictures_of(looks: Looks) -> tuple[Picture, ...]:
-    """List the pictures that a cell looks at, in the order of `plan.singles`."""
-    return looks.pictures if isinstance(looks, Album) else (looks,)
+    def of(self, request: Request) -> tuple[Picture, ...]:
+        """The pictures of a request, in its order; raises IndexError for a photograph that is not at hand."""
+        return tuple(map(self._picture, request.pictures))
 
+    def question(self, request: Request) -> str | None:
+        """The question of a request; None where its text has an exact length, and words do not matter."""
+        if request.text_tokens is not None:
+            return None
+        return self.of(request)[0].question
 
-def pictures_for(
-    cells: Sequence[Cell], *, dummy: Callable[[Cell], Any], dataset: Sequence[Picture]
-) -> dict[str, Looks]:
-    """Say for every cell what it looks at; dummy images need no digest, since the cell says all about them."""
-    found: dict[str, Looks] = {}
-    for cell in cells:
-        if isinstance(cell.image, DatasetImage):
-            found[cell.cell_id] = dataset[cell.image.index]
-        elif isinstance(cell.image, RequestBlock):
-            found[cell.cell_id] = Album(tuple(dataset[request.index] for request in cell.image.requests))
-        else:
-            found[cell.cell_id] = Picture(open=lambda cell=cell: dummy(cell), digest="")  # type: ignore[misc]
-    return found
+    def opened(self, cell: Cell, request: Request) -> OpenedRequest:
+        """Open a request of a cell: its pictures are read now."""
+        return OpenedRequest(
+            pictures=tuple(picture.open() for picture in self.of(request)),
+            question=self.question(request),
+            text_tokens=request.text_tokens,
+            options=cell.options,
+        )
+
+    def content(self, cell: Cell) -> list[str] | None:
+        """What a cell's numbers depend on beside the plan: digests and questions; None if not all is at hand."""
+        if not self.has(cell):
+            return None
+        pictures = [picture for request in cell.requests for picture in self.of(request)]
+        return [part for picture in pictures for part in (picture.digest, picture.question or "")]

@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vlmeter.backends.clock import Clock, Timing, time_call
+from vlmeter.backends.device import Device
 from vlmeter.common.errors import UserError
-from vlmeter.measure.devices import BYTES_PER_VALUE, Device, device_lock, resolve_device
+from vlmeter.measure.devices import BYTES_PER_VALUE, device_lock, resolve_device
 from vlmeter.records.ceilings import Ceiling, Ceilings, ceiling_of, read_ceilings, write_ceilings
 from vlmeter.records.fingerprint import versions
 from vlmeter.study.subject import Subject
@@ -184,7 +185,7 @@ def measure_device(subject: Subject, path: Path, *, tell: Callable[[str], None] 
 
     device = resolve_device(subject.device)
     if device.name == "cpu":
-        from vlmeter.backends.eager import physical_cores
+        from vlmeter.backends.eager_runner import physical_cores
 
         torch.set_num_threads(subject.cpu_threads or physical_cores())
     if path.exists():

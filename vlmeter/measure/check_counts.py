@@ -8,15 +8,17 @@ and a count that differs stops the study here. (A session checks again, on the i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from vlmeter.backends.base import OpenedRequest
 from vlmeter.cells.cell import Cell, Expected
 from vlmeter.common.errors import Unsupported, UserError
 from vlmeter.common.files import write_atomically
+from vlmeter.inputs.pictures import Pictures
 from vlmeter.models.families.base import Counts, LoadedModel
 
 if TYPE_CHECKING:
@@ -25,32 +27,8 @@ if TYPE_CHECKING:
 COUNTS_VERSION = 1
 
 
-class Sight(Protocol):
-    """What a cell looks at: a picture that can be opened, and its question."""
-
-    @property
-    def open(self) -> Callable[[], Any]:
-        """Open the picture."""
-        ...
-
-    @property
-    def question(self) -> str | None:
-        """The question, or None where the text's length is given."""
-        ...
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CellCounts(_Part):
-    """What the real processor makes of one cell's picture and text."""
-
-    crops: int
-    vision_tokens: int
-    special_tokens: int
-    text_tokens: int
-    prompt_tokens: int
 
 
 class SubjectCounts(_Part):
@@ -58,7 +36,7 @@ class SubjectCounts(_Part):
 
     counts_version: int = COUNTS_VERSION
     subject: str
-    cells: dict[str, CellCounts]
+    cells: dict[str, Counts]
     unsupported: str | None = None
 
 
@@ -68,49 +46,55 @@ def write_counts(path: Path, counts: SubjectCounts) -> None:
 
 
 def check_counts(
-    subject_name: str, load: Callable[[], LoadedModel], cells: Iterable[Cell], pictures: Mapping[str, Sight]
+    subject_name: str, load: Callable[[], LoadedModel], cells: Iterable[Cell], pictures: Pictures
 ) -> SubjectCounts:
-    """Put the picture of every cell through the subject's real processor, and compare with the plan.
+    """Put the pictures of every cell through the subject's real processor, and compare with the plan.
 
     Args:
         subject_name: goes into the result and into messages.
         load: gives the model's shapes and its processor; it may raise Unsupported.
-        cells: of that subject; cells with the same picture and text are prepared once.
-        pictures: by cell id, as a session has them.
+        cells: of that subject; requests with the same pictures and text are prepared once. Of a cell of many requests,
+            one is prepared for every count that the plan predicts: thousands of photographs would take minutes, and
+            every request is counted again when it is measured.
+        pictures: as a session has them.
 
     Raises UserError for the first count that is not what the plan says. A processor that is not to be had here is no
     error: the result says so, and so will the records.
     """
-    made: dict[object, CellCounts] = {}
-    found: dict[str, CellCounts] = {}
+    made: dict[object, Counts] = {}
+    found: dict[str, Counts] = {}
+    shapes: set[tuple[int | None, ...]] = set()
     try:
         loaded = load()
         for cell in cells:
-            question = pictures[cell.cell_id].question if cell.text_tokens is None else None
-            look = (cell.image, cell.options, cell.text_tokens, question)
-            if look not in made:
-                made[look] = _counts(_prepared(loaded, cell, pictures[cell.cell_id], question).counts)
-            found[cell.cell_id] = made[look]
-            _compare(subject_name, cell, made[look])
+            for place, request in enumerate(cell.requests):
+                expected = request.expected
+                shape = (expected.crops, expected.vision_tokens, expected.prompt_tokens)
+                if cell.kind == "requests" and shape in shapes:
+                    continue
+                if cell.kind == "requests":
+                    shapes.add(shape)
+                name = cell.cell_id if len(cell.requests) == 1 else f"{cell.cell_id}, request {place}"
+                look = (request.pictures, cell.options, request.text_tokens, pictures.question(request))
+                if look not in made:
+                    made[look] = _prepared(loaded, pictures.opened(cell, request)).counts
+                found[name] = made[look]
+                _compare(subject_name, name, expected, made[look])
     except Unsupported as reason:
         return SubjectCounts(subject=subject_name, cells={}, unsupported=str(reason))
     return SubjectCounts(subject=subject_name, cells=found)
 
 
-def _prepared(loaded: LoadedModel, cell: Cell, picture: Sight, question: str | None) -> ModelInputs:
-    return loaded.prepare(picture.open(), question, text_tokens=cell.text_tokens, options=cell.options)
+def _prepared(loaded: LoadedModel, opened: OpenedRequest) -> ModelInputs:
+    return loaded.prepare(opened.picture, opened.question, text_tokens=opened.text_tokens, options=opened.options)
 
 
-def _counts(counts: Counts) -> CellCounts:
-    return CellCounts(**{name: getattr(counts, name) for name in CellCounts.model_fields})
-
-
-def _compare(subject_name: str, cell: Cell, real: CellCounts) -> None:
+def _compare(subject_name: str, cell_name: str, expected: Expected, real: Counts) -> None:
     for name in Expected.model_fields:
-        planned, counted = getattr(cell.expected, name), getattr(real, name)
+        planned, counted = getattr(expected, name), getattr(real, name)
         if planned is not None and planned != counted:
             raise UserError(
-                f"cell {cell.cell_id} of {subject_name}: the plan says {name} {planned}, and the model's own processor "
+                f"cell {cell_name} of {subject_name}: the plan says {name} {planned}, and the model's own processor "
                 f"makes {counted}, so that the cell would be labelled wrongly; leave the size out, and report the "
                 "difference as a defect of the family"
             )

@@ -20,11 +20,11 @@ agree with it, and if they do not (an architecture with windows, say) every cell
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from vlmeter.cells.cell import Cell, RequestBlock, singles
-from vlmeter.inputs.pictures import Looks, Picture, pictures_of
+from vlmeter.cells.cell import Cell, Request
+from vlmeter.inputs.pictures import Pictures
 from vlmeter.measure.count_pass import count_pass
 from vlmeter.measure.extend_work import PassWork, extend
 from vlmeter.models.families.base import LoadedModel, ModelInputs
@@ -41,47 +41,44 @@ def shapes_of(subject: Subject) -> LoadedModel:
 Shape = tuple[int, int, int]  # crops, prompt tokens, vision tokens
 
 
-def count_work(
-    subject_name: str, loaded: LoadedModel, cells: Iterable[Cell], pictures: Mapping[str, Looks]
-) -> SubjectWork:
+def count_work(subject_name: str, loaded: LoadedModel, cells: Iterable[Cell], pictures: Pictures) -> SubjectWork:
     """Count the work of a subject's cells.
 
     Args:
         subject_name: goes into the result.
         loaded: the subject on meta, from `shapes_of`.
         cells: of that subject.
-        pictures: by cell id, as a session has them; opened only where the plan does not know the counts.
+        pictures: as a session has them; opened only where the plan does not know the counts.
 
-    Of a block every request counts, by its shape. # ASSUME: passes with as many crops, vision tokens and prompt tokens
+    Of many requests each counts, by its shape. # ASSUME: passes with as many crops, vision tokens and prompt tokens
     do the same work.
     """
     known: dict[object, Shape] = {}
-    examples: dict[Shape, tuple[Cell, Picture]] = {}
+    examples: dict[Shape, tuple[Cell, Request]] = {}
 
-    def prepare(cell: Cell, picture: Picture) -> ModelInputs:
-        question = picture.question if cell.text_tokens is None else None
-        return loaded.prepare(picture.open(), question, text_tokens=cell.text_tokens, options=cell.options)
+    def prepare(cell: Cell, request: Request) -> ModelInputs:
+        opened = pictures.opened(cell, request)
+        return loaded.prepare(opened.picture, opened.question, text_tokens=opened.text_tokens, options=opened.options)
 
-    def shape_of(cell: Cell, picture: Picture) -> Shape:
-        expected = cell.expected
+    def shape_of(cell: Cell, request: Request) -> Shape:
+        expected = request.expected
         crops, vision, tokens = expected.crops, expected.vision_tokens, expected.prompt_tokens
         if crops is not None and vision is not None and tokens is not None:
             shape = crops, tokens, vision
         else:
-            look = (cell.image, cell.options, cell.text_tokens, picture.question)
+            look = (request.pictures, cell.options, request.text_tokens, pictures.question(request))
             if look not in known:
-                counts = prepare(cell, picture).counts
+                counts = prepare(cell, request).counts
                 known[look] = (counts.crops, counts.prompt_tokens, counts.vision_tokens)
             shape = known[look]
-        examples.setdefault(shape, (cell, picture))
+        examples.setdefault(shape, (cell, request))
         return shape
 
     of_cells: dict[str, Shape] = {}
     of_requests: set[Shape] = set()
     for cell in cells:
-        sights = zip(singles(cell), pictures_of(pictures[cell.cell_id]), strict=True)
-        shapes = [shape_of(single, picture) for single, picture in sights]
-        if isinstance(cell.image, RequestBlock):
+        shapes = [shape_of(cell, request) for request in cell.requests]
+        if cell.kind == "requests":
             of_requests.update(shapes)
         else:
             (of_cells[cell.cell_id],) = shapes

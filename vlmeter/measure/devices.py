@@ -13,50 +13,22 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from vlmeter.cells.cell import Cell, RequestBlock
+from vlmeter.backends.device import Device
+from vlmeter.backends.registry import get_backend
+from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import UserError
 from vlmeter.common.locks import POLL_S, LockUnusable, held
 from vlmeter.models.families.registry import get_family
 from vlmeter.numbers.units import size
 from vlmeter.study.subject import Subject, subject_spec
 
-#: What a record, the table and the report say of numbers that no device has given.
-FAKE_MODEL = "fake device"
-
-#: How many devices the fake backend has, for rehearsing a machine with several.
-FAKE_DEVICES_VARIABLE = "VLMETER_FAKE_DEVICES"
-
 #: Set to 1, sessions on the processor do run beside sessions on a GPU.
 SHARE_HOST_VARIABLE = "VLMETER_SHARE_HOST"
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class Device:
-    """One device: `name` for torch ("cuda:0", "cpu"), `model` as the maker calls it, `uuid` of this very card."""
-
-    name: str
-    model: str
-    uuid: str | None
-    driver: str | None
-    memory_bytes: int
-    free_bytes: int
-    #: further cards, if the model is spread over several; `model` and the sizes are then those of all together
-    beside: tuple[Device, ...] = ()
-
-    @property
-    def cards(self) -> tuple[Device, ...]:
-        """The cards that this stands for, the first one included."""
-        return (self, *self.beside)
-
-    @property
-    def identity(self) -> str:
-        """What a record's numbers belong to: the model of the device and its driver."""
-        return f"{self.model}, driver {self.driver}" if self.driver else self.model
 
 
 def _cpu_model() -> str:
@@ -126,8 +98,8 @@ def devices_for(subject: Subject) -> tuple[Device, ...]:
 
     Records of two models of device are never mixed, so only equal ones stand in for each other.
     """
-    if subject.backend == "fake":
-        return _fake_devices(subject.device)
+    if (own := get_backend(subject.backend).devices) is not None:
+        return own(subject.device)
     first = resolve_device(subject.device)
     if first.name == "cpu" or ":" in subject.device:
         return (first,)
@@ -158,24 +130,10 @@ def _together(first: Device, others: Sequence[Device]) -> Device:
 
 def refreshed(device: Device, subject: Subject) -> Device:
     """Look at a device again: what memory is free shows only once its former holder has gone."""
-    if subject.backend == "fake":
+    if get_backend(subject.backend).devices is not None:
         return device
     first, *others = (resolve_device(card.name) for card in device.cards)
     return _together(first, others) if others else first
-
-
-def _fake_devices(wish: str) -> tuple[Device, ...]:
-    """Devices of the fake backend, which stand for any."""
-    count = int(os.environ.get(FAKE_DEVICES_VARIABLE, "1"))
-    names = ["fake:cpu"] if wish == "cpu" else [f"fake:{index}" for index in range(count)]
-    if wish.startswith("cuda:"):
-        names = [name for name in names if name == f"fake:{wish.partition(':')[2]}"]
-    if not names:
-        raise UserError(f"device: {wish} is not there; {FAKE_DEVICES_VARIABLE} says that {count} fake devices are")
-    return tuple(
-        Device(name=name, model=FAKE_MODEL, uuid=None, driver=None, memory_bytes=1 << 40, free_bytes=1 << 40)
-        for name in names
-    )
 
 
 def needed_bytes(subject: Subject, cells: tuple[Cell, ...]) -> int | None:
@@ -196,9 +154,8 @@ def needed_bytes(subject: Subject, cells: tuple[Cell, ...]) -> int | None:
 
 
 def _context_tokens(cell: Cell) -> list[int]:
-    """Tokens of prompt and answer together; of a block, those of each request."""
-    work = cell.image.requests if isinstance(cell.image, RequestBlock) else (cell,)
-    return [(part.expected.prompt_tokens or 2048) + part.output_tokens for part in work]
+    """Tokens of prompt and answer together, of each request."""
+    return [(request.expected.prompt_tokens or 2048) + request.output_tokens for request in cell.requests]
 
 
 def check_memory(subject_name: str, subject: Subject, cells: tuple[Cell, ...], device: Device) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmeter import __version__
-from vlmeter.measure.devices import Device
+from vlmeter.backends.device import Device
 from vlmeter.records.fingerprint import versions
 
 

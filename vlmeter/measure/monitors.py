@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vlmeter.records.parts import Reading
+
 #: NVML's reasons for clocks below the highest that always tell of a disturbance. (Idle and application clocks are a
 #: device's ordinary life, and so is the power cap as long as it costs little: see POWER_CAP.)
 THROTTLE_REASONS: Mapping[str, str] = {
@@ -34,19 +36,6 @@ SHORTEST_LOOK_S = 0.2
 
 #: Share of processor time that a hypervisor kept for others above which a round counts as disturbed.
 STEAL_FRACTION = 0.02
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The state around one round; None where the machine does not tell."""
-
-    sm_clock_mhz: float | None = None
-    memory_clock_mhz: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
-    cpu_load_fraction: float | None = None
-    cpu_steal_fraction: float | None = None
-    disturbances: tuple[str, ...] = ()
 
 
 class Monitor(Protocol):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vlmeter.cells.cell import Cell, RequestBlock
+from vlmeter.backends.registry import get_backend
+from vlmeter.cells.cell import Cell
 from vlmeter.measure.devices import BYTES_PER_VALUE, needed_bytes
 from vlmeter.models.families.registry import get_family
 from vlmeter.study.study import Study
@@ -60,20 +61,20 @@ def cell_seconds(cell: Cell) -> float:
 
     A block has no cap: every request runs once, and every shape is warmed up with a few tokens.
     """
-    if isinstance(cell.image, RequestBlock):
-        warmups = cell.sampling.min_warmup * min(len(cell.image.requests), SHAPES_PER_BLOCK)
-        tokens = sum(request.output_tokens for request in cell.image.requests)
+    if cell.kind == "requests":
+        warmups = cell.sampling.min_warmup * min(len(cell.requests), SHAPES_PER_BLOCK)
+        tokens = sum(request.output_tokens for request in cell.requests)
         tokens += warmups * min(cell.output_tokens, WARMUP_TOKENS)
-        requests_s = tokens * SECONDS_PER_OUTPUT_TOKEN + (len(cell.image.requests) + warmups) * SECONDS_BESIDE_REQUEST
+        requests_s = tokens * SECONDS_PER_OUTPUT_TOKEN + (len(cell.requests) + warmups) * SECONDS_BESIDE_REQUEST
         return requests_s + 2 * cell.sampling.energy_seconds_per_cell + SECONDS_BESIDE_ROUNDS
-    arms = 2 if cell.uninstrumented else 1
+    arms = len(set(cell.arms) - {"inputs", "vision"})
     round_s = arms * cell.output_tokens * SECONDS_PER_OUTPUT_TOKEN
     return cell.sampling.max_seconds_per_cell + cell.sampling.energy_seconds_per_cell + round_s + SECONDS_BESIDE_ROUNDS
 
 
 def session_minutes(study: Study, subject: str, cells: Sequence[Cell]) -> int:
     """Estimate how long a session of these cells takes at most, loading included."""
-    if study.subjects[subject].backend == "fake":
+    if not get_backend(study.subjects[subject].backend).runs_model:
         return 10
     load_s = START_SECONDS + weight_bytes(study, subject) / LOAD_BYTES_PER_S
     cells_s = sum(map(cell_seconds, cells))
@@ -84,7 +85,7 @@ def session_minutes(study: Study, subject: str, cells: Sequence[Cell]) -> int:
 def host_memory_mb(study: Study, subject: str, cells: Sequence[Cell]) -> int:
     """Estimate the host's memory that a session needs: on a GPU half the weights pass through it at a time."""
     own = study.subjects[subject]
-    if own.backend == "fake":
+    if not get_backend(own.backend).runs_model:
         return 1000
     if own.device == "cpu":
         own_bytes = needed_bytes(own, tuple(cells)) or weight_bytes(study, subject)

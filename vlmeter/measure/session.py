@@ -20,30 +20,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmeter.backends.base import Runner
+from vlmeter.backends.base import CountsParameters, HasNotes, Runner
 from vlmeter.backends.clock import ClockError
-from vlmeter.cells.cell import Cell, RequestBlock, sentinel_of
+from vlmeter.cells.cell import Cell, sentinel_of
 from vlmeter.cells.keys import Sampling
 from vlmeter.common.errors import Unsupported, UserError
-from vlmeter.inputs.pictures import Album, Looks
+from vlmeter.inputs.pictures import Pictures
+from vlmeter.measure.measurement import CountMismatch, Measurement
 from vlmeter.measure.monitors import Monitor
 from vlmeter.measure.progress import Progress, Summary
-from vlmeter.measure.recording import busy_of, counted_of, requests_of, series_of
-from vlmeter.measure.requests import measure_block
-from vlmeter.measure.rounds import CountMismatch, Measurement, Sight, measure_cell, split_spans
+from vlmeter.measure.recording import named
+from vlmeter.measure.requests import measure_requests
+from vlmeter.measure.rounds import measure_cell
 from vlmeter.numbers.medians import Estimate
 from vlmeter.records.fingerprint import cell_fingerprint
-from vlmeter.records.record import (
-    Drift,
-    Energy,
-    FailedRequest,
-    Memory,
-    Record,
-    Round,
-    SessionStamp,
-    Warmup,
-    write_record,
-)
+from vlmeter.records.parts import Drift, SessionStamp
+from vlmeter.records.record import Record, write_record
 from vlmeter.records.store import Journal, state_of, touch
 from vlmeter.study.layout import cell_path
 from vlmeter.study.study import Study
@@ -85,7 +77,7 @@ def run_session(
     cells: Sequence[Cell],
     *,
     results: Path,
-    pictures: Mapping[str, Looks],
+    pictures: Pictures,
     machine: Machine,
     begin: Callable[[Cell], None] = lambda cell: None,
     progress: Callable[[Progress], None] = lambda step: None,
@@ -96,7 +88,7 @@ def run_session(
     Args:
         study: the study; cells: its cells of this subject, in the plan's order.
         results: folder that holds the study's folder.
-        pictures: by cell id.
+        pictures: the study's, as far as they are at hand: all that the cells look at.
         machine: what to run on.
         begin: told before every cell and sentinel.
         progress: told after every cell and sentinel.
@@ -123,6 +115,11 @@ def run_session(
     return session.summary
 
 
+def parameters_of(runner: Runner) -> Mapping[str, int]:
+    """Parameters per component of a loaded model; none where they cannot be counted."""
+    return runner.parameters if isinstance(runner, CountsParameters) else {}
+
+
 class _Session:
     """The state of one session."""
 
@@ -134,7 +131,7 @@ class _Session:
         cells: list[Cell],
         *,
         results: Path,
-        pictures: Mapping[str, Looks],
+        pictures: Pictures,
         machine: Machine,
     ) -> None:
         self.study, self.subject_name, self.subject, self.cells = study, subject_name, subject, cells
@@ -147,7 +144,7 @@ class _Session:
         self.given_up: Mapping[str, str] = {}
         self.session_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.prints = {cell.cell_id: cell_fingerprint(cell, subject, pictures[cell.cell_id]) for cell in cells}
+        self.prints = {cell.cell_id: cell_fingerprint(cell, subject, pictures) for cell in cells}
         #: of the order of cells and arms; the subject is in it, so that two subjects do not share an order
         self.order_seed = f"{study.seed}/{subject_name}"
         self._done = 0
@@ -200,13 +197,13 @@ class _Session:
             return
         # what a checkpoint on the hub is is known for certain once it has been read
         for cell in self.cells:
-            self.prints[cell.cell_id] = cell_fingerprint(cell, self.subject, self.pictures[cell.cell_id])
+            self.prints[cell.cell_id] = cell_fingerprint(cell, self.subject, self.pictures)
         clock = runner.clock
         self._begin_ms = clock.host_ms()
         self._spend("load", time.monotonic() - begin_s)
         self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
-        if notes := list(getattr(runner, "notes", ())):
-            self._environment["notes"] = notes
+        if isinstance(runner, HasNotes) and runner.notes:
+            self._environment["notes"] = list(runner.notes)
         sentinel = sentinel_of([cell for cell in self.cells if cell.cell_id not in self.given_up])
         self._look_at_sentinel(sentinel, runner, rng)
         every = self.study.sentinel_every_cells
@@ -300,7 +297,7 @@ class _Session:
                 self.summary.failed.append(reason)
                 self._done += 1
                 continue
-            record = self._record(cell, measured, parameters=runner.parameters, position=position + offset)
+            record = self._record(cell, measured, parameters=parameters_of(runner), position=position + offset)
             self._keep(record)
             records.append(record)
             self._done += 1
@@ -316,30 +313,10 @@ class _Session:
 
     def _measure_one(self, cell: Cell, runner: Runner, rng: random.Random, *, quick: bool = False) -> Measurement:
         self.begin(cell)
-        looks = self.pictures[cell.cell_id]
-        if isinstance(cell.image, RequestBlock) and isinstance(looks, Album):
-            return self._measure_requests(cell, looks, runner, rng)
-        # a sentinel that is a block's first request stands under the block's name
-        picture = looks.pictures[0] if isinstance(looks, Album) else looks
-        # With an exact text length the question's words do not matter, so none is passed on.
-        question = picture.question if cell.text_tokens is None else None
-        sight = Sight(image=picture.open(), question=question)
-        return measure_cell(
-            cell,
-            sight,
-            runner,
-            monitor=self.machine.monitor,
-            rng=rng,
-            started_ms=self._begin_ms,
-            quick=quick,
-        )
-
-    def _measure_requests(self, cell: Cell, album: Album, runner: Runner, rng: random.Random) -> Measurement:
-        def open_sight(place: int) -> Sight:
-            picture = album.pictures[place]
-            return Sight(image=picture.open(), question=picture.question)
-
-        return measure_block(cell, open_sight, runner, monitor=self.machine.monitor, rng=rng, started_ms=self._begin_ms)
+        rules: Any = {"monitor": self.machine.monitor, "rng": rng, "started_ms": self._begin_ms}
+        if cell.kind == "requests":
+            return measure_requests(cell, lambda request: self.pictures.opened(cell, request), runner, **rules)
+        return measure_cell(cell, self.pictures.opened(cell, cell.request), runner, quick=quick, **rules)
 
     def _keep(self, record: Record) -> None:
         self.journal.keep(record)
@@ -352,8 +329,6 @@ class _Session:
         self.progress(Progress(self._done, total, cell, estimate, note, elapsed_s, left_s))
 
     def _record(self, cell: Cell, measured: Measurement, *, parameters: Mapping[str, int], position: int) -> Record:
-        looks = self.pictures[cell.cell_id]
-        picture = None if isinstance(looks, Album) else looks
         return Record(
             study=self.study.study,
             subject=self.subject_name,
@@ -362,42 +337,18 @@ class _Session:
             status=measured.status,
             reason=measured.reason,
             fingerprint=self.prints[cell.cell_id],
-            counted=None if measured.counts is None else counted_of(measured.counts),
-            image_id=picture.image_id if picture else None,
-            question_id=picture.question_id if picture else None,
-            question=picture.question if picture else None,
-            answers=list(picture.answers) if picture else [],
-            series=series_of(measured),
-            steps_ms=[steps for t in measured.timings.get("hooks", []) if (steps := split_spans(t)[1])],
+            series=measured.series(),
+            steps_ms=measured.steps_ms(),
             generated_tokens=measured.generated_tokens,
-            rounds=[
-                Round(
-                    order=list(state.order),
-                    started_s=state.started_s,
-                    disturbances=list(state.reading.disturbances),
-                    sm_clock_mhz=state.reading.sm_clock_mhz,
-                    memory_clock_mhz=state.reading.memory_clock_mhz,
-                    temperature_c=state.reading.temperature_c,
-                    power_w=state.reading.power_w,
-                    cpu_load_fraction=state.reading.cpu_load_fraction,
-                    cpu_steal_fraction=state.reading.cpu_steal_fraction,
-                )
-                for state in measured.rounds
-            ],
-            requests=requests_of(measured, looks),
-            failed_requests=[FailedRequest(place=failed.place, reason=failed.reason) for failed in measured.failed],
-            warmups=[Warmup(arm=w.arm, wall_ms=list(w.wall_ms), settled=w.settled) for w in measured.warmups],
-            busy=[busy_of(found) for found in measured.busy],
+            rounds=measured.rounds,
+            requests=named(cell, measured.requests, self.pictures),
+            failed_requests=measured.failed,
+            left_out=measured.left_out,
+            warmups=measured.warmups,
+            busy=measured.busy,
             busy_reason=measured.busy_reason,
-            memory=[
-                Memory(
-                    phase=m.phase,
-                    peak_allocated_bytes=m.peak_allocated_bytes,
-                    reserved_bytes=m.reserved_bytes,
-                )
-                for m in measured.memory
-            ],
-            energy=[Energy(what=e.what, joules=e.joules, span_s=e.span_s, repeats=e.repeats) for e in measured.energy],
+            memory=measured.memory,
+            energy=measured.energy,
             stop_reason=measured.stop_reason,
             session=SessionStamp(
                 session_id=self.session_id,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from vlmeter.cells.cell import Cell, RequestBlock, singles
+from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import Unsupported
 from vlmeter.inputs.looks import look_at
-from vlmeter.inputs.pictures import Looks, Picture, pictures_of
 from vlmeter.measure.progress import Progress, Summary
 from vlmeter.measure.session import Machine, run_session
 from vlmeter.study.layout import Layout
@@ -25,30 +24,8 @@ def check_subject_counts(study: Study, subject_name: str, layout: Layout) -> Sub
     from vlmeter.measure.check_counts import check_counts
     from vlmeter.measure.count_work import shapes_of
 
-    cells, pictures = single_sights(*look_at(study, subject_name, layout))
+    cells, pictures = look_at(study, subject_name, layout)
     return check_counts(subject_name, lambda: shapes_of(study.subjects[subject_name]), cells, pictures)
-
-
-def single_sights(cells: Sequence[Cell], looks: Mapping[str, Looks]) -> tuple[tuple[Cell, ...], dict[str, Picture]]:
-    """Take blocks apart into cells that look at one picture each: one request for every count that the plan predicts.
-
-    Thousands of photographs would take minutes to prepare, and every request is counted again when it is measured.
-    """
-    chosen: list[Cell] = []
-    sights: dict[str, Picture] = {}
-    kinds: set[tuple[int | None, ...]] = set()
-    for cell in cells:
-        is_block = isinstance(cell.image, RequestBlock)
-        for single, picture in zip(singles(cell), pictures_of(looks[cell.cell_id]), strict=True):
-            expected = single.expected
-            kind = (expected.crops, expected.vision_tokens, expected.prompt_tokens)
-            if is_block and kind in kinds:
-                continue
-            if is_block:
-                kinds.add(kind)
-            chosen.append(single)
-            sights[single.cell_id] = picture
-    return tuple(chosen), sights
 
 
 def count_subject_work(study: Study, subject_name: str, layout: Layout) -> SubjectWork:

@@ -27,10 +27,10 @@ from typing import Any
 from vlmeter.backends.registry import BACKENDS
 from vlmeter.cells.cell import Cell
 from vlmeter.common.code import code_digest, digest_of, rests_on
-from vlmeter.inputs.pictures import Album, Looks
+from vlmeter.inputs.pictures import Pictures
 from vlmeter.models.checkpoints import checkpoint_digest
 from vlmeter.models.families.registry import FAMILIES, get_family
-from vlmeter.study.subject import Subject
+from vlmeter.study.subject import CommonKeys, Subject, own_keys
 
 #: What takes the time and makes the images, whatever the family and the backend. With what these rest on, and with the
 #: family and the backend of a subject, it is all that can change a number.
@@ -43,9 +43,8 @@ VERSIONED = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "nu
 #: What of a cell is no part of its fingerprint: the protocol, which is a part of its own, and predictions.
 _PREDICTED: Any = {
     "sampling": True,
-    "expected": True,
     "layout": True,
-    "image": {"requests": {"__all__": {"expected"}}},
+    "requests": {"__all__": {"expected"}},
 }
 
 
@@ -82,6 +81,11 @@ def _checkpoint_of(subject: Subject) -> str | None:
     return None if subject.preset in get_family(subject.family).presets else subject.preset
 
 
+def _subject_keys(subject: Subject) -> set[str]:
+    """The keys that say what a subject is: the common ones but for the wish of a device, and its backend's own."""
+    return {*CommonKeys.model_fields, *own_keys(subject)} - {"device"}
+
+
 def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None) -> dict[str, str]:
     """Fingerprint of a cell, part by part.
 
@@ -92,7 +96,7 @@ def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None
         "cell": _digest_of(cell.model_dump(mode="json", exclude=_PREDICTED)),
         "protocol": _digest_of(cell.sampling.model_dump(mode="json")),
         # `device` is a wish ("auto"); what came of it stands in the record as the device.
-        "subject": _digest_of(subject.model_dump(mode="json", exclude={"device"})),
+        "subject": _digest_of(subject.model_dump(mode="json", include=_subject_keys(subject))),
         "code": subject_code(subject),
         "versions": _digest_of(dict(versions())),
     }
@@ -114,10 +118,7 @@ def stale_parts(recorded: Mapping[str, str], current: Mapping[str, str]) -> tupl
     return tuple(name for name in current if recorded.get(name) != current[name])
 
 
-def cell_fingerprint(cell: Cell, subject: Subject, looks: Looks | None) -> dict[str, str]:
-    """Fingerprint of a cell together with what it looks at; None for a picture that is not at hand yet."""
-    if looks is None:
-        return fingerprint(cell, subject)
-    pictures = looks.pictures if isinstance(looks, Album) else (looks,)
-    parts = [part for picture in pictures for part in (picture.digest, picture.question or "")]
-    return fingerprint(cell, subject, input_digest=input_digest(*parts))
+def cell_fingerprint(cell: Cell, subject: Subject, pictures: Pictures) -> dict[str, str]:
+    """Fingerprint of a cell together with what it looks at, if that is at hand."""
+    content = pictures.content(cell)
+    return fingerprint(cell, subject, input_digest=None if content is None else input_digest(*content))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmeter.cells.cell import Cell, DummyImage, RequestBlock
+from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
-from vlmeter.inputs.looks import photographs_of
-from vlmeter.inputs.pictures import Album, Looks, Picture
+from vlmeter.inputs.looks import pictures_at_hand
 from vlmeter.records.fingerprint import cell_fingerprint, fingerprint
 from vlmeter.records.store import State, state_of
 from vlmeter.study.layout import Layout
@@ -39,18 +38,10 @@ def cell_states(study: Study, layout: Layout, cells: Sequence[Cell] | None = Non
         manifest = read_manifest(layout.manifest) if study.experiments.on_photographs else None
     except UserError:
         manifest = None
-    photographs = photographs_of(manifest, layout.dataset) if manifest else []
+    pictures = pictures_at_hand(layout, manifest)
     found = []
     for cell in cells:
-        looks: Looks | None = None
-        if isinstance(cell.image, DummyImage):
-            looks = Picture(open=lambda: None, digest="")
-        elif isinstance(cell.image, RequestBlock):
-            if all(request.index < len(photographs) for request in cell.image.requests):
-                looks = Album(tuple(photographs[request.index] for request in cell.image.requests))
-        elif cell.image.index < len(photographs):
-            looks = photographs[cell.image.index]
-        current = cell_fingerprint(cell, study.subjects[cell.subject], looks)
+        current = cell_fingerprint(cell, study.subjects[cell.subject], pictures)
         found.append((cell, state_of(layout.record(cell), current)))
     return found
 

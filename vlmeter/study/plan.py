@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmeter.cells.cell import Cell, DatasetItem
-from vlmeter.experiments.base import Asked
+from vlmeter.cells.cell import Cell
+from vlmeter.experiments.base import Asked, KnownPhotograph
 from vlmeter.models.families.registry import get_family
 from vlmeter.study.study import Study
 from vlmeter.study.subject import subject_spec
 
 
 def build_plan(
-    study: Study, *, subject: str | None = None, dataset: Sequence[DatasetItem] | None = None
+    study: Study, *, subject: str | None = None, dataset: Sequence[KnownPhotograph] | None = None
 ) -> tuple[Cell, ...]:
     """Work out every cell of the study, subject by subject, in a fixed order.
 
     With `subject` only its own cells, which spares the others' families (one of them may have to import much to count).
-    With `dataset` (the items of the fetched manifest) the counts of photograph cells are predicted as well. Raises
+    With `dataset` (the fetched manifest's images) the counts of photograph cells are predicted as well. Raises
     UserError when a count cannot be reached, a size cannot be handled or two cells would be the same.
     """
     cells: list[Cell] = []

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
 from vlmeter.backends.base import Loading
-from vlmeter.backends.registry import BACKENDS
+from vlmeter.backends.registry import BACKENDS, get_backend
 from vlmeter.cells.keys import Model
 from vlmeter.models.checkpoints import COMMIT
 from vlmeter.models.families.base import SubjectSpec
 from vlmeter.models.families.registry import FAMILIES, get_family
 
-
-def subject_spec(subject: Subject) -> SubjectSpec:
-    """What a family is asked to load for a subject."""
-    return SubjectSpec(
-        preset=subject.preset,
-        weights=subject.weights,
-        revision=subject.revision,
-        dtype=subject.dtype,
-        attention=subject.attention,
-        seed=subject.seed,
-        device_map=subject.device_map,
-        quantization=subject.quantization,
-        trust_remote_code=subject.trust_remote_code,
-    )
-
-
 DEVICE_PATTERN = r"^(auto|cpu|cuda|cuda:\d+)$"
 
 
-class Subject(Model):
-    """A model, its weights, its number format and the way it is run, on a device."""
+#: Keys that every backend takes.
+ALWAYS = ("family", "preset", "weights", "dtype", "device", "backend", "seed")
+
+
+class CommonKeys(Model):
+    """The keys of a subject, whatever its backend; a backend may not know all of them."""
 
     family: str = Field(
         description="model family: " + ", ".join(sorted(FAMILIES)),
@@ -53,7 +41,7 @@ class Subject(Model):
     )
     backend: str = Field(
         "eager",
-        description="way of running the model: eager is plain PyTorch; fake runs nothing and takes declared times",
+        description="way of running the model: " + "; ".join(f"{name}: {get_backend(name).about}" for name in BACKENDS),
         json_schema_extra={"enum": [*sorted(BACKENDS)]},
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
@@ -85,7 +73,7 @@ class Subject(Model):
         return name
 
     @model_validator(mode="after")
-    def _architecture(self) -> Subject:
+    def _architecture(self) -> CommonKeys:
         presets = get_family(self.family).presets
         if self.preset is not None and self.preset not in presets and self.family != "generic":
             raise ValueError(f"preset {self.preset!r} is not known; legal: {', '.join(presets)}")
@@ -94,9 +82,23 @@ class Subject(Model):
         if self.weights == "random" and self.revision is not None:
             raise ValueError("revision is given, but weights are random; legal only with a hub id as weights")
         self._check_checkpoint_keys()
-        if self.backend == "fake" and self.weights != "random":
-            raise ValueError(f"weights: {self.weights!r} is not read by the fake backend; legal with it: random")
+        self._check_backend_keys()
         return self
+
+    def _check_backend_keys(self) -> None:
+        """Refuse what the subject's backend does not know."""
+        backend = get_backend(self.backend)
+        if not backend.reads_weights and self.weights != "random":
+            raise ValueError(f"weights: {self.weights!r} is not read by backend {self.backend}; legal with it: random")
+        own = set(backend.keys.model_fields) if backend.keys else set()
+        known = {*ALWAYS, *backend.takes, *own}
+        fields = type(self).model_fields
+        given = [key for key in fields if key in self.model_fields_set and getattr(self, key) != fields[key].default]
+        for key in given:
+            if key not in known:
+                raise ValueError(
+                    f"{key} is given, and backend {self.backend} does not know it; it takes {', '.join(sorted(known))}"
+                )
 
     def _check_checkpoint_keys(self) -> None:
         """Check what is for checkpoints alone, and for those that transformers loads."""
@@ -128,6 +130,54 @@ class Subject(Model):
             )
 
 
+if TYPE_CHECKING:
+
+    class Subject(CommonKeys):
+        """A model, its weights, its number format and the way it is run, on a device."""
+
+else:
+
+    def _with_backends() -> type[CommonKeys]:
+        """Give a subject the keys that backends bring along."""
+        fields = {
+            name: (field.annotation, field)
+            for backend in map(get_backend, BACKENDS)
+            if backend.keys
+            for name, field in backend.keys.model_fields.items()
+        }
+        about = "A model, its weights, its number format and the way it is run, on a device."
+        return create_model("Subject", __base__=CommonKeys, __module__=__name__, __doc__=about, **fields)
+
+    Subject = _with_backends()
+
+
+def subject_spec(subject: Subject) -> SubjectSpec:
+    """What a family is asked to load for a subject."""
+    return SubjectSpec(
+        preset=subject.preset,
+        weights=subject.weights,
+        revision=subject.revision,
+        dtype=subject.dtype,
+        attention=subject.attention,
+        seed=subject.seed,
+        device_map=subject.device_map,
+        quantization=subject.quantization,
+        trust_remote_code=subject.trust_remote_code,
+    )
+
+
+def own_keys(subject: Subject) -> dict[str, Any]:
+    """The keys of a subject that its backend brings along, by name."""
+    keys = get_backend(subject.backend).keys
+    return {name: getattr(subject, name) for name in keys.model_fields} if keys else {}
+
+
+def has_limits(subject: Subject) -> bool:
+    """Whether a subject's model runs on a device of this machine, whose limits can be measured."""
+    backend = get_backend(subject.backend)
+    return backend.runs_model and backend.in_process
+
+
 def loading(subject: Subject, *, device: str) -> Loading:
     """What a backend is asked to load for a subject, on a device (its name for torch)."""
-    return Loading(subject.family, subject_spec(subject), device, subject.cpu_threads)
+    return Loading(subject.family, subject_spec(subject), device, subject.cpu_threads, own_keys(subject))

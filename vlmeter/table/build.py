@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, median_low
 from typing import Any
@@ -27,10 +27,10 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import ValidationError
 
-from vlmeter.cells.cell import DatasetImage, DummyImage, RequestBlock
 from vlmeter.common.errors import UserError
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, median_ranks
-from vlmeter.records.record import RECORD_VERSION, Energy, Record, read_record
+from vlmeter.records.parts import Energy
+from vlmeter.records.record import RECORD_VERSION, Record, read_record
 from vlmeter.table.columns import COLUMNS, PANDAS
 
 Array = npt.NDArray[np.float64]
@@ -105,8 +105,9 @@ def build_table(records: Iterable[Path]) -> pd.DataFrame:
         paths[key] = path
         cells.append(_cell_values(record))
         _add_record(rows, place, record, path)
-        if record.steps_ms and record.cell.stop == "length" and isinstance(record.cell.image, DatasetImage):
-            image, tokens = (*key[:2], record.cell.image.index), record.cell.output_tokens
+        index = _image_index(record)
+        if record.steps_ms and record.cell.stop == "length" and index is not None:
+            image, tokens = (*key[:2], index), record.cell.output_tokens
             if image not in longest or longest[image].output_tokens < tokens:
                 longest[image] = _LongRun.of(record, place)
             lengths[key[:2]].add(tokens)
@@ -151,7 +152,7 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
     if record.status != "ok" or not record.series:
         rows.add(place, tokens, None)
         return
-    block = isinstance(record.cell.image, RequestBlock)
+    block = record.cell.kind == "requests"
     if block and not len(record.requests) == len(record.generated_tokens) == rounds:
         raise UserError(
             f"record {path} is damaged: {rounds} rounds, but {len(record.requests)} requests; delete it and it is "
@@ -224,26 +225,32 @@ def _per_repeat(use: Energy) -> dict[str, float]:
 
 
 def _requests(record: Record) -> str:
-    """What each round of a block was, as JSON, in the order of the rounds."""
-    block = record.cell.image
-    assert isinstance(block, RequestBlock)
+    """What each round of many requests was, as JSON, in the order of the rounds; pictures by the first of them."""
+    cell = record.cell
     found = [
         {
-            "number": block.first + request.place,
-            "image_index": block.requests[request.place].index,
-            "image_id": request.image_id,
+            "number": cell.first + request.place,
+            "image_index": next((photo.index for photo in cell.requests[request.place].photographs), None),
+            "image_id": request.pictures[0].image_id,
             "question_id": request.question_id,
             "question": request.question,
-            "width_px": request.width_px,
-            "height_px": request.height_px,
-            **request.counted.model_dump(),
-            "output_tokens": block.requests[request.place].output_tokens,
+            "width_px": request.pictures[0].width_px,
+            "height_px": request.pictures[0].height_px,
+            **(asdict(request.counted) if request.counted else {}),
+            "output_tokens": cell.requests[request.place].output_tokens,
             "generated_tokens": generated,
             "disturbances": state.disturbances,
         }
         for request, generated, state in zip(record.requests, record.generated_tokens, record.rounds, strict=True)
     ]
     return json.dumps(found, ensure_ascii=False)
+
+
+def _image_index(record: Record) -> int | None:
+    """Place of the photograph in the manifest, of a cell that looks at one."""
+    if record.cell.kind == "requests":
+        return None
+    return next((photograph.index for photograph in record.cell.request.photographs), None)
 
 
 def _steps(record: Record) -> Array:
@@ -274,7 +281,8 @@ def _add_derived(rows: _Rows, run: _LongRun, lengths: set[int]) -> None:
 def _cell_values(record: Record) -> dict[str, Any]:
     """What CELL_COLUMNS and CONDITION_COLUMNS say of a record, output_tokens aside."""
     cell, subject, counted, drift = record.cell, record.subject_config, record.counted, record.drift
-    dummy = cell.image if isinstance(cell.image, DummyImage) else None
+    made = next(iter(cell.request.made_pictures), None) if cell.kind != "requests" else None
+    own = record.requests[0] if record.requests and cell.kind != "requests" else None
 
     def over_rounds(name: str, how: Any) -> float | None:
         values = [value for state in record.rounds if (value := getattr(state, name)) is not None]
@@ -302,8 +310,8 @@ def _cell_values(record: Record) -> dict[str, Any]:
         "stop": cell.stop,
         "max_crops": cell.max_crops,
         "forced_tiling": cell.force_tiling is not None,
-        "width_px": dummy.width_px if dummy else None,
-        "height_px": dummy.height_px if dummy else None,
+        "width_px": made.width_px if made else None,
+        "height_px": made.height_px if made else None,
         "tiling_h": cell.layout.get("tiling_h"),
         "tiling_w": cell.layout.get("tiling_w"),
         "crops": counted.crops if counted else None,
@@ -312,11 +320,11 @@ def _cell_values(record: Record) -> dict[str, Any]:
         "text_tokens": counted.text_tokens if counted else None,
         "prompt_tokens": counted.prompt_tokens if counted else None,
         "generated_tokens": median_low(record.generated_tokens) if record.generated_tokens else None,
-        "image_index": cell.image.index if isinstance(cell.image, DatasetImage) else None,
-        "image_id": record.image_id,
-        "question_id": record.question_id,
-        "question": record.question,
-        "answers": json.dumps(record.answers, ensure_ascii=False) if record.question is not None else None,
+        "image_index": _image_index(record),
+        "image_id": own.pictures[0].image_id if own else None,
+        "question_id": own.question_id if own else None,
+        "question": own.question if own else None,
+        "answers": json.dumps(own.answers, ensure_ascii=False) if own and own.question is not None else None,
         "stop_reason": record.stop_reason,
         "warmup_settled": all(judged) if judged else None,
         "disturbances": "; ".join(reasons) or None,

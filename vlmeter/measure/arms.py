@@ -1,0 +1,110 @@
+"""Arms: ways of running one request, which a round takes in turn.
+
+An arm says which capability of a runner it needs. One that a runner cannot run is left out, and the record says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vlmeter.backends.base import MarksPhases, OpenedRequest, Prompt, Runner, RunsVisionAlone
+from vlmeter.backends.clock import Marks, Timing, time_call
+from vlmeter.cells.cell import Cell
+
+#: Tokens generated in a warm-up run: enough to run the decode path, whose kernels do not depend on how many steps
+#: follow.
+WARMUP_OUTPUT_TOKENS = 8
+
+
+class Bench:
+    """One opened request on a runner, ready to be run in any arm; holds the prompt that the arms share."""
+
+    def __init__(self, cell: Cell, opened: OpenedRequest, runner: Runner) -> None:
+        self.cell, self.opened, self.runner = cell, opened, runner
+        self.output_tokens = cell.request.output_tokens
+        self.generated_tokens = 0
+        self.prompt: Prompt = runner.prepare(opened)
+
+    def prepare(self, marks: Marks) -> None:
+        """Prepare the request anew."""
+        self.prompt = self.runner.prepare(self.opened, mark=marks)
+
+    def generate(self, marks: Marks | None) -> object:
+        """Run the request to its last token."""
+        tokens = self.runner.generate(self.prompt, output_tokens=self.output_tokens, stop=self.cell.stop, mark=marks)
+        self.generated_tokens = len(tokens)
+        return tokens
+
+    def shortened(self, run: Callable[[], Timing]) -> Timing:
+        """Run an arm with few output tokens, for warming up."""
+        whole, self.output_tokens = self.output_tokens, min(self.output_tokens, WARMUP_OUTPUT_TOKENS)
+        try:
+            return run()
+        finally:
+            self.output_tokens = whole
+
+
+def _inputs(bench: Bench) -> Timing:
+    return time_call(bench.runner.clock, bench.prepare)
+
+
+def _plain(bench: Bench) -> Timing:
+    return time_call(bench.runner.clock, lambda marks: bench.generate(None))
+
+
+def _hooks(bench: Bench) -> Timing:
+    if not isinstance(bench.runner, MarksPhases):
+        return time_call(bench.runner.clock, bench.generate)
+    with bench.runner.hooks():
+        return time_call(bench.runner.clock, bench.generate)
+
+
+def _vision(bench: Bench) -> Timing:
+    runner = bench.runner
+    assert isinstance(runner, RunsVisionAlone)
+    return time_call(runner.clock, lambda marks: runner.vision(bench.prompt))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of running a request.
+
+    needs: the capability that a runner must have for it; None: every runner can. whole: whether it runs the request
+    from its prompt to its last token, so that its time is what sampling has to know precisely.
+    """
+
+    name: str
+    about: str
+    run: Callable[[Bench], Timing]
+    needs: type | None = None
+    whole: bool = False
+
+
+#: The arms that a round may have, by name. (`request` is no arm of a round: see `vlmeter.measure.requests`.)
+ARMS: Mapping[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("inputs", "preprocessing, copy to the device", _inputs),
+        Arm("plain", "the whole pass, no mark anywhere", _plain, whole=True),
+        Arm("hooks", "the same pass with a mark at every boundary", _hooks, whole=True),
+        Arm("vision", "vision encoder and projector alone", _vision, needs=RunsVisionAlone),
+    )
+}
+
+
+def arms_for(cell: Cell, runner: Runner) -> tuple[tuple[Arm, ...], dict[str, str]]:
+    """The arms of a cell that a runner can run, and why the others are left out, by name."""
+    able, left_out = [], {}
+    for name in cell.arms:
+        arm = ARMS[name]
+        if arm.needs is None or isinstance(runner, arm.needs):
+            able.append(arm)
+        else:
+            left_out[name] = f"this way of running cannot run it: {arm.about}"
+    return tuple(able), left_out
+
+
+def whole_arms(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Names of those that run the whole request."""
+    return tuple(arm.name for arm in arms if arm.whole)
