@@ -14,12 +14,12 @@ from PIL import Image
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.studies import machine_of, photographs, run_fake, study_of
 from vlmeter.backends.base import OpenedRequest, OutOfDeviceMemory
-from vlmeter.cells.cell import Cell, Request
+from vlmeter.cells.cell import Cell, Expected, Request
 from vlmeter.measure.arms import WARMUP_OUTPUT_TOKENS
 from vlmeter.measure.measurement import CountMismatch, Measurement
 from vlmeter.measure.monitors import QuietMonitor, Reading
 from vlmeter.measure.progress import Summary
-from vlmeter.measure.requests import measure_requests
+from vlmeter.measure.requests import _Many, measure_requests
 from vlmeter.measure.resources import WARMUP_TOKENS, cell_seconds
 from vlmeter.measure.session import SessionFailed
 from vlmeter.models.families.base import PREFILL_PHASES, ImageOptions
@@ -265,6 +265,37 @@ def test_disturbed_requests_are_marked_and_kept() -> None:
     result = measured(block_cell(samples=9, block_samples=9), runner, monitor=Counter(runner))
     assert sum(bool(state.disturbances) for state in result.rounds) == 3
     assert len(result.timings["request"]) == 9
+
+
+class Since(QuietMonitor):
+    """A monitor that calls the time since its last reading disturbed if more than one request was prepared in it."""
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self._runner, self._before = runner, 0
+
+    def read(self) -> Reading:
+        prepared = self._runner.calls.count("prepare")
+        since, self._before = prepared - self._before, prepared
+        return Reading(disturbances=("busy",) if since > 1 else ())
+
+
+def test_what_disturbed_the_warm_up_disturbed_no_request() -> None:
+    runner = FakeRunner()
+    result = measured(block_cell(), runner, monitor=Since(runner))
+    assert result.warmups[0].wall_ms
+    assert [state.disturbances for state in result.rounds] == [()] * 4
+
+
+def test_requests_that_differ_in_their_vision_tokens_alone_are_warmed_up_apart() -> None:
+    cell = block_cell(samples=2, block_samples=2)
+    first = Expected(crops=2, vision_tokens=288, special_tokens=28, text_tokens=20)
+    second = Expected(crops=2, vision_tokens=280, special_tokens=28, text_tokens=28)
+    assert first.prompt_tokens == second.prompt_tokens
+    requests = [cell.request.model_copy(update={"expected": expected}) for expected in (first, second, first)]
+    cell = cell.model_copy(update={"requests": tuple(requests)})
+    many = _Many(cell, opened, FakeRunner(), monitor=QuietMonitor(), rng=random.Random(0), started_ms=0.0)
+    many.warm_up()
+    assert len(many.result.warmups[0].wall_ms) == 2 * cell.sampling.min_warmup
 
 
 # --- sessions -------------------------------------------------------------------------------------------

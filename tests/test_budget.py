@@ -46,6 +46,12 @@ def test_more_cells_longer_generations_and_larger_weights_take_longer() -> None:
     assert session_minutes(study_of(subjects={"big": {**SMALL}}), "big", cells) < session_minutes(study, "big", cells)
 
 
+def test_every_cell_may_have_to_be_measured_twice() -> None:
+    study = study_of(subjects={"small": SMALL}, sampling={"max_seconds_per_cell": 600})
+    cells = build_plan(study)
+    assert 60 * session_minutes(study, "small", cells) > 2 * sum(map(cell_seconds, cells))
+
+
 SMALL = {"family": "molmo", "preset": "nano", "device": "cuda"}
 
 

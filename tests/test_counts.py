@@ -128,6 +128,23 @@ def test_a_processor_is_asked_with_the_cells_own_options() -> None:
         check_counts("fake", Processor, changed, PICTURES)
 
 
+def test_requests_that_differ_in_their_vision_tokens_alone_are_looked_at_apart() -> None:
+    study = study_of(experiments={"latency_distribution": {"samples": 2, "block_samples": 2}})
+    (cell,) = build_plan(study)
+    expected = [
+        Expected(crops=2, vision_tokens=tokens, special_tokens=28, text_tokens=316 - tokens) for tokens in (288, 280)
+    ]
+    requests = tuple(cell.request.model_copy(update={"expected": one}) for one in expected)
+    processor = Processor(text=28)
+    with pytest.raises(UserError, match=r"request 1 of fake: the plan says vision_tokens 280"):
+        check_counts(
+            "fake",
+            lambda: processor,
+            [cell.model_copy(update={"requests": requests})],
+            pictures_of([Picture(open=lambda: Image.new("RGB", (336, 336)), question="What is it?")]),
+        )
+
+
 def test_of_the_requests_of_blocks_one_of_each_kind_is_looked_at() -> None:
     study = study_of(experiments={"latency_distribution": {"samples": 40, "block_samples": 10}})
     blocks = build_plan(study, dataset=dataset_items(2))

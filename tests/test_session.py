@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
-from tests.support.studies import QUESTION, machine_of, run_fake, study_of
+from tests.support.studies import QUESTION, machine_of, pictures_of, run_fake, study_of
 from vlmeter.backends.base import OpenedRequest, Runner
 from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import Unsupported, UserError
 from vlmeter.measure.measurement import CountMismatch
 from vlmeter.measure.progress import Progress, Summary
-from vlmeter.measure.session import SessionFailed
+from vlmeter.measure.session import SessionFailed, _Session
+from vlmeter.numbers.medians import Estimate
 from vlmeter.records.record import RECORD_VERSION, Record, read_record
 from vlmeter.records.store import forget
 from vlmeter.study.layout import cell_path
@@ -315,6 +316,33 @@ def test_much_noise_hides_a_little_drift_and_the_record_says_how_much(tmp_path: 
     noises = [record.drift.noise_fraction for record in records(tmp_path, vision_study()).values() if record.drift]
     assert summary.drifted == 0
     assert all(noise and noise > 0.03 for noise in noises)
+
+
+@pytest.mark.parametrize(
+    ("reference", "now", "drifted"),
+    [
+        (Estimate(100, 99.9, 100.1), Estimate(105, 104.9, 105.1), True),
+        (Estimate(100, 92, 108), Estimate(105, 104.9, 105.1), False),
+        (Estimate(100, 99.9, 100.1), Estimate(105, 97, 113), False),
+        (Estimate(100, 97, 103), Estimate(105, 102, 108), False),
+        (Estimate(100, 97.9, 102.1), Estimate(105, 102.9, 107.1), True),
+        (Estimate(100, 99.9, 100.1), Estimate(101.9, 101.8, 102), False),
+    ],
+)
+def test_the_noise_of_both_looks_counts(reference: Estimate, now: Estimate, drifted: bool, tmp_path: Path) -> None:
+    """A sentinel has moved if it is away by more than the tolerance, 2 %, and than both half widths together."""
+    study = vision_study()
+    session = _Session(
+        study,
+        "fake",
+        study.subjects["fake"],
+        [],
+        results=tmp_path,
+        pictures=pictures_of(),
+        machine=machine_of(FakeRunner()),
+    )
+    session._reference = reference
+    assert session._has_drifted(now) is drifted
 
 
 def test_drift_within_the_tolerance_is_let_pass(tmp_path: Path) -> None:
