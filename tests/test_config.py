@@ -17,7 +17,7 @@ from vlmeter.cells.keys import Sampling
 from vlmeter.common.errors import UserError
 from vlmeter.models.families.registry import FAMILIES
 from vlmeter.numbers.pairs import parse_pair
-from vlmeter.study.loader import load_study, parse_study
+from vlmeter.study.loader import load_study, parse_study, read_study
 from vlmeter.study.study import Study, study_schema
 from vlmeter.study.subject import Subject
 
@@ -99,6 +99,12 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
     assert load_study(path).sampling.max_seconds_per_cell == 1000.0
 
 
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + yaml.safe_dump(GOOD).encode())
+    assert load_study(path).study == "good"
+
+
 def test_subjects_may_share_keys_through_an_anchor(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     shared = """
@@ -131,6 +137,10 @@ def test_every_backend_of_the_registry_can_be_asked_for() -> None:
         ("study: a\n\tseed: 1", "study file study.yaml line 2, column 1: found character"),
         ("study: a\nstudy: b\n", "study file study.yaml line 2, column 1: key 'study' is given twice"),
         ("sampling:\n  seed: 1\n  seed: 1\n", "study file study.yaml line 3, column 3: key 'seed' is given twice"),
+        ("sampling: {<<: {seed: 1, seed: 2}}", "study file study.yaml line 1, column 26: key 'seed' is given twice"),
+        ("a: &a {seed: 1}\nb: {<<: *a, <<: *a}", "study file study.yaml line 2, column 13: key '<<' is given twice"),
+        ("study: 2026-13-01", "study file study.yaml: cannot be read as YAML: month must be in 1..12"),
+        ("[" * 3000, "study file study.yaml: cannot be read as YAML"),
         ("? [1, 2]\n: x\n", "study file study.yaml line 1, column 3: a key must be plain text"),
         ("study: !!python/object:os.system {}", "study file study.yaml line 1, column 8: could not determine"),
     ],
@@ -147,6 +157,61 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"study: caf\xe9\n")
     with pytest.raises(UserError, match="cannot be read"):
         load_study(tmp_path / "latin.yaml")
+
+
+# --- several files, and values over them -----------------------------------------------------------
+
+
+def written(tmp_path: Path, *contents: str) -> list[Path]:
+    paths = [tmp_path / f"{number}.yaml" for number, _ in enumerate(contents)]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(content)
+    return paths
+
+
+def test_a_file_is_laid_over_the_one_before_it_and_values_over_all(tmp_path: Path) -> None:
+    paths = written(
+        tmp_path,
+        yaml.safe_dump(GOOD) + "sampling: {max_samples: 60, max_seconds_per_cell: 9}\n",
+        "sampling: {max_samples: 70}\nsubjects: {two: {family: molmo, preset: nano}}\nseed: 3\n",
+    )
+    study = load_study(*paths, values=["seed=4", 'sampling={"max_seconds_per_cell": 2e1}'])
+    assert (study.sampling.max_samples, study.sampling.max_seconds_per_cell, study.seed) == (70, 20.0, 4)
+    assert list(study.subjects) == ["one", "two"]
+
+
+def test_a_list_in_a_later_file_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
+    paths = written(tmp_path, "a: [1, 2]\nb: {c: 1}\nd: 1\n", "a: [3]\nb: 2\nd: {e: 1}\n")
+    assert read_study(*paths) == {"a": [3], "b": 2, "d": {"e": 1}}
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("seed", "--config 'seed': legal: KEY=VALUE, such as seed=1"),
+        ("=1", "--config '=1': legal: KEY=VALUE"),
+        ("seed=[1", "--config 'seed=[1' line 1, column 3: expected ',' or ']'"),
+        ('sampling={"max_samples": 7, "max_samples": 8}', "key 'max_samples' is given twice"),
+        ('sampling={"max_samples": "7"}', 'sampling.max_samples: "7" is not legal; legal: a whole number'),
+        ("seed=2e1", "seed: 20.0 is not legal; legal: a whole number"),
+        ("study=", "study: null is not legal; legal: text"),
+    ],
+)
+def test_a_value_is_typed_as_in_a_file_and_refused_like_one(value: str, sentence: str, tmp_path: Path) -> None:
+    (path,) = written(tmp_path, yaml.safe_dump(GOOD))
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        load_study(path, values=[value])
+
+
+def test_every_file_is_named_when_they_make_no_study_together(tmp_path: Path) -> None:
+    first, second = written(tmp_path, yaml.safe_dump(GOOD), "seed: -1\n")
+    with pytest.raises(UserError, match=re.escape(f"{first} with {second} and --config: seed: -1 is not legal")):
+        load_study(first, second, values=["study=x"])
+    with pytest.raises(UserError, match=r"absent\.yaml does not exist"):
+        load_study(first, tmp_path / "absent.yaml")
+    second.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        load_study(first, second)
 
 
 # --- unknown keys, at every level -------------------------------------------------------------------

@@ -34,6 +34,18 @@ app = typer.Typer(
 StudyFile = Annotated[Path, typer.Argument(help="study file", metavar="STUDY.yaml")]
 
 
+MoreFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--configfile", help="a further file, laid over the study; may be repeated", metavar="FILE"),
+]
+
+
+Values = Annotated[
+    list[str] | None,
+    typer.Option("--config", help="a value laid over the study, such as seed=1; may be repeated", metavar="KEY=VALUE"),
+]
+
+
 FamilyName = Annotated[str, typer.Option("--family", help="model family, such as molmo")]
 
 

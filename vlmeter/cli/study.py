@@ -9,11 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmeter.cli.app import Format, Results, StudyFile, say
+from vlmeter.cli.app import Format, MoreFiles, Results, StudyFile, Values, say
 from vlmeter.common.errors import UserError
 
 
-def plan(study_file: StudyFile, form: Format = "table", results: Results = Path("results")) -> None:
+def plan(
+    study_file: StudyFile,
+    more: MoreFiles = None,
+    values: Values = None,
+    form: Format = "table",
+    results: Results = Path("results"),
+) -> None:
     """List every cell of a study with the crops and tokens that it is expected to have.
 
     An empty field is not known yet: photographs of a hub dataset count once they have been fetched. The requests of a
@@ -24,7 +30,7 @@ def plan(study_file: StudyFile, form: Format = "table", results: Results = Path(
     from vlmeter.study.layout import Layout
     from vlmeter.study.loader import load_study
 
-    study = load_study(study_file)
+    study = load_study(study_file, *(more or []), values=values or [])
     rows: list[dict[str, Any]] = [
         {
             "subject": cell.subject,
@@ -47,18 +53,24 @@ def plan(study_file: StudyFile, form: Format = "table", results: Results = Path(
         say(f"\n{len(rows)} cells: {', '.join(parts)}")
 
 
-def status(study_file: StudyFile, form: Format = "table", results: Results = Path("results")) -> None:
+def status(
+    study_file: StudyFile,
+    more: MoreFiles = None,
+    values: Values = None,
+    form: Format = "table",
+    results: Results = Path("results"),
+) -> None:
     """Say which cells are fresh, missing or stale, and why, before anything runs.
 
-    A cell is stale when its record was made of another cell, protocol, subject, code, versions or input than it would
-    be now. Whether the device is another one, only a measuring session can tell.
+    A cell is stale when its record was made of another cell, protocol, subject, code, versions, code or input than it
+    would be now. Whether the device is another one, only a measuring session can tell.
     """
     from vlmeter.cli.rows import rows_as
     from vlmeter.records.states import cell_states
     from vlmeter.study.layout import Layout
     from vlmeter.study.loader import load_study
 
-    study = load_study(study_file)
+    study = load_study(study_file, *(more or []), values=values or [])
     rows = [
         {
             "subject": cell.subject,
@@ -80,6 +92,8 @@ def forget(
     patterns: Annotated[
         list[str], typer.Argument(help="cells, such as 'vision-*'; all for every one", metavar="CELL...")
     ],
+    more: MoreFiles = None,
+    values: Values = None,
     results: Results = Path("results"),
 ) -> None:
     """Delete the records of cells, so that the next run measures them again on purpose."""
@@ -89,7 +103,7 @@ def forget(
     from vlmeter.study.loader import load_study
     from vlmeter.study.plan import build_plan
 
-    study = load_study(study_file)
+    study = load_study(study_file, *(more or []), values=values or [])
     cells = build_plan(study)
     chosen = [
         cell

@@ -1,9 +1,14 @@
-"""Read a study file, and check all of it before anything runs."""
+"""Read a study, and check all of it before anything runs.
+
+There is one reader: what the command line refuses, the workflow refuses in the same words, and a value means the same
+in a file and behind `--config`. A study may lie in several files, each laid over the one before it, and in values that
+are laid over all of them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,27 +20,82 @@ from vlmeter.study.refusals import sentence_of, shown
 from vlmeter.study.study import Study
 
 
-def load_study(path: Path) -> Study:
-    """Read and check a study file; raises UserError: one sentence that names key, value, what is legal."""
+def load_study(*paths: Path, values: Sequence[str] = ()) -> Study:
+    """Read and check a study; raises UserError: one sentence that names key, value, what is legal.
+
+    paths: its files, each laid over the one before it; values: KEY=VALUE, laid over all of them.
+    """
+    return parse_study(read_study(*paths, values=values), source=source_of(paths, values))
+
+
+def read_study(*paths: Path, values: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a study's files and values into the one mapping that they make; it is still to be checked.
+
+    Raises UserError where a file or a value cannot be read, or is no mapping of keys.
+    """
+    content: dict[str, Any] = {}
+    for path in paths:
+        content = laid_over(content, _mapping_in(path))
+    for value in values:
+        content = laid_over(content, _pair(value))
+    return content
+
+
+def source_of(paths: Sequence[Path], values: Sequence[str] = ()) -> str:
+    """Name what a study is made of, for messages."""
+    first, *others = [*map(str, paths), *(["--config"] if values else [])] or ["the study"]
+    return f"{first} with {' and '.join(others)}" if others else first
+
+
+def laid_over(under: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Lay one mapping over another: mappings are merged key by key, anything else is replaced."""
+    merged = dict(under)
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            below = merged.get(key)
+            merged[key] = laid_over(below if isinstance(below, Mapping) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+A_STUDY_IS = "a study is a mapping of keys such as study, subjects, experiments"
+
+
+def _mapping_in(path: Path) -> Mapping[Any, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"study file {path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"study file {path} cannot be read: it is a folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"study file {path} cannot be read: {error}") from None
+    data = _yaml_of(text, source=f"study file {path}")
+    if data is None:
+        raise UserError(f"study file {path} is empty; {A_STUDY_IS}")
+    if not isinstance(data, Mapping):
+        raise UserError(f"{path}: {A_STUDY_IS}, not {shown(data)}")
+    return data
+
+
+def _pair(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--config '{text}': legal: KEY=VALUE, such as seed=1 or 'sampling={{\"max_samples\": 7}}'")
+    return {key.strip(): _yaml_of(value, source=f"--config '{text}'")}
+
+
+def _yaml_of(text: str, *, source: str) -> object:
     try:
-        data = yaml.load(text, Loader=_StudyLoader)
+        return cast(object, yaml.load(text, Loader=_StudyLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         what = getattr(error, "problem", None) or "is not valid YAML"
-        raise UserError(f"study file {path}{where}: {what}") from None
-    if data is None:
-        raise UserError(f"study file {path} is empty; {A_STUDY_IS}")
-    return parse_study(data, source=str(path))
-
-
-A_STUDY_IS = "a study is a mapping of keys such as study, subjects, experiments"
+        raise UserError(f"{source}{where}: {what}") from None
+    except (ValueError, RecursionError) as error:  # a date that there is not; brackets in brackets in brackets
+        raise UserError(f"{source}: cannot be read as YAML: {error}") from None
 
 
 def parse_study(data: object, *, source: str) -> Study:
@@ -68,17 +128,27 @@ class _StudyLoader(yaml.SafeLoader):
 
 
 def _construct_unique(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    _refuse_twice(loader, node)
+    return loader.construct_mapping(node, deep=True)
+
+
+def _refuse_twice(loader: yaml.SafeLoader, node: yaml.MappingNode) -> None:
+    """Refuse a key that is given twice, also in what is merged in (`<<`) without ever being a value of its own."""
     seen: set[Any] = set()
-    for key_node, _ in node.value:
+    for key_node, value_node in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
+            merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            for part in merged:
+                if isinstance(part, yaml.MappingNode):
+                    _refuse_twice(loader, part)
+            key: object = "<<"
+        else:
+            key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
         seen.add(key)
-    return loader.construct_mapping(node, deep=True)
 
 
 _StudyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
