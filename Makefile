@@ -40,10 +40,10 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 
 run: $(PACKAGE_STAMP) ## measure and report; the study is STUDY=config.yaml, CORES=2 uses fewer cores than there are
-	@echo "Running the study in $(STUDY)"
-	@$(IN_VENV) snakemake --profile profiles/default --configfile "$(STUDY)" $(if $(CORES),--cores $(CORES))
-	@.venv/bin/python -c 'import sys; from pathlib import Path; from vlmeter.study.loader import load_study; \
-	print("Report:", Path("results", load_study(Path(sys.argv[1])).study, "report.html").resolve())' "$(STUDY)"
+	@set -eu; report="$$(.venv/bin/python -m vlmeter.workflow.where "$(STUDY)")"; \
+	echo "Running the study in $(STUDY)"; \
+	$(IN_VENV) snakemake --profile profiles/default --configfile "$(STUDY)" $(if $(CORES),--cores $(CORES)); \
+	echo "Report: $$report"
 
 test: lint ## everything that has to hold: lint, types, unit, workflow and end-to-end tests
 	@echo 'Running the tests'

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import min_version
 
 from vlmeter.measure.resources import host_memory_mb, session_gpus, session_minutes, session_threads
 from vlmeter.measure.ceilings import alike
-from vlmeter.study.loader import parse_study
 from vlmeter.common.errors import UserError
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES, WITH_PHYSICS, get_figure
@@ -20,13 +20,23 @@ from vlmeter.study.layout import ACROSS, Layout
 from vlmeter.study.plan import build_plan
 from vlmeter.study.subject import has_limits
 from vlmeter.measure.supervision import OWNER_VARIABLE
-from vlmeter.records.states import cell_states, some_missing, stale_digests, states_in_words, subject_digest
+from vlmeter.records.states import (
+    cell_states,
+    some_missing,
+    stale_digests,
+    states_in_words,
+    subject_digest,
+)
+from vlmeter.workflow.given import check_place, command_again, study_given, told_by_main, told_to_jobs
+from vlmeter.workflow.products import deleted, products_of
 from vlmeter.workflow.run import closing_words, take_run_lock
 from vlmeter.inputs.looks import made_pictures
 
 min_version("9.23")
 
-BASE = Path(workflow.basedir)
+# As a module of another workflow this one lies elsewhere than the Snakefile that is run.
+BASE = Path(str(workflow.current_basedir))
+CONTAINERS = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
 if not workflow.overwrite_configfiles:
 
@@ -37,21 +47,44 @@ report: "report/workflow.rst"
 
 
 # with --sdm apptainer; containers/vlmeter.def says how it is built
-container: str(BASE / "containers" / "vlmeter.sif")
+if CONTAINERS:
+
+    container: str(BASE / "containers" / "vlmeter.sif")
 
 
+# The study is read by its own loader, so that the workflow and the command line accept and refuse the same text; what
+# Snakemake has read of it is only looked at where another workflow hands it over (`module vlmeter: config: ...`).
+VALUES = list(workflow.config_settings.config_args or [])
+DEFAULT = [] if VALUES and workflow.config_settings.replace_workflow_config else [BASE / "config.yaml"]
 try:
-    STUDY = parse_study(config, source="the study")
+    check_place(BASE, container=CONTAINERS)
+    GIVEN = study_given(
+        files=workflow.overwrite_configfiles or DEFAULT,
+        values=VALUES,
+        handed_over=config if workflow.modifier.skip_configfile else None,
+        placed=workflow.modifier.path_modifier.replace_prefix,
+    )
+    STUDY = GIVEN.study
     CELLS = build_plan(STUDY)
 except UserError as error:
     print(f"vlmeter: {error}", file=sys.stderr)
     sys.exit(2)
 
+config = GIVEN.for_jobs
 LAYOUT = Layout(STUDY.study)
-REPRODUCE = f"make run STUDY={Path(workflow.configfiles[0]).name}" if workflow.configfiles else "make run"
+# where the same files lie, seen from the working directory: a module may have a prefix
+PLACES = GIVEN.layout
+REPRODUCE = command_again(
+    base=BASE,
+    started_in=Path(workflow.workdir_init),
+    snakefile=Path(workflow.main_snakefile),
+    files=workflow.overwrite_configfiles,
+    values=VALUES,
+    directory=Path(workflow.workdir_init, workflow.overwrite_workdir) if workflow.overwrite_workdir else None,
+)
 DUMMIES = made_pictures(CELLS)
 SUBJECTS = list(STUDY.subjects)
-STATES = cell_states(STUDY, LAYOUT, CELLS)
+STATES = cell_states(STUDY, PLACES, CELLS)
 # Limits are those of a device that this machine holds, and of a model that runs on it.
 ON_DEVICES = [name for name, subject in STUDY.subjects.items() if has_limits(subject)]
 
@@ -64,41 +97,25 @@ GPUS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resour
 os.environ[OWNER_VARIABLE] = str(os.getpid())
 
 
-# On a cluster only what needs a device is submitted.
-localrules:
-    all,
-    make_dummy_image,
-    fetch_dataset,
-    check_counts,
-    count_work,
-    tabulate,
-    join_physics,
-    judge_claims,
-    draw_figure,
-    make_thumbnails,
-    draw_across,
-    render_report,
-
-
 onstart:
     # The operating system gives this lock back however the run ends; Snakemake's own would stay after a kill.
     try:
-        RUN_LOCK = take_run_lock(LAYOUT)
+        RUN_LOCK = take_run_lock(PLACES)
     except UserError as error:
         raise WorkflowError(str(error))
 
 
 onsuccess:
-    shutil.rmtree(LAYOUT.stale_marks, ignore_errors=True)
-    if LAYOUT.report.exists():
-        print(f"vlmeter: {closing_words(LAYOUT, CELLS)}; the report is {LAYOUT.report}", file=sys.stderr)
+    shutil.rmtree(PLACES.stale_marks, ignore_errors=True)
+    if PLACES.report.exists():
+        print(f"vlmeter: {closing_words(PLACES, CELLS)}; the report is {PLACES.report}", file=sys.stderr)
 
 
 onerror:
-    shutil.rmtree(LAYOUT.stale_marks, ignore_errors=True)
+    shutil.rmtree(PLACES.stale_marks, ignore_errors=True)
     print(
         f"vlmeter: not finished, but nothing that was measured is lost: the same command goes on from here. Each job's log "
-        f"is in {LAYOUT.root / 'logs'}, and `vlmeter status` lists what is left to measure.",
+        f"is in {PLACES.root / 'logs'}, and `vlmeter status` lists what is left to measure.",
         file=sys.stderr,
     )
 
@@ -116,10 +133,21 @@ include: "rules/summarise.smk"
 include: "rules/present.smk"
 
 
+PRODUCTS = products_of(
+    PLACES,
+    figures={**dict.fromkeys(SUBJECTS, FIGURES), ACROSS: FIGURES_ACROSS if len(SUBJECTS) > 1 else []},
+    on_devices=ON_DEVICES,
+    photographs_shown="latency_distribution" in STUDY.experiments.given,
+)
+
+
 rule all:
     default_target: True
     input:
         # cells that are missing, some of each subject: one is enough to start the session that measures them all
         records=[LAYOUT.record(cell) for cell in some_missing(STATES)],
         stale=list(STALE_MARKS.values()),
+        # the report alone would not bring back what was deleted beside it
+        deleted=[LAYOUT.root / path.relative_to(PLACES.root) for path in deleted(PRODUCTS)],
         report=LAYOUT.report,
+    localrule: True

@@ -6,6 +6,7 @@ rule make_dummy_image:
         image=LAYOUT.dummies / "{image}",
     log:
         LAYOUT.log("make_dummy_image-{image}"),
+    localrule: True
     conda:
         "../envs/measure.yaml"
     params:
@@ -23,6 +24,7 @@ rule fetch_dataset:
         dataset=directory(LAYOUT.dataset),
     log:
         LAYOUT.log("fetch_dataset"),
+    localrule: True
     conda:
         "../envs/measure.yaml"
     params:

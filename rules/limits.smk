@@ -39,6 +39,7 @@ rule count_work:
         work=LAYOUT.work("{subject}"),
     log:
         LAYOUT.log("count_work-{subject}"),
+    localrule: True
     conda:
         "../envs/measure.yaml"
     params:

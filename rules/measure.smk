@@ -11,17 +11,27 @@
 # Whatever reads records depends on the seal, whose content changes with any of them: for every single file that is asked
 # for, Snakemake tries every output that there is, which for ten thousand records would take minutes.
 
+# The environment also holds a digest of the study, which a job on another machine reads once more, perhaps hours later.
+
 if workflow.is_main_process:
-    os.environ["VLMETER_STALE"] = json.dumps(stale_digests(LAYOUT, STATES))
+    os.environ["VLMETER_RUN"] = told_to_jobs(
+        os.environ.get("VLMETER_RUN"),
+        GIVEN,
+        {"stale": stale_digests(PLACES, STATES)},
+    )
 
 
 envvars:
-    "VLMETER_STALE",
+    "VLMETER_RUN",
 
 
-STALE_MARKS = {
-    subject: LAYOUT.stale_mark(subject, digest) for subject, digest in json.loads(os.environ["VLMETER_STALE"]).items()
-}
+try:
+    TOLD = told_by_main(os.environ["VLMETER_RUN"], GIVEN)
+except UserError as error:
+    print(f"vlmeter: {error}", file=sys.stderr)
+    sys.exit(2)
+
+STALE_MARKS = {subject: LAYOUT.stale_mark(subject, digest) for subject, digest in TOLD["stale"].items()}
 
 
 rule check_counts:
@@ -32,6 +42,7 @@ rule check_counts:
         counts=LAYOUT.counts("{subject}"),
     log:
         LAYOUT.log("check_counts-{subject}"),
+    localrule: True
     conda:
         "../envs/measure.yaml"
     params:

@@ -22,6 +22,7 @@ rule draw_figure:
         caption=LAYOUT.figure("{subject}", "{figure}", "txt"),
     log:
         LAYOUT.log("draw_figure-{subject}-{figure}"),
+    localrule: True
     conda:
         "../envs/present.yaml"
     params:
@@ -40,6 +41,7 @@ rule make_thumbnails:
         thumbnails=LAYOUT.thumbnails,
     log:
         LAYOUT.log("make_thumbnails"),
+    localrule: True
     conda:
         "../envs/present.yaml"
     params:
@@ -66,6 +68,7 @@ rule draw_across:
         caption=LAYOUT.figure(ACROSS, "{across}", "txt"),
     log:
         LAYOUT.log("draw_across-{across}"),
+    localrule: True
     conda:
         "../envs/present.yaml"
     params:
@@ -107,6 +110,7 @@ rule render_report:
         ),
     log:
         LAYOUT.log("render_report"),
+    localrule: True
     conda:
         "../envs/present.yaml"
     params:

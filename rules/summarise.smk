@@ -16,6 +16,7 @@ rule tabulate:
         environments=LAYOUT.environments,
     log:
         LAYOUT.log("tabulate"),
+    localrule: True
     conda:
         "../envs/present.yaml"
     params:
@@ -36,6 +37,7 @@ rule join_physics:
         physics=LAYOUT.physics,
     log:
         LAYOUT.log("join_physics"),
+    localrule: True
     conda:
         "../envs/present.yaml"
     params:
@@ -55,6 +57,7 @@ rule judge_claims:
         claims=LAYOUT.claims,
     log:
         LAYOUT.log("judge_claims"),
+    localrule: True
     conda:
         "../envs/present.yaml"
     params:

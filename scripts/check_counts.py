@@ -4,14 +4,13 @@ from pathlib import Path
 
 from vlmeter.measure.check_counts import write_counts
 from vlmeter.measure.subject import check_subject_counts
-from vlmeter.study.layout import Layout
-from vlmeter.study.loader import parse_study
 from vlmeter.workflow.console import job
+from vlmeter.workflow.given import given_to_job
 
 with job(snakemake.log[0]) as tell:
-    study = parse_study(snakemake.config, source="the study")
+    study, layout = given_to_job(snakemake.config)
     subject = snakemake.wildcards.subject
-    counts = check_subject_counts(study, subject, Layout(study.study))
+    counts = check_subject_counts(study, subject, layout)
     if counts.unsupported:
         tell(f"{subject} cannot be measured here: {counts.unsupported}")
     write_counts(Path(snakemake.output.counts), counts)

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from vlmeter.measure.subject import count_subject_work
 from vlmeter.records.work import write_work
-from vlmeter.study.layout import Layout
-from vlmeter.study.loader import parse_study
 from vlmeter.workflow.console import job
+from vlmeter.workflow.given import given_to_job
 
 with job(snakemake.log[0]):
-    study = parse_study(snakemake.config, source="the study")
-    work = count_subject_work(study, snakemake.wildcards.subject, Layout(study.study))
+    study, layout = given_to_job(snakemake.config)
+    work = count_subject_work(study, snakemake.wildcards.subject, layout)
     write_work(Path(snakemake.output.work), work)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from vlmeter.inputs.looks import fetch_dataset
-from vlmeter.study.loader import parse_study
 from vlmeter.workflow.console import job
+from vlmeter.workflow.given import given_to_job
 
 with job(snakemake.log[0]) as tell:
-    study = parse_study(snakemake.config, source="the study")
+    study, _ = given_to_job(snakemake.config)
     manifest = fetch_dataset(
         study,
         Path(snakemake.output.dataset),

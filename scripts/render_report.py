@@ -7,9 +7,9 @@ from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES
 from vlmeter.report.page import ReportInputs, Reproduction, write
 from vlmeter.report.pictures import FigureFiles
-from vlmeter.study.layout import ACROSS, Layout
-from vlmeter.study.loader import parse_study
+from vlmeter.study.layout import ACROSS
 from vlmeter.workflow.console import job
+from vlmeter.workflow.given import given_to_job
 
 
 def optional(name: str) -> Path | None:
@@ -19,8 +19,7 @@ def optional(name: str) -> Path | None:
 
 
 with job(snakemake.log[0]):
-    study = parse_study(snakemake.config, source="the study")
-    layout = Layout(study.study)
+    study, layout = given_to_job(snakemake.config)
     lock = optional("lock")
     inputs = ReportInputs(
         study=study.model_dump(mode="json", exclude_none=True),

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,9 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
+from tests.support.imports import ROOT
 from tests.support.sessions import wait_until, wait_until_gone, workers_of
-from tests.support.workflow import Workflow, fake_study
+from tests.support.workflow import PATIENCE_S, Workflow, fake_study
 from vlmeter.analysis.distribution import sample_of
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES
@@ -198,6 +201,153 @@ def test_a_bad_study_gets_one_sentence_and_nothing_is_written(tmp_path: Path) ->
     assert "key experiments.vision_tokens.tillings is not known (did you mean tilings?)" in line
     assert "Traceback" not in ran.said
     assert not (workflow.folder / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "sentence"),
+    [
+        ("seed: 1\nseed: 2\n", [], "key 'seed' is given twice"),
+        ("sampling: {max_samples: 2e1}\n", [], "sampling.max_samples: 20.0 is not legal; legal: a whole number"),
+        ("seed: 1\n", ["--config", 'sampling={"max_samples": "7"}'], 'sampling.max_samples: "7" is not legal'),
+        ("seed: 1\n", ["--config", "seed=x: y: z"], "--config 'seed=x: y: z' line 1, column 5: mapping values"),
+        ("", [], "Config file must be given as JSON or YAML with keys at top level."),
+    ],
+)
+def test_the_workflow_refuses_what_the_command_line_refuses(
+    more: str, arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
+    workflow = Workflow(tmp_path / "copy", fake_study())
+    (workflow.folder / "more.yaml").write_text(more)
+    ran = workflow.run("-n", "--configfile", "study.yaml", "more.yaml", *arguments)
+    assert ran.code != 0
+    assert sentence in ran.said
+    assert "Traceback" not in ran.said
+    asked = workflow.vlmeter("plan", "study.yaml", "--configfile", "more.yaml", *arguments)
+    assert asked.code == 2
+    if more:
+        assert ran.lines("vlmeter: ") == asked.lines("vlmeter: ")
+
+
+def test_every_file_and_value_reaches_the_session_as_the_command_line_reads_it(workflow: Workflow) -> None:
+    (workflow.folder / "more.yaml").write_text("cell_time_limit_seconds: 2e1\nsampling: {max_samples: 6}\n")
+    more = ["--configfile", "more.yaml"]
+    values = ["--config", 'sampling={"max_samples": 7}']
+    ran = workflow.run("--until", "tabulate", "--configfile", "study.yaml", "more.yaml", *values)
+    assert "Measuring one: 4 of 8 cells (4 stale: protocol)" in ran.said, "the others have a sampling of their own"
+    status = json.loads(workflow.vlmeter("status", "study.yaml", *more, *values, "--format", "json").said)
+    assert {row["state"] for row in status} == {"fresh"}
+    assert workflow.run("--until", "tabulate", "--configfile", "study.yaml", "more.yaml", *values).nothing_to_do
+
+
+def test_a_missing_study_is_named_before_anything_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vlmeter.workflow.where", "typo.yaml"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (2, "vlmeter: study file typo.yaml does not exist\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "vlmeter.workflow.where", "config.yaml"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == str(ROOT / "results" / "quickstart" / "report.html")
+
+
+# --- where it lies, and who runs it -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["My Drive", "it's (a) $HOME & co #1 ü%s"])
+def test_a_folder_of_any_name_will_do(name: str, tmp_path: Path) -> None:
+    workflow = Workflow(tmp_path / name / "vlmeter", fake_study())
+    assert workflow.measure().code == 0
+    assert workflow.layout.table.exists()
+    assert workflow.measure().nothing_to_do
+
+
+def test_a_folder_that_cannot_do_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    ran = Workflow(tmp_path / "a{b}" / "vlmeter", fake_study()).run("-n")
+    (line,) = ran.lines("vlmeter: the folder ")
+    assert line.endswith("which stands for a wildcard in a workflow; legal: a folder without braces")
+    spaced = Workflow(tmp_path / "My Drive" / "vlmeter", fake_study())
+    (line,) = spaced.run("-n", "--sdm", "apptainer").lines("vlmeter: the folder ")
+    assert "which no container image may have" in line
+    assert spaced.run("-n").code == 0
+
+
+#: Another workflow that takes this one in: all of it, or under names of its own and twice.
+IMPORTED_WHOLE = """
+module vl:
+    snakefile: "../copy/Snakefile"
+use rule * from vl
+"""
+IMPORTED_TWICE = """
+configfile: "importer.yaml"
+module a:
+    snakefile: "../copy/Snakefile"
+    config: config["vl"]
+    prefix: "sub/a"
+use rule * from a as a_*
+module b:
+    snakefile: "../copy/Snakefile"
+    config: config["vl"]
+    replace_prefix: {"results/": "out/"}
+use rule * from b as b_*
+rule collect:
+    default_target: True
+    input:
+        rules.a_judge_claims.output.claims,
+        rules.b_tabulate.output.table,
+"""
+
+
+def importer(tmp_path: Path, text: str) -> Workflow:
+    """A workflow that imports a copy of this one, which lies in a folder beside it."""
+    Workflow(tmp_path / "copy", fake_study())
+    (tmp_path / "copy" / "config.yaml").write_text(yaml.safe_dump(fake_study()))
+    outer = Workflow(tmp_path / "outer", fake_study())
+    (outer.folder / "Snakefile").write_text(text)
+    (outer.folder / "importer.yaml").write_text(yaml.safe_dump({"vl": fake_study()}))
+    return outer
+
+
+def test_another_workflow_may_take_it_in_with_and_without_a_prefix(tmp_path: Path) -> None:
+    outer = importer(tmp_path, IMPORTED_TWICE)
+    ran = outer.run("--configfile", "importer.yaml")
+    assert ran.code == 0, ran.said
+    for root in ("sub/a/results/fake", "out/fake"):
+        assert (outer.folder / root / "table.parquet").exists()
+        assert len(list((outer.folder / root / "cells" / "one").iterdir())) == 8
+    assert not (outer.folder / "results").exists()
+    assert outer.run("--configfile", "importer.yaml").nothing_to_do
+
+
+def test_another_workflow_may_take_in_all_of_it(tmp_path: Path) -> None:
+    outer = importer(tmp_path, IMPORTED_WHOLE)
+    command = [word for word in outer.command("--until", "tabulate") if word not in ("--configfile", "study.yaml")]
+    done = subprocess.run(
+        command, cwd=outer.folder, env=outer.environment(), capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert (outer.folder / "results" / "fake" / "table.parquet").exists()
+    ran = outer.run("-n", "--configfile", "importer.yaml")
+    assert ran.lines("vlmeter: importer.yaml: key vl is not known"), "its own configuration is taken for a study"
+
+
+# --- what was deleted -------------------------------------------------------------------------------
+
+
+def test_a_deleted_product_is_made_again_by_the_plain_command(workflow: Workflow) -> None:
+    until = ("--until", "judge_claims")
+    assert workflow.run(*until).code == 0
+    assert workflow.run(*until).nothing_to_do
+    layout = workflow.layout
+    for gone in ([layout.table], [layout.table_csv], [layout.environments, layout.claims]):
+        for path in gone:
+            path.unlink()
+        assert workflow.run(*until).code == 0
+        assert all(path.exists() for path in gone)
+    said = workflow.run("-n").said
+    assert "draw_figure" in said, "what was never made is made, too"
+
+
+# --- what a person is told --------------------------------------------------------------------------
 
 
 def test_a_failed_cell_is_named_with_the_place_of_the_log_and_the_others_are_kept(workflow: Workflow) -> None:
