@@ -15,13 +15,14 @@ from vlmeter.measure.ceilings import alike
 from vlmeter.common.errors import UserError
 from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
 from vlmeter.figures.registry import FIGURES, WITH_PHYSICS, get_figure
-from vlmeter.common.code import code_digest
+from vlmeter.common.code import code_digest, digest_of
 from vlmeter.study.layout import ACROSS, Layout
 from vlmeter.study.plan import build_plan
 from vlmeter.study.subject import has_limits
 from vlmeter.measure.supervision import OWNER_VARIABLE
 from vlmeter.records.states import (
     cell_states,
+    on_other_code,
     some_missing,
     stale_digests,
     states_in_words,
@@ -146,7 +147,7 @@ rule all:
     input:
         # cells that are missing, some of each subject: one is enough to start the session that measures them all
         records=[LAYOUT.record(cell) for cell in some_missing(STATES)],
-        stale=list(STALE_MARKS.values()),
+        stale=[*STALE_MARKS.values(), *OTHER_CODE_MARKS],
         # the report alone would not bring back what was deleted beside it
         deleted=[LAYOUT.root / path.relative_to(PLACES.root) for path in deleted(PRODUCTS)],
         report=LAYOUT.report,

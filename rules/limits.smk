@@ -37,6 +37,7 @@ rule count_work:
         dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
     output:
         work=LAYOUT.work("{subject}"),
+        stale=WORK_MARK if OTHER_CODE else [],
     log:
         LAYOUT.log("count_work-{subject}"),
     localrule: True

@@ -17,7 +17,7 @@ if workflow.is_main_process:
     os.environ["VLMETER_RUN"] = told_to_jobs(
         os.environ.get("VLMETER_RUN"),
         GIVEN,
-        {"stale": stale_digests(PLACES, STATES)},
+        {"stale": stale_digests(PLACES, STATES), "on_other_code": stale_digests(PLACES, on_other_code(STATES))},
     )
 
 
@@ -33,6 +33,11 @@ except UserError as error:
 
 STALE_MARKS = {subject: LAYOUT.stale_mark(subject, digest) for subject, digest in TOLD["stale"].items()}
 
+# Where the installed code that runs a subject has changed, so may what its processor counts and what its model computes.
+OTHER_CODE = digest_of(json.dumps(TOLD["on_other_code"]).encode()) if TOLD["on_other_code"] else ""
+COUNTS_MARK, WORK_MARK = ([LAYOUT.stale_mark(f"{{subject}}-{what}", OTHER_CODE)] for what in ("counts", "work"))
+OTHER_CODE_MARKS = expand([*COUNTS_MARK, *WORK_MARK], subject=TOLD["on_other_code"])
+
 
 rule check_counts:
     input:
@@ -40,6 +45,7 @@ rule check_counts:
         dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
     output:
         counts=LAYOUT.counts("{subject}"),
+        stale=COUNTS_MARK if OTHER_CODE else [],
     log:
         LAYOUT.log("check_counts-{subject}"),
     localrule: True

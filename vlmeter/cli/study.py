@@ -62,8 +62,8 @@ def status(
 ) -> None:
     """Say which cells are fresh, missing or stale, and why, before anything runs.
 
-    A cell is stale when its record was made of another cell, protocol, subject, code, versions, code or input than it
-    would be now. Whether the device is another one, only a measuring session can tell.
+    A cell is stale when its record was made of another cell, protocol, subject, code, versions, installed code or input
+    than it would be now. Whether the device is another one, only a measuring session can tell.
     """
     from vlmeter.cli.rows import rows_as
     from vlmeter.records.states import cell_states
@@ -76,7 +76,7 @@ def status(
             "subject": cell.subject,
             "cell": cell.cell_id,
             "state": found.state,
-            "reason": ", ".join(found.reasons),
+            "reason": ", ".join(found.words()),
             "device": found.record.environment.get("device_model") if found.record else None,
         }
         for cell, found in cell_states(study, Layout(study.study, results))

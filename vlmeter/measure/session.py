@@ -34,10 +34,11 @@ from vlmeter.measure.requests import measure_requests
 from vlmeter.measure.rounds import measure_cell
 from vlmeter.numbers.medians import Estimate
 from vlmeter.records.fingerprint import cell_fingerprint
+from vlmeter.records.installed import keep_listing, packages_here
 from vlmeter.records.parts import Drift, SessionStamp
 from vlmeter.records.record import Record, write_record
-from vlmeter.records.store import Journal, state_of, touch
-from vlmeter.study.layout import cell_path
+from vlmeter.records.store import INSTALLED, Journal, state_of, touch
+from vlmeter.study.layout import cell_path, installed_folder
 from vlmeter.study.study import Study
 from vlmeter.study.subject import Subject
 
@@ -69,6 +70,8 @@ class Machine:
     load: Callable[[], Runner]
     monitor: Monitor
     describe: Callable[[], Mapping[str, Any]]
+    #: the installed code that runs the model, once it has run (see `vlmeter.records.installed`)
+    installed: Callable[[], Mapping[str, str]] = dict
 
 
 def run_session(
@@ -150,6 +153,7 @@ class _Session:
         self._done = 0
         self._measured = 0  # counts a cell that is measured twice twice
         self._reference: Estimate | None = None
+        self._installed: Mapping[str, str] = {}
 
     def path(self, cell: Cell) -> Path:
         return cell_path(self.results, self.study.study, cell)
@@ -158,7 +162,7 @@ class _Session:
         """Tell which cells have to be measured; take back what the journal of a crashed session holds."""
         for cell in self.cells:
             current = self.prints[cell.cell_id]
-            found = state_of(self.path(cell), current)
+            found = state_of(self.path(cell), current, listings=installed_folder(self.results, self.study.study))
             if found.other_version is not None:
                 raise found.other_version
             if found.state == "fresh" and found.record is not None:
@@ -228,10 +232,18 @@ class _Session:
         """Say in every cell's record why it cannot be measured on this machine."""
         log.warning("%s cannot be measured here: %s", self.subject_name, reason)
         self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
+        self._note_installed(packages_here())
         for position, cell in enumerate(self.todo):
             measured = Measurement(status="unsupported", reason=reason)
             self._keep(self._record(cell, measured, parameters={}, position=position))
             self.summary.unsupported += 1
+
+    def _note_installed(self, listing: Mapping[str, str]) -> None:
+        """Let a listing of installed code, if it is a new one, be a part of every record that follows."""
+        if listing and listing != self._installed:
+            self._installed = listing
+            digest = keep_listing(installed_folder(self.results, self.study.study), listing)
+            self.prints = {cell_id: {**parts, INSTALLED: digest} for cell_id, parts in self.prints.items()}
 
     def _look_at_sentinel(self, sentinel: Cell, runner: Runner, rng: random.Random) -> Estimate | None:
         short = sentinel.model_copy(update={"sampling": SENTINEL_SAMPLING})
@@ -297,6 +309,7 @@ class _Session:
                 self.summary.failed.append(reason)
                 self._done += 1
                 continue
+            self._note_installed(self.machine.installed())
             record = self._record(cell, measured, parameters=parameters_of(runner), position=position + offset)
             self._keep(record)
             records.append(record)

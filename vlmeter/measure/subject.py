@@ -59,6 +59,7 @@ def measure_subject(
     from vlmeter.measure.devices import check_memory, devices_for, refreshed, session_device
     from vlmeter.measure.environment import snapshot
     from vlmeter.measure.monitors import make_monitor
+    from vlmeter.records.installed import loaded_files
 
     subject = study.subjects[subject_name]
     purpose = f"study {study.study}, subject {subject_name}"
@@ -71,6 +72,7 @@ def measure_subject(
             load=lambda: load_runner(subject.backend, loading(subject, device=device.name)),
             monitor=make_monitor(device=device.name, uuids=[card.uuid for card in device.cards]),
             describe=lambda: snapshot(device),
+            installed=loaded_files,
         )
         return run_session(
             study,

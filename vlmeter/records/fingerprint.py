@@ -10,6 +10,8 @@ a fresh one and the reason named:
 - code: what the modules mean that prepare inputs, run the model and take the time (`vlmeter.common.code`). Comments and
   docstrings do not count; figures and report are not among them;
 - versions: Python, torch, transformers, tokenizers, Pillow, numpy;
+- installed: the files of transformers and other packages that ran the model (`vlmeter.records.installed`), known once
+  it has run; a record is compared with the listing that it names;
 - input: the image file and the question, known once they have been fetched or made.
 
 The device is no part of it, since only a running session knows it; the session compares it by itself.

@@ -9,7 +9,7 @@ from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.inputs.looks import pictures_at_hand
 from vlmeter.records.fingerprint import cell_fingerprint, fingerprint
-from vlmeter.records.store import State, state_of
+from vlmeter.records.store import INSTALLED, State, some_of, state_of
 from vlmeter.study.layout import Layout
 from vlmeter.study.plan import build_plan
 from vlmeter.study.study import Study
@@ -42,7 +42,7 @@ def cell_states(study: Study, layout: Layout, cells: Sequence[Cell] | None = Non
     found = []
     for cell in cells:
         current = cell_fingerprint(cell, study.subjects[cell.subject], pictures)
-        found.append((cell, state_of(layout.record(cell), current)))
+        found.append((cell, state_of(layout.record(cell), current, listings=layout.installed)))
     return found
 
 
@@ -60,6 +60,11 @@ def stale_digests(layout: Layout, states: Sequence[tuple[Cell, State]]) -> dict[
             written = layout.record(cell).stat().st_mtime_ns  # so that no digest ever comes again
             found.setdefault(cell.subject, []).append(f"{cell.cell_id} {written}")
     return {subject: hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8] for subject, lines in found.items()}
+
+
+def on_other_code(states: Sequence[tuple[Cell, State]]) -> list[tuple[Cell, State]]:
+    """Choose the records that were made by other installed code than there is now."""
+    return [(cell, state) for cell, state in states if INSTALLED in state.reasons]
 
 
 #: So many missing cells of a subject are asked for by name.
@@ -93,6 +98,8 @@ def states_in_words(states: Sequence[tuple[Cell, State]], subject: str) -> str:
     parts = [f"{missing} missing"] if missing else []
     if stale:
         # a reason that is a sentence is about one file, and is for `vlmeter status`
-        reasons = sorted({reason if " " not in reason else "unreadable" for state in stale for reason in state.reasons})
-        parts.append(f"{len(stale)} stale: {', '.join(reasons)}")
+        reasons = {reason if " " not in reason else "unreadable" for state in stale for reason in state.reasons}
+        files = sorted({file for state in stale for file in state.files})
+        words = [f"{reason} ({some_of(files)})" if reason == INSTALLED else reason for reason in sorted(reasons)]
+        parts.append(f"{len(stale)} stale: {', '.join(words)}")
     return f"{missing + len(stale)} of {len(own)} cells" + (f" ({'; '.join(parts)})" if parts else "")

@@ -9,28 +9,54 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import UserError
+from vlmeter.records.installed import changed_files
 from vlmeter.records.record import OtherVersion, Record, read_record, write_record
-from vlmeter.study.layout import cell_path, journal_folder
+from vlmeter.study.layout import cell_path, installed_folder, journal_folder
 
 
 @dataclass(frozen=True)
 class State:
-    """Whether a cell's record holds: "fresh", "missing" or "stale", and if stale in which parts."""
+    """Whether a cell's record holds: "fresh", "missing" or "stale", and if stale in which parts.
+
+    files: the installed files that have changed, where `installed` is among the reasons.
+    """
 
     state: str
     reasons: tuple[str, ...] = ()
     record: Record | None = None
     other_version: OtherVersion | None = None
+    files: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """The reasons for a person: the part `installed` with the files."""
+        return [f"{reason} ({some_of(self.files)})" if reason == INSTALLED else reason for reason in self.reasons]
 
 
-def state_of(path: Path, current: Mapping[str, str]) -> State:
-    """Compare a record with the fingerprint that it would have now; an unreadable one is stale."""
+#: The part of a fingerprint that names a listing of installed code.
+INSTALLED = "installed"
+
+#: So many files are named.
+NAMED_FILES = 3
+
+
+def some_of(files: Sequence[str]) -> str:
+    """Name some files, and say how many there are besides."""
+    more = [f"{len(files) - NAMED_FILES} more"] if len(files) > NAMED_FILES else []
+    return ", ".join([*files[:NAMED_FILES], *more])
+
+
+def state_of(path: Path, current: Mapping[str, str], *, listings: Path | None = None) -> State:
+    """Compare a record with the fingerprint that it would have now; an unreadable one is stale.
+
+    listings: the folder of the listings of installed code, which are compared with what is installed now; without it
+    installed code is not looked at.
+    """
     from vlmeter.records.fingerprint import stale_parts
 
     if not path.exists():
@@ -42,7 +68,10 @@ def state_of(path: Path, current: Mapping[str, str]) -> State:
     except UserError as error:
         return State("stale", (str(error),))
     parts = stale_parts(record.fingerprint, current)
-    return State("stale", parts, record) if parts else State("fresh", (), record)
+    listing = record.fingerprint.get(INSTALLED)
+    files = changed_files(listings, listing) if listings is not None and listing is not None else ()
+    parts += (INSTALLED,) if files else ()
+    return State("stale", parts, record, files=files) if parts else State("fresh", (), record)
 
 
 class Journal:
@@ -50,6 +79,7 @@ class Journal:
 
     def __init__(self, results: Path, study: str, subject: str) -> None:
         self._folder = journal_folder(results, study, subject)
+        self._listings = installed_folder(results, study)
 
     def keep(self, record: Record) -> None:
         """Keep a finished record."""
@@ -57,7 +87,8 @@ class Journal:
 
     def take_back(self, cell: Cell, current: Mapping[str, str]) -> Record | None:
         """Return the journal's record of a cell if it is still fresh."""
-        return found.record if (found := state_of(self.path(cell), current)).state == "fresh" else None
+        found = state_of(self.path(cell), current, listings=self._listings)
+        return found.record if found.state == "fresh" else None
 
     def clear(self) -> None:
         """Forget everything, after a session whose outputs are safe."""

@@ -21,6 +21,11 @@ def journal_folder(results: Path, study: str, subject: str) -> Path:
     return results / study / ".journal" / subject
 
 
+def installed_folder(results: Path, study: str) -> Path:
+    """Folder of the listings of installed code that the records' fingerprints name."""
+    return results / study / "installed"
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths of one study below the folder of all results."""
@@ -73,6 +78,11 @@ class Layout:
     def record(self, cell: Cell) -> Path:
         """A cell's record."""
         return cell_path(self.results, self.study, cell)
+
+    @property
+    def installed(self) -> Path:
+        """Folder of the listings of installed code that the records' fingerprints name."""
+        return installed_folder(self.results, self.study)
 
     def counts(self, subject: str) -> Path:
         """What the subject's own processor makes of every picture."""
