@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.tables import TILINGS, CpuLikeRunner, table_of
-from vlmeter.analysis import prediction_laws
+from vlmeter.analysis import prediction, prediction_laws
 from vlmeter.analysis.decode_runs import decode
 from vlmeter.analysis.held_out import accuracy, can_be_held_out, held_out
 from vlmeter.analysis.prediction import choose_subject, predict
@@ -25,7 +26,8 @@ from vlmeter.cli.main import main
 from vlmeter.common.errors import UserError
 from vlmeter.models.families.base import PREFILL_PHASES, ImageOptions, SubjectSpec
 from vlmeter.models.families.registry import get_family
-from vlmeter.table.files import write_table
+from vlmeter.table.columns import COLUMNS
+from vlmeter.table.files import read_table, write_table
 
 PHOTOGRAPHS = 6
 
@@ -68,6 +70,26 @@ def test_a_request_that_was_not_measured_takes_what_the_law_says(exact: pd.DataF
     first_token, total = declared_ms(FakeRunner(), request)
     assert model.first_token_of(request).value_ms == pytest.approx(first_token)
     assert model.total_of(request).value_ms == pytest.approx(total)
+
+
+def test_a_checkpoint_is_asked_in_the_revision_that_was_measured(
+    exact: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[SubjectSpec] = []
+
+    class Family:
+        def geometry(self, spec: SubjectSpec) -> object:
+            asked.append(spec)
+            return get_family("molmo").geometry(replace(spec, weights="random", revision=None))
+
+    monkeypatch.setattr(prediction, "get_family", lambda name: Family())
+    table = exact.assign(weights="owner/name", revision="0123abcd", trust_remote_code=True)
+    prediction.image_tokens(table, width_px=336, height_px=336, max_crops=None)
+    prediction.image_tokens(exact, width_px=336, height_px=336, max_crops=None)
+    assert [(spec.weights, spec.revision, spec.trust_remote_code) for spec in asked] == [
+        ("owner/name", "0123abcd", True),
+        ("random", None, False),
+    ]
 
 
 def test_an_images_counts_are_the_familys_own(exact: pd.DataFrame) -> None:
@@ -399,3 +421,12 @@ def test_predicted_and_measured_agree_for_every_photograph_of_the_study(exact: p
         request = Request(int(row["crops"]), int(row["prompt_tokens"]), int(row["output_tokens"]))
         assert model.first_token_of(request).value_ms == pytest.approx(row["first_token_ms"])
         assert model.decode_of(request).value_ms == pytest.approx(row["decode_ms"])
+
+
+def test_a_table_of_before_the_revision_was_in_it_still_predicts() -> None:
+    gallery = Path(__file__).parent.parent / "docs" / "gallery"
+    table = read_table(gallery / "table.parquet")
+    assert table["revision"].isna().all()
+    assert list(table.columns) == [column.name for column in COLUMNS]
+    found = predict(choose_subject(table, None), width_px=1920, height_px=1080, output_tokens=8, question_tokens=32)
+    assert found["image"]["crops"] == 13

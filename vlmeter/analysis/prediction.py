@@ -38,16 +38,17 @@ from vlmeter.numbers.words import plural
 def image_tokens(table: pd.DataFrame, *, width_px: int, height_px: int, max_crops: int | None) -> ImageTokens:
     """Ask the subject's family what an image becomes; `table` holds the subject's rows.
 
-    The table knows no revision: a hub checkpoint is taken as it is in the cache.
+    A hub checkpoint is that of the revision that was measured.
     """
     first = table.iloc[0]
     spec = SubjectSpec(
         preset=None if pd.isna(first["preset"]) else str(first["preset"]),
         weights=str(first["weights"]),
-        revision=None,
+        revision=None if pd.isna(first["revision"]) else str(first["revision"]),
         dtype=str(first["dtype"]),
         attention=str(first["attention"]),
         seed=0,
+        trust_remote_code=bool(first["trust_remote_code"]) if pd.notna(first["trust_remote_code"]) else False,
     )
     geometry = get_family(str(first["family"])).geometry(spec)
     return geometry.image_tokens(width_px, height_px, options=ImageOptions(max_crops=max_crops))

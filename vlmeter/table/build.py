@@ -296,6 +296,8 @@ def _cell_values(record: Record) -> dict[str, Any]:
         "family": subject.family,
         "preset": subject.preset,
         "weights": subject.weights,
+        "revision": subject.revision,
+        "trust_remote_code": subject.trust_remote_code,
         "random_weights": subject.weights == "random",
         "dtype": subject.dtype,
         "attention": subject.attention,

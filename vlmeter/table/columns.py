@@ -51,6 +51,9 @@ def _columns(*rows: tuple[str, Dtype, str]) -> tuple[Column, ...]:
     return tuple(Column(*row) for row in rows)
 
 
+#: Columns that tables of before did not have; of such a table they are read as empty.
+ADDED_LATER = frozenset({"revision", "trust_remote_code"})
+
 #: What belongs to a cell, and is the same in all of its rows.
 CELL_COLUMNS = _columns(
     ("study", "string", "name of the study"),
@@ -58,6 +61,8 @@ CELL_COLUMNS = _columns(
     ("family", "string", "model family"),
     ("preset", "string", "architecture, where weights are random"),
     ("weights", "string", "random, a folder or a hub id"),
+    ("revision", "string", "branch, tag or commit of a hub id, where the study names one"),
+    ("trust_remote_code", "boolean", "whether Python code of the checkpoint was run"),
     ("random_weights", "boolean", "whether weights are random: then generated text means nothing"),
     ("dtype", "string", "number format of the weights"),
     ("attention", "string", "attention implementation"),

@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
-from vlmeter.table.columns import ARROW, COLUMNS, PANDAS, Column
+from vlmeter.table.columns import ADDED_LATER, ARROW, COLUMNS, PANDAS, Column
 
 
 def _to_arrow(table: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
@@ -50,11 +50,14 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFr
 
     With `columns` only those are read, and it does not matter which others the table has: so may one be read that an
     older or a newer vlmeter wrote. Raises UserError on a file that is not a table, or lacks a column that is asked
-    for; without `columns` also if it has others than this vlmeter writes.
+    for; without `columns` also if it has others than this vlmeter writes. Columns that were added since are empty in an
+    older table.
     """
     wanted = [column.name for column in COLUMNS] if columns is None else list(columns)
     try:
         names = pa.parquet.read_schema(path).names
+        later = [name for name in wanted if name in ADDED_LATER and name not in names]
+        wanted = [name for name in wanted if name not in later]
         if unlike := sorted(set(wanted) - set(names) if columns is not None else set(wanted) ^ set(names)):
             raise UserError(
                 f"table {path} has other columns than this vlmeter writes ({unlike[0]}); make it again from the records"
@@ -70,5 +73,8 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFr
             "records"
         )
     frame = found.to_pandas()
-    kinds: Mapping[str, Any] = {column.name: PANDAS[column.dtype] for column in COLUMNS if column.name in wanted}
-    return pd.DataFrame(frame.astype(kinds))
+    for name in later:
+        frame[name] = None
+    ordered = [column.name for column in COLUMNS if column.name in frame] if columns is None else list(columns)
+    kinds: Mapping[str, Any] = {column.name: PANDAS[column.dtype] for column in COLUMNS if column.name in ordered}
+    return pd.DataFrame(frame[ordered].astype(kinds))
