@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from tests.support.fakes import FakeClock
 from vlmeter.backends.base import Prompt
-from vlmeter.backends.clock import FakeClock
 from vlmeter.backends.eager_runner import EagerRunner, end_failed_capture
 
 if TYPE_CHECKING:

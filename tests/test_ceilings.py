@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import vlmeter.measure.ceilings
-from vlmeter.backends.clock import FakeClock, make_clock
+from tests.support.fakes import FakeClock
+from vlmeter.backends.clock import make_clock
 from vlmeter.backends.device import Device
 from vlmeter.common.errors import UserError
 from vlmeter.measure.ceilings import (

@@ -8,7 +8,8 @@ from itertools import count
 
 import pytest
 
-from vlmeter.backends.clock import ClockError, FakeClock, HostClock, Marks, make_clock, time_call, total_by_phase
+from tests.support.fakes import FakeClock
+from vlmeter.backends.clock import ClockError, HostClock, Marks, make_clock, time_call, total_by_phase
 
 
 def test_work_that_the_host_launches_slowly_is_launch_bound() -> None:

@@ -14,10 +14,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.support.fakes import FakeRunner, out_of_memory
+from tests.support.fakes import FakeClock, FakeRunner, out_of_memory
 from tests.support.studies import pictures_of, study_of
 from vlmeter.backends.base import Prompt
-from vlmeter.backends.clock import ClockError, FakeClock
+from vlmeter.backends.clock import ClockError
 from vlmeter.cells.cell import Cell, Expected
 from vlmeter.inputs.pictures import Picture
 from vlmeter.measure.arms import WARMUP_OUTPUT_TOKENS

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.support.fakes import FakeClock
 from tests.support.native import NATIVE, spec_of, write_native_checkpoint
 from vlmeter.backends import eager_runner
 from vlmeter.backends.base import MemoryUse, Prompt
-from vlmeter.backends.clock import FakeClock
 from vlmeter.backends.eager_runner import EagerRunner, devices_beside
 from vlmeter.common.errors import UserError
 from vlmeter.measure.count_pass import _WeightReads, count_pass

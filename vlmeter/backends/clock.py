@@ -114,45 +114,6 @@ class CudaClock:
         return time.perf_counter_ns() / 1e6
 
 
-class FakeClock:
-    """A clock that a test turns by hand: a host that launches, a device that works behind it.
-
-    `work` advances the host by the launch time and lets the device start at the later of "launched" and "free", as a
-    stream does, so that launch-bound and device-bound work can be played through without timing anything.
-    """
-
-    mark_kind = "fake"
-
-    def __init__(self) -> None:
-        self._host_ms = 0.0
-        self._device_free_ms = 0.0
-
-    def work(self, *, device_ms: float, launch_ms: float = 0.0) -> None:
-        """Launch one piece of work."""
-        self._host_ms += launch_ms
-        self._device_free_ms = max(self._device_free_ms, self._host_ms) + device_ms
-
-    def host_work(self, duration_ms: float) -> None:
-        """Spend time on the host alone."""
-        self._host_ms += duration_ms
-
-    def mark(self) -> float:
-        """The moment at which the device passes this mark."""
-        return max(self._device_free_ms, self._host_ms)
-
-    def elapsed_ms(self, start: float, end: float) -> float:
-        """Difference of two moments."""
-        return end - start
-
-    def synchronize(self) -> None:
-        """Move the host to the end of the device's work."""
-        self._host_ms = max(self._host_ms, self._device_free_ms)
-
-    def host_ms(self) -> float:
-        """The host's time."""
-        return self._host_ms
-
-
 def make_clock(device: str, *, beside: Sequence[str] = ()) -> Clock:
     """Return the clock for a device name: CUDA events for cuda, the host's clock for cpu.
 
