@@ -7,6 +7,16 @@ import shutil
 
 import pytest
 
+#: Seconds that a slow test may take: some run a whole study, on machines that others use.
+SLOW_TIMEOUT_S = 1800
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests more time than the others, unless they say themselves how much they need."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose programs are not there; where CI is set they have to be, so there it fails."""

@@ -13,7 +13,7 @@ from tests.support.slurm import PROGRAMS, Slurm, slurm
 from tests.support.workflow import Workflow, fake_study
 from vlmeter.table.files import read_table
 
-pytestmark = pytest.mark.xdist_group("workflow")
+pytestmark = [pytest.mark.xdist_group("workflow"), pytest.mark.timeout(1800)]  # whole runs, some after one another
 
 
 @pytest.fixture

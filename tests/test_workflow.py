@@ -27,7 +27,7 @@ from vlmeter.figures.registry import FIGURES
 from vlmeter.study.layout import ACROSS
 from vlmeter.table.files import read_table
 
-pytestmark = pytest.mark.xdist_group("workflow")
+pytestmark = [pytest.mark.xdist_group("workflow"), pytest.mark.timeout(1800)]  # whole runs, some after one another
 
 
 @pytest.fixture(scope="module")
