@@ -53,7 +53,7 @@ rule check_counts:
         "../envs/measure.yaml"
     params:
         digest=lambda wildcards: subject_digest(STUDY, wildcards.subject, CELLS),
-        code=code_digest("vlmeter.measure.check_counts"),
+        code=code_digest("vlmeter.measure.check_counts", "vlmeter.measure.questions"),
     message:
         "Putting every picture through the processor of {wildcards.subject}, to check its counts"
     script:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vlmeter.cells.cell import Cell
@@ -15,27 +15,38 @@ from vlmeter.study.study import Study
 from vlmeter.study.subject import loading
 
 if TYPE_CHECKING:
+    from vlmeter.inputs.pictures import Pictures
     from vlmeter.measure.check_counts import SubjectCounts
+    from vlmeter.models.families.base import LoadedModel
     from vlmeter.records.work import SubjectWork
 
 
 def check_subject_counts(study: Study, subject_name: str, layout: Layout) -> SubjectCounts:
     """Compare the plan's counts with those of a subject's own processor; see `vlmeter.measure.check_counts`."""
     from vlmeter.measure.check_counts import check_counts
-    from vlmeter.measure.count_work import shapes_of
 
     cells, pictures = look_at(study, subject_name, layout)
-    return check_counts(subject_name, lambda: shapes_of(study.subjects[subject_name]), cells, pictures)
+    return check_counts(subject_name, lambda: _shapes(study, subject_name, cells, pictures), cells, pictures)
+
+
+def _shapes(study: Study, subject_name: str, cells: Sequence[Cell], pictures: Pictures) -> LoadedModel:
+    """Give a subject's shapes, once it is known that they can be asked every question of the study."""
+    from vlmeter.measure.count_work import shapes_of
+    from vlmeter.measure.questions import refuse_placeholders
+
+    loaded = shapes_of(study.subjects[subject_name])
+    refuse_placeholders(subject_name, loaded, cells, pictures)
+    return loaded
 
 
 def count_subject_work(study: Study, subject_name: str, layout: Layout) -> SubjectWork:
     """Count FLOPs and bytes of every cell of a subject, on shapes alone; see `vlmeter.measure.count_work`."""
-    from vlmeter.measure.count_work import count_work, shapes_of
+    from vlmeter.measure.count_work import count_work
     from vlmeter.records.work import SubjectWork
 
     cells, pictures = look_at(study, subject_name, layout)
     try:
-        return count_work(subject_name, shapes_of(study.subjects[subject_name]), cells, pictures)
+        return count_work(subject_name, _shapes(study, subject_name, cells, pictures), cells, pictures)
     except Unsupported:  # so are the cells, whose records say why
         return SubjectWork(subject=subject_name, cells=())
 

@@ -124,6 +124,11 @@ class LoadedModel(Protocol):
     #: parameters per component, counted in the loaded model
     parameters: Mapping[str, int]
 
+    @property
+    def placeholders(self) -> Sequence[str]:
+        """Texts that mark an image in a prompt, so that no question may hold one (`vlmeter.measure.questions`)."""
+        ...
+
     def prepare(
         self, image: Image, question: str | None, *, text_tokens: int | None, options: ImageOptions
     ) -> ModelInputs:

@@ -27,6 +27,10 @@ UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 _NOT_FED = ("attention_mask", "labels")
 
 
+#: Attributes of a processor that hold what it looks for in a prompt, to put a picture's tokens in its place.
+_PLACEHOLDER_NAMES = ("image_token", "boi_token", "video_token", "audio_token")
+
+
 @dataclass(frozen=True)
 class Parts:
     """Dotted paths of a model's parts.
@@ -81,6 +85,14 @@ class LoadedNative:
         self._passed: set[tuple[int, ...]] = set()
 
     # ---- inputs
+
+    @property
+    def placeholders(self) -> Sequence[str]:
+        """Texts that mark a picture or a film in a prompt: what the processor replaces, and an image's other tokens."""
+        named = {getattr(self.processor, name, None) for name in _PLACEHOLDER_NAMES}
+        of_image = {self._image_token_id, *self._image_ids(), *(getattr(self.processor, "image_token_ids", None) or ())}
+        tokens = self.tokenizer.convert_ids_to_tokens([number for number in of_image if isinstance(number, int)])
+        return sorted({text for text in (*named, *tokens) if isinstance(text, str) and text.strip()})
 
     def prepare(
         self, image: Image, question: str | None, *, text_tokens: int | None, options: ImageOptions

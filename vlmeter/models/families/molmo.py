@@ -168,6 +168,13 @@ class LoadedMolmo:
             name: sum(parameter.numel() for parameter in module.parameters()) for name, module in components.items()
         }
 
+    @property
+    def placeholders(self) -> Sequence[str]:
+        """Texts that mark an image in a prompt: what the tokens of its crops, rows and ends are called."""
+        from vlmeter.models.molmo1.tokenizer import SPECIAL_TOKENS
+
+        return SPECIAL_TOKENS
+
     def prepare(
         self, image: Image, question: str | None, *, text_tokens: int | None, options: ImageOptions
     ) -> ModelInputs:
