@@ -13,3 +13,5 @@ with job(snakemake.log[0]) as tell:
         Path(snakemake.output.dataset),
         progress=lambda done, total: tell(f"photograph {done} of {total}") if done == total else None,
     )
+    if passed_over := manifest.skipped_in_words():
+        tell(passed_over)

@@ -230,10 +230,15 @@ def test_every_file_is_named_when_they_make_no_study_together(tmp_path: Path) ->
             "experiments.output_tokens.sampling.min_sample", "min_samples", "energy_seconds_per_cell, max_samples",
         ),
         (changed(sampling={"max_sample": 3}), "sampling.max_sample", "max_samples", "energy_seconds_per_cell"),
-        (changed(dataset={"source": "embedded", "imgaes": 3}), "dataset.imgaes", "images", "images, seed, source"),
+        (
+            changed(dataset={"source": "embedded", "imgaes": 3}),
+            "dataset.imgaes",
+            "images",
+            "images, seed, skip_undecodable, source",
+        ),
         (
             changed(dataset={"source": "hub", "name": "a/b", "split": "c", "sed": 3}),
-            "dataset.sed", "seed", "config, images, name, revision, seed, source, split",
+            "dataset.sed", "seed", "config, images, name, revision, seed, skip_undecodable, source, split",
         ),
         (changed(dataset={"source": "local", "path": "a", "pth": 3}), "dataset.pth", "path", "images, path, seed"),
     ],

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vlmeter.common.errors import UnsupportedSize, UserError
 from vlmeter.inputs.dataset import choose, fetch, read_manifest
 from vlmeter.inputs.images import read_image
 from vlmeter.inputs.manifest import Manifest
-from vlmeter.inputs.rows import Record
+from vlmeter.inputs.rows import SourceRow
 from vlmeter.study.dataset_source import DatasetSource, EmbeddedSource, HubSource, LocalSource
 
 
@@ -96,14 +97,14 @@ def test_more_photographs_than_there_are_records_is_one_sentence(tmp_path: Path)
 
 def test_a_record_that_waits_for_its_turn_holds_no_image(tmp_path: Path) -> None:
     """A hub dataset of 5,000 photographs has some 20,000 further questions, each with the bytes of its image."""
-    waiting: list[Record] = []
+    waiting: list[SourceRow] = []
 
-    def record(row: dict[str, Any]) -> Record:
-        made = Record(row["image_id"], row["question_id"], lambda: row, holds_image=True)
+    def record(row: dict[str, Any]) -> SourceRow:
+        made = SourceRow(row["image_id"], row["question_id"], lambda: row, holds_image=True)
         waiting.append(made.without_image())
         return made
 
-    chosen = choose([[record(row) for row in vqa.rows(3)]], images=5, seed=0)
+    chosen = islice(choose([[record(row) for row in vqa.rows(3)]], images=5, seed=0), 5)
     assert [("image" in one.read_row()) for one in chosen] == [True] * 3 + [False] * 2
     assert all("image" not in one.read_row() and one.read_row()["question"] for one in waiting)
 
@@ -198,7 +199,7 @@ def broken(tmp_path: Path, **changes: object) -> LocalSource:
         ({"image": 5}, "question_id 1000, image_id 1: the image is a int"),
         ({"question": None}, "question_id 1000, image_id 1: the record has no question"),
         ({"answers": [{"text": "yes"}]}, "question_id 1000, image_id 1: answers are not a list of"),
-        ({"answers": ["yes"]}, "question_id 1000, image_id 1: answers are not a list of"),
+        ({"answers": [True]}, "question_id 1000, image_id 1: answers are not a list of text, or of {answer,"),
         ({"image_id": None}, "question_id 1000, image_id None: image_id is not legal"),
         ({"question_id": 1.5}, "question_id 1.5, image_id 1: question_id is not legal"),
     ],

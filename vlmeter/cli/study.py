@@ -26,11 +26,12 @@ def plan(
     block differ, so a block has no counts.
     """
     from vlmeter.cli.rows import rows_as
-    from vlmeter.inputs.looks import expected_plan
+    from vlmeter.inputs.looks import expected_plan, fetched_manifest
     from vlmeter.study.layout import Layout
     from vlmeter.study.loader import load_study
 
     study = load_study(study_file, *(more or []), values=values or [])
+    layout = Layout(study.study, results)
     rows: list[dict[str, Any]] = [
         {
             "subject": cell.subject,
@@ -44,13 +45,16 @@ def plan(
             "prompt_tokens": cell.expected.prompt_tokens,
             "output_tokens": cell.output_tokens,
         }
-        for cell in expected_plan(study, Layout(study.study, results))
+        for cell in expected_plan(study, layout)
     ]
     say(rows_as(rows, list(rows[0]), form=form))
     if form == "table":
         counted = Counter((row["subject"], row["experiment"]) for row in rows)
         parts = [f"{number} {experiment} of {subject}" for (subject, experiment), number in counted.items()]
         say(f"\n{len(rows)} cells: {', '.join(parts)}")
+        manifest = fetched_manifest(study, layout) if study.experiments.on_photographs else None
+        if manifest and (passed_over := manifest.skipped_in_words()):
+            say(passed_over)
 
 
 def status(

@@ -1,7 +1,7 @@
 """Photographs with questions: chosen from a source, checked, and kept as files with a manifest.
 
-Every source yields *records* in the schema of VQA v2. A seeded choice of them is checked - is there an image,
-can it be decoded, does the model take its size - and written as image files beside a `manifest.json`, before
+Every source yields *records* in the schema of VQA v2 (docs/datasets.md). A seeded choice of them is checked - is there
+an image, can it be decoded, does the model take its size - and written as image files beside a `manifest.json`, before
 anything is measured. What follows in the pipeline reads the manifest and never asks the source again.
 
 The choice ranks records by a hash of the seed and their identity rather than by drawing from a random
@@ -18,19 +18,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.resources.abc import Traversable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
+from vlmeter.inputs.fields import Undecodable, answers_of, image_bytes, question_of
 from vlmeter.inputs.images import decode_and_settle
-from vlmeter.inputs.manifest import Answer, Manifest, ManifestImage
-from vlmeter.inputs.rows import Record, rank_of
-from vlmeter.inputs.sources import describe, record_batches
+from vlmeter.inputs.manifest import Manifest, ManifestImage, SkippedRecord
+from vlmeter.inputs.rows import SourceRow, rank_of, shown
+from vlmeter.inputs.sources import describe, row_batches
 from vlmeter.study.dataset_source import DatasetSource
 
 
@@ -44,7 +43,8 @@ def fetch(
     """Fetch the photographs that `source` describes into `out_dir`; manifest.json there is written last.
 
     Args:
-        source: which records, how many, and the seed of the choice.
+        source: which records, how many, the seed of the choice, and whether records without a usable image are passed
+            over.
         out_dir: folder for manifest.json and the image files.
         check_size: called with each image's width and height in px; raises UserError for a size no model here
             takes.
@@ -54,34 +54,55 @@ def fetch(
         UserError: one sentence that names the source and, where one is at fault, the record.
     """
     label = describe(source)
-    batches, commit = record_batches(source)
+    batches, commit = row_batches(source)
     manifest_path = out_dir / "manifest.json"
     manifest_path.unlink(missing_ok=True)  # an old one would describe files that are being replaced
     images: list[ManifestImage] = []
-    seen: set[int | str] = set()
+    skipped: dict[int | str, SkippedRecord] = {}
+    seen: set[str] = set()
     stored: dict[int | str, str] = {}
-    for record in choose(batches, images=source.images, seed=source.seed):
-        if record.question_id in seen:
-            raise UserError(f"{label}: question_id {record.question_id} stands there more than once")
-        seen.add(record.question_id)
-        first = out_dir / stored[record.image_id] if record.image_id in stored else None
-        images.append(_store(record, out_dir, label=label, check_size=check_size, first=first))
-        stored.setdefault(record.image_id, images[-1].file)
+    for row in choose(batches, images=source.images, seed=source.seed, without=skipped.keys()):
+        if str(row.question_id) in seen:
+            raise UserError(f"{label}: question_id {shown(row.question_id)} stands there more than once")
+        seen.add(str(row.question_id))
+        first = out_dir / stored[row.image_id] if row.image_id in stored else None
+        try:
+            images.append(_store(row, out_dir, check_size=check_size, first=first))
+        except Undecodable as reason:
+            if not source.skip_undecodable:
+                remedy = "dataset.skip_undecodable: true passes over such records"
+                raise UserError(f"{label}: {row.name}: {reason}; {remedy}") from None
+            skipped[row.image_id] = SkippedRecord(
+                image_id=row.image_id, question_id=row.question_id, reason=str(reason)
+            )
+            continue
+        except UserError as error:
+            raise UserError(f"{label}: {row.name}: {error}") from None
+        stored.setdefault(row.image_id, images[-1].file)
         if progress is not None:
             progress(len(images), source.images)
+        if len(images) == source.images:
+            break
+    manifest = Manifest(source=source, commit=commit, images=tuple(images), skipped=tuple(skipped.values()))
     if len(images) < source.images:
-        raise UserError(
-            f"{label}: has {len(images)} records, dataset.images asks for {source.images}; legal: 1 to {len(images)}"
-            if images
-            else f"{label}: has no records"
-        )
-    manifest = Manifest(source=source, commit=commit, images=tuple(images))
+        raise UserError(f"{label}: {_too_few(manifest)}")
     write_atomically(manifest_path, (manifest.model_dump_json(indent=2) + "\n").encode())
     return manifest
 
 
+def _too_few(manifest: Manifest) -> str:
+    found, skipped = len(manifest.images), manifest.skipped_in_words()
+    if not found:
+        return f"has no record that can be used ({skipped})" if skipped else "has no records"
+    wanted = f"has {found} records, dataset.images asks for {manifest.source.images}; legal: 1 to {found}"
+    return f"{wanted} ({skipped})" if skipped else wanted
+
+
 def read_manifest(path: Path, *, check_files: bool = False) -> Manifest:
-    """Read a manifest; with `check_files` every image file must be there and as it was when fetched."""
+    """Read a manifest; with `check_files` every image file must be there and as it was when fetched.
+
+    Raises UserError: one sentence that names the manifest, and the key or the image file that is at fault.
+    """
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -91,67 +112,72 @@ def read_manifest(path: Path, *, check_files: bool = False) -> Manifest:
     except ValidationError as error:
         detail = error.errors()[0]
         where = ".".join(str(part) for part in detail["loc"]) or "the file"
-        raise UserError(f"dataset manifest {path}: {where}: {detail['msg'].lower()}") from None
-    if check_files:
-        for image in manifest.images:
-            file = path.parent / image.file
-            if not file.is_file():
-                raise UserError(f"dataset manifest {path}: image file {image.file} does not exist")
-            if hashlib.sha256(file.read_bytes()).hexdigest() != image.sha256:
-                raise UserError(f"dataset manifest {path}: image file {image.file} has changed since it was fetched")
+        what = " ".join(detail["msg"].lower().split())
+        raise UserError(f"dataset manifest {path}: {shown(where)}: {what}") from None
+    if len(manifest.images) != manifest.source.images:
+        raise UserError(
+            f"dataset manifest {path}: images: {len(manifest.images)} are listed, and source.images is "
+            f"{manifest.source.images}"
+        )
+    for image in manifest.images if check_files else ():
+        file = path.parent / image.file
+        try:
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
+            missing = isinstance(error, FileNotFoundError)
+            reason = "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            raise UserError(f"dataset manifest {path}: image file {shown(image.file)} {reason}") from None
+        if digest != image.sha256:
+            raise UserError(f"dataset manifest {path}: image file {image.file} has changed since it was fetched")
     return manifest
 
 
-def choose(batches: Iterable[Iterable[Record]], *, images: int, seed: int) -> Iterator[Record]:
-    """Yield `images` records, one per image, in the order of the batches and of a seeded rank within each.
+def choose(
+    batches: Iterable[Iterable[SourceRow]], *, images: int, seed: int, without: Collection[int | str] = ()
+) -> Iterator[SourceRow]:
+    """Yield rows, one per image, in the order of the batches and of a seeded rank within each.
 
-    Where there are fewer images than that, further questions on images that were already chosen follow; while
-    they wait, they hold no image, since thousands of them may. A source that has too few records ends early.
+    Whoever asked for `images` of them stops there, and no further batch is read. Where there are fewer images than
+    that, further questions on images that were already chosen follow; while they wait, they hold no image, since
+    thousands of them may. A source that has too few rows ends early. `without` may grow meanwhile: images of which no
+    further row is wanted.
     """
     seen: set[int | str] = set()
-    spare: list[Record] = []
+    spare: list[SourceRow] = []
     for batch in batches:
-        for record in sorted(batch, key=lambda r: (rank_of(seed, r.image_id), rank_of(seed, r.question_id))):
-            if record.image_id not in seen:
-                seen.add(record.image_id)
-                yield record
-                if len(seen) == images:
-                    return
-            elif len(spare) < images:
-                spare.append(record.without_image())
-    yield from spare[: images - len(seen)]
+        for row in sorted(batch, key=lambda r: (rank_of(seed, r.image_id), rank_of(seed, r.question_id))):
+            if row.image_id not in seen:
+                seen.add(row.image_id)
+                yield row
+            elif len(spare) < images and row.image_id not in without:
+                spare.append(row.without_image())
+    yield from spare
 
 
 def _store(
-    record: Record,
-    out_dir: Path,
-    *,
-    label: str,
-    check_size: Callable[[int, int], None] | None,
-    first: Path | None = None,
+    row: SourceRow, out_dir: Path, *, check_size: Callable[[int, int], None] | None, first: Path | None = None
 ) -> ManifestImage:
-    """Check one record and keep its image as a file; every complaint names the record.
+    """Check one record and keep its image as a file.
 
-    A record that holds no image any more takes it from `first`, the file of the first record of the same image.
+    A record that holds no image any more takes it from `first`, the file of the first record of the same image. Raises
+    Undecodable for an image that is absent, empty or broken, UserError for whatever else cannot be used.
     """
+    fields = row.read_row()
+    question, answers = question_of(fields), answers_of(fields)
+    from_file = first is not None and "image" not in fields
+    encoded = first.read_bytes() if from_file and first else image_bytes(fields["image"], row.folder)
     try:
-        row = record.read_row()
-        question, answers = _question(row), _answers(row)
-        from_file = first is not None and "image" not in row
-        encoded = first.read_bytes() if from_file and first else _image_bytes(row["image"], record.folder)
         image, data, suffix = decode_and_settle(encoded)
-        if check_size is not None:
-            check_size(image.width, image.height)
-    except UserError as error:
-        raise UserError(f"{label}: {record.name}: {error}") from None
     except ValueError as error:
-        raise UserError(f"{label}: {record.name}: the image cannot be decoded: {error}") from None
-    file = f"{_file_stem(record.question_id)}{suffix}"
+        raise Undecodable(f"the image cannot be decoded: {error}") from None
+    if check_size is not None:
+        check_size(image.width, image.height)
+    file = f"{_file_stem(row.question_id)}{suffix}"
     write_atomically(out_dir / file, data)
     return ManifestImage(
         file=file,
-        image_id=record.image_id,
-        question_id=record.question_id,
+        image_id=row.image_id,
+        question_id=row.question_id,
         question=question,
         answers=answers,
         width_px=image.width,
@@ -161,42 +187,10 @@ def _store(
 
 
 def _file_stem(question_id: int | str) -> str:
-    """Give a file name that is safe on any file system, and differs wherever the ids differ."""
+    """Give a file name that is safe on any file system, and differs wherever the ids differ by more than their type.
+
+    Some file systems take `A` for `a`.
+    """
     text = str(question_id)
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", text)[:80]
-    return f"q{safe}" if safe == text else f"q{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _question(row: Mapping[str, Any]) -> str:
-    question = row["question"]
-    if not isinstance(question, str) or not question.strip():
-        raise UserError("the record has no question")
-    return question
-
-
-def _answers(row: Mapping[str, Any]) -> tuple[Answer, ...]:
-    answers = row.get("answers") or ()
-    try:
-        if isinstance(answers, Mapping):  # a list of structs that was read as a struct of lists
-            answers = [dict(zip(answers, values, strict=True)) for values in zip(*answers.values(), strict=True)]
-        return tuple(Answer.model_validate(answer) for answer in answers)
-    except (TypeError, ValueError):
-        raise UserError("answers are not a list of {answer, answer_confidence, answer_id}") from None
-
-
-def _image_bytes(value: object, folder: Traversable | None) -> bytes:
-    """Get the encoded image out of the image column: bytes, a struct of bytes and path, or a file name."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if not value:
-        raise UserError("the record has no image")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise UserError(f"the image is a {type(value).__name__}; legal: encoded bytes or a file name")
-    if folder is None:
-        raise UserError(f"the record has no image, only the file name {value}")
-    try:
-        return folder.joinpath(value).read_bytes()
-    except OSError as error:
-        raise UserError(f"image file {value} cannot be read: {error.strerror or error}") from None
+    return f"q{safe}" if safe == text.lower() else f"q{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from vlmeter.common.errors import UserError
-from vlmeter.inputs.rows import BATCH_RECORDS, Record, check_columns, first_line, record_of, seeded_order
+from vlmeter.inputs.rows import BATCH_RECORDS, SourceRow, check_columns, first_line, seeded_order, source_row
 from vlmeter.study.dataset_source import HubSource
 
 #: Tries for one read from the hub. `datasets` makes 20, which lets a lost network pass for a slow one for ten
@@ -16,7 +16,7 @@ from vlmeter.study.dataset_source import HubSource
 HUB_READ_TRIES = 3
 
 
-def hub_batches(source: HubSource, *, label: str) -> tuple[Iterator[list[Record]], str]:
+def hub_batches(source: HubSource, *, label: str) -> tuple[Iterator[list[SourceRow]], str]:
     """Find the repository and its split; the records themselves come when the batches are iterated over."""
     with _hub_errors(source, label):
         import datasets
@@ -38,7 +38,7 @@ def hub_batches(source: HubSource, *, label: str) -> tuple[Iterator[list[Record]
     return _hub_records(source, stream, label=label), str(commit)
 
 
-def _hub_records(source: HubSource, stream: Any, *, label: str) -> Iterator[list[Record]]:
+def _hub_records(source: HubSource, stream: Any, *, label: str) -> Iterator[list[SourceRow]]:
     """Yield batches of records, row group by row group; nothing is requested beyond the last batch taken."""
     seed = source.seed
     for shard in seeded_order(stream.num_shards, seed=seed, salt="shard"):
@@ -54,7 +54,7 @@ def _hub_records(source: HubSource, stream: Any, *, label: str) -> Iterator[list
                 if not batch:
                     break
                 check_columns(batch[0], label=label)
-                yield [record_of(row, label=label, holds_image=True) for row in batch]
+                yield [source_row(row, label=label, holds_image=True) for row in batch]
 
 
 _LEGAL_REPOSITORY = "legal: a repository of parquet files, such as lmms-lab/VQAv2"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmeter.common.files import write_atomically
+from vlmeter.inputs.rows import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,4 +91,4 @@ def _decode(data: bytes) -> tuple[Image, str | None]:
         raise ValueError("it is not in an image format that Pillow knows") from error
     # damaged bytes make Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
     except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(first_line(error)) from error

@@ -79,17 +79,21 @@ def expected_plan(study: Study, layout: Layout) -> tuple[Cell, ...]:
     """
     import tempfile
 
-    from vlmeter.inputs.dataset import read_manifest
-
     if not study.experiments.on_photographs:
         return build_plan(study)
     if study.dataset.source == "embedded":
         with tempfile.TemporaryDirectory() as folder:
             return build_plan(study, dataset=fetch_dataset(study, Path(folder)).images)
+    manifest = fetched_manifest(study, layout)
+    return build_plan(study, dataset=manifest.images if manifest else None)
+
+
+def fetched_manifest(study: Study, layout: Layout) -> Manifest | None:
+    """The manifest of the study's photographs; None while none was fetched, or others were."""
+    from vlmeter.inputs.dataset import read_manifest
+
     try:
         manifest = read_manifest(layout.manifest)
     except UserError:
-        return build_plan(study)
-    if manifest.source != study.dataset:
-        return build_plan(study)
-    return build_plan(study, dataset=manifest.images)
+        return None
+    return manifest if manifest.source == study.dataset else None

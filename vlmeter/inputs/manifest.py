@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlmeter.inputs.rows import shown
+from vlmeter.numbers.words import plural
 from vlmeter.study.dataset_source import DatasetSource
 
 
@@ -26,14 +28,22 @@ class Answer(BaseModel):
 class ManifestImage(_Frozen):
     """One photograph with one question."""
 
-    file: str = Field(description="image file, relative to the manifest's folder")
+    file: str = Field(min_length=1, description="image file, relative to the manifest's folder")
     image_id: int | str
     question_id: int | str
-    question: str
+    question: str = Field(min_length=1)
     answers: tuple[Answer, ...]
-    width_px: int
-    height_px: int
+    width_px: int = Field(ge=1)
+    height_px: int = Field(ge=1)
     sha256: str = Field(description="of the image file")
+
+
+class SkippedRecord(_Frozen):
+    """A record that was passed over, since its image is absent, empty or broken."""
+
+    image_id: int | str
+    question_id: int | str
+    reason: str
 
 
 class Manifest(_Frozen):
@@ -43,3 +53,14 @@ class Manifest(_Frozen):
     source: DatasetSource
     commit: str | None = Field(None, description="commit of the hub repository that was read")
     images: tuple[ManifestImage, ...]
+    skipped: tuple[SkippedRecord, ...] = Field((), description="records passed over under dataset.skip_undecodable")
+
+    def skipped_in_words(self) -> str | None:
+        """Say how many records were passed over and why the first one was; None where none was."""
+        if not self.skipped:
+            return None
+        first = self.skipped[0]
+        return (
+            f"{plural(len(self.skipped), 'record')} without an image that can be decoded passed over; the first: "
+            f"question_id {shown(first.question_id)}, image_id {shown(first.image_id)}: {first.reason}"
+        )

@@ -1,4 +1,8 @@
-"""Rows of a source: one photograph with a question, whatever it was read from."""
+"""Rows of a source: one photograph with a question, whatever it was read from.
+
+To a user they are the dataset's records. A row knows its ids, and how to get the rest of it, which is read only if the
+row is chosen: the rest holds the image.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,19 @@ from vlmeter.common.errors import UserError
 #: Columns without which a record cannot be used; `answers` and the rest of the schema may be absent.
 REQUIRED_COLUMNS = ("image_id", "question_id", "question", "image")
 
+#: Columns that are read of a chosen record.
+USED_COLUMNS = (*REQUIRED_COLUMNS, "answers")
 
 #: Records of a row group among which the choice is made before the next ones are looked at: bounds the memory
 #: that a dataset of huge row groups takes (256 records of 200 kB are 50 MB).
 BATCH_RECORDS = 256
 
+#: Characters of a value that a message shows: a base64 image in the wrong column has a million.
+_SHOWN_CHARACTERS = 80
+
 
 @dataclass(frozen=True)
-class Record:
+class SourceRow:
     """A record that may be chosen: its identity, and a way to the rest of it, which is read only if it is."""
 
     image_id: int | str
@@ -32,9 +41,9 @@ class Record:
     @property
     def name(self) -> str:
         """How messages name it."""
-        return f"question_id {self.question_id}, image_id {self.image_id}"
+        return f"question_id {shown(self.question_id)}, image_id {shown(self.image_id)}"
 
-    def without_image(self) -> Record:
+    def without_image(self) -> SourceRow:
         """The same record without the image that it may hold in memory."""
         if not self.holds_image:
             return self
@@ -43,29 +52,47 @@ class Record:
 
 
 def check_columns(names: Iterable[str], *, label: str) -> None:
-    """Raise UserError unless a source has every column that is needed; `label` names it."""
+    """Raise UserError unless a source has every column that is needed, and once; `label` names it."""
     names = list(names)
-    for column in REQUIRED_COLUMNS:
-        if column not in names:
-            raise UserError(f"{label}: has no column {column}; it has: {', '.join(names)}")
+    for column in USED_COLUMNS:
+        if column in REQUIRED_COLUMNS and column not in names:
+            raise UserError(f"{label}: has no column {column}; it has: {shown(', '.join(names))}")
+        if names.count(column) > 1:
+            raise UserError(f"{label}: has {names.count(column)} columns {column}")
 
 
-def record_of(
+def source_row(
     row: Mapping[str, Any],
     *,
     label: str,
     read_row: Callable[[], Mapping[str, Any]] | None = None,
     folder: Traversable | None = None,
     holds_image: bool = False,
-) -> Record:
-    """Make a record of a row's ids; without `read_row` the row is whole already."""
+) -> SourceRow:
+    """Make a source row of a record's ids; without `read_row` the record is whole already.
+
+    Raises UserError for ids that are neither whole numbers nor text.
+    """
     for column in ("image_id", "question_id"):
-        if not isinstance(row[column], int | str) or row[column] == "":
+        identity = row[column]
+        legal = isinstance(identity, int | str) and not isinstance(identity, bool) and identity != ""
+        if not legal or not is_whole_text(str(identity)):
             raise UserError(
-                f"{label}: question_id {row['question_id']!r}, image_id {row['image_id']!r}: {column} is not "
-                "legal; legal: a whole number or text"
+                f"{label}: question_id {shown(row['question_id'])}, image_id {shown(row['image_id'])}: {column} is "
+                "not legal; legal: a whole number or text"
             )
-    return Record(row["image_id"], row["question_id"], read_row or (lambda: row), folder, holds_image)
+    return SourceRow(row["image_id"], row["question_id"], read_row or (lambda: row), folder, holds_image)
+
+
+def is_whole_text(text: str) -> bool:
+    """Whether text can be written as UTF-8: JSON may hold one half of a character (a lone surrogate), which cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it, in one line and cut: text as it is, in quotes if it has what does not print."""
+    text = value if isinstance(value, str) and value.strip() and value.isprintable() else repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
 
 def first_line(error: Exception) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+import glob
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
-from importlib.resources.abc import Traversable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from vlmeter.common.errors import UserError
 from vlmeter.inputs.hub import hub_batches
-from vlmeter.inputs.rows import REQUIRED_COLUMNS, Record, check_columns, first_line, record_of
+from vlmeter.inputs.jsonl import jsonl_rows
+from vlmeter.inputs.parquet import parquet_rows
+from vlmeter.inputs.rows import SourceRow
 from vlmeter.study.dataset_source import DatasetSource, EmbeddedSource, HubSource, LocalSource
 
 
@@ -28,91 +27,72 @@ def describe(source: DatasetSource) -> str:
             return f"dataset {source.path}"
 
 
-def record_batches(source: DatasetSource) -> tuple[Iterable[Iterable[Record]], str | None]:
+def row_batches(source: DatasetSource) -> tuple[Iterable[Iterable[SourceRow]], str | None]:
     """Give a source's records in batches, and the commit they are read at if there is such a thing."""
     label = describe(source)
     match source:
         case EmbeddedSource():
             sample = resources.files("vlmeter").joinpath("data", "sample")
-            return [_jsonl_records(sample.joinpath("records.jsonl"), sample, label=label)], None
+            return [jsonl_rows(sample.joinpath("records.jsonl"), sample, label=label)], None
         case LocalSource():
-            files = _local_files(Path(source.path), label=label)
-            readers = (_LOCAL_READERS[file.suffix](file, file.parent, label=label) for file in files)
+            files = _local_files(source.path, label=label)
+            readers = (_LOCAL_READERS[file.suffix.lower()](file, file.parent, label=label) for file in files)
             return [chain.from_iterable(readers)], None  # one batch: the choice is among all files together
         case HubSource():
             return hub_batches(source, label=label)
 
 
-def _jsonl_records(file: Traversable, folder: Traversable, *, label: str) -> Iterator[Record]:
+def _local_files(given: str, *, label: str) -> list[Path]:
+    """List the files that `dataset.path` means, in order; `~` is one's home.
+
+    What is hidden inside a folder, or to a pattern, is passed over, as a shell does: `._a.parquet` is what macOS leaves
+    beside a file, and `.ipynb_checkpoints/` holds copies.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{label}: {file.name} cannot be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{label}: {file.name} line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{label}: {file.name} line {number} is not a record, but {line[:40]}")
-        check_columns(row, label=f"{label}: {file.name} line {number}")
-        yield record_of(row, label=label, folder=folder)
-
-
-def _local_files(path: Path, *, label: str) -> list[Path]:
-    if any(character in str(path) for character in "*?[") and not path.exists():
-        candidates = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        none_found = "matches no"
-    elif path.is_dir():
-        candidates = list(path.rglob("*"))
-        none_found = "holds no"
-    elif path.exists():
-        candidates = [path]
-        none_found = "is not a"
-    else:
-        raise UserError(f"{label}: dataset.path {path} does not exist")
-    files = sorted(file for file in candidates if file.suffix in _LOCAL_READERS and file.is_file())
+        path = Path(given).expanduser()
+        if any(character in given for character in "*?[") and not path.exists():
+            candidates = [Path(found) for found in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - hides what a shell does
+            none_found = "matches no"
+        elif path.is_dir():
+            candidates = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+            none_found = "holds no"
+        elif path.exists():
+            candidates = [path]
+            none_found = "is not a"
+        else:
+            raise UserError(f"{label}: dataset.path {path} does not exist")
+        files = sorted(file for file in candidates if file.suffix.lower() in _LOCAL_READERS and _is_meant(file))
+        for file in files:
+            _require_content(file, label=label)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user who is not known
+        raise UserError(f"{label}: dataset.path cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not files:
         raise UserError(f"{label}: dataset.path {path} {none_found} .parquet or .jsonl file")
     return files
 
 
-def _parquet_records(file: Path, folder: Path, *, label: str) -> Iterator[Record]:
-    """Read the ids alone; the rest, images above all, is read row group by row group for chosen records."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as parquet:
-            check_columns(parquet.schema_arrow.names, label=f"{label}: {file.name}")
-            groups = [
-                parquet.read_row_group(group, columns=["image_id", "question_id"]).to_pylist()
-                for group in range(parquet.num_row_groups)
-            ]
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{label}: {file} is not a whole parquet file: {first_line(error)}") from None
-    for group, rows in enumerate(groups):
-        for offset, row in enumerate(rows):
-            read_row = partial(_parquet_row, file, group, offset)
-            yield record_of(row, label=label, read_row=read_row, folder=folder)
+def _is_meant(file: Path) -> bool:
+    """Whether a path is a file, or a link to one that is not there: a gap in the data, which is not passed over."""
+    return file.is_file() or (file.is_symlink() and not file.exists())
 
 
-def _parquet_row(file: Path, group: int, offset: int) -> Mapping[str, Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as parquet:
-            wanted = [name for name in (*REQUIRED_COLUMNS, "answers") if name in parquet.schema_arrow.names]
-            row: dict[str, Any] = parquet.read_row_group(group, columns=wanted).slice(offset, 1).to_pylist()[0]
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot be read from {file}: {first_line(error)}") from None
-    return row
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
-_LOCAL_READERS: dict[str, Callable[..., Iterator[Record]]] = {
-    ".parquet": _parquet_records,
-    ".jsonl": _jsonl_records,
+def _require_content(file: Path, *, label: str) -> None:
+    """Raise UserError for what stands in for a file that was not downloaded: a link to nothing, a pointer."""
+    if not file.exists():
+        raise UserError(f"{label}: {file} is a link to a file that is not there; fetch its content (`git annex get`)")
+    with file.open("rb") as content:
+        if content.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise UserError(f"{label}: {file} is a pointer of Git LFS and not the file; fetch it (`git lfs pull`)")
+
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+_LOCAL_READERS: dict[str, Callable[..., Iterator[SourceRow]]] = {
+    ".parquet": parquet_rows,
+    ".jsonl": jsonl_rows,
 }

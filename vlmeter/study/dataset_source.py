@@ -22,6 +22,11 @@ class _Source(BaseModel):
         10, ge=1, description="how many photographs, each with one question; more keeps those that fewer gave"
     )
     seed: int = Field(0, ge=0, description="seed of the choice among the source's records")
+    skip_undecodable: bool = Field(
+        False,
+        description="pass over records whose image is absent, empty or broken, and say how many; "
+        "otherwise the first that is chosen ends the study",
+    )
 
 
 class EmbeddedSource(_Source):
