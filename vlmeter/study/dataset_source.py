@@ -52,7 +52,7 @@ class LocalSource(_Source):
     path: str = Field(
         min_length=1,
         description="a .parquet or .jsonl file, a folder of them, or a pattern such as "
-        "data/validation-*.parquet; relative to where vlmeter runs",
+        "data/validation-*.parquet, relative to where vlmeter runs; docs/datasets.md says what is in them",
     )
 
 
