@@ -9,12 +9,12 @@ import pytest
 from scipy import stats as scipy_stats
 
 from vlmeter.numbers.intervals import (
-    correlation,
     fit_linear,
     fit_power,
     paired_difference,
     paired_ratio,
     percentile_estimate,
+    rank_correlation,
     relative_weights,
     standard_error,
 )
@@ -167,23 +167,19 @@ def test_standard_error_is_what_a_normal_interval_stands_for() -> None:
     assert standard_error(Estimate(0.0, -1.959964, 1.959964)) == pytest.approx(1, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["pearson", "spearman"])
-def test_correlation_is_scipys_and_its_interval_holds_it(method: str) -> None:
+def test_rank_correlation_is_scipys_and_its_interval_holds_it() -> None:
     values = X + rng(3).normal(size=20) * 4
-    found = correlation(X, values, method=method)  # type: ignore[arg-type]
-    theirs = getattr(scipy_stats, f"{method}r")(X, values).statistic
-    assert found.value == pytest.approx(theirs)
+    found = rank_correlation(X, values)
+    assert found.value == pytest.approx(scipy_stats.spearmanr(X, values).statistic)
     assert found.low < found.value < found.high <= 1
 
 
-def test_spearman_of_ties_is_scipys() -> None:
+def test_rank_correlation_of_ties_is_scipys() -> None:
     first, second = np.round(X / 3), np.round(X / 4)
-    assert correlation(first, second, method="spearman").value == pytest.approx(
-        scipy_stats.spearmanr(first, second).statistic
-    )
+    assert rank_correlation(first, second).value == pytest.approx(scipy_stats.spearmanr(first, second).statistic)
 
 
 def test_what_does_not_vary_has_no_correlation() -> None:
-    assert math.isnan(correlation(X, ONES, method="pearson").value)
-    assert math.isnan(correlation(X[:1], X[:1], method="pearson").value)
-    assert math.isnan(correlation(X[:3], X[:3], method="pearson").low)
+    assert math.isnan(rank_correlation(X, ONES).value)
+    assert math.isnan(rank_correlation(X[:1], X[:1]).value)
+    assert math.isnan(rank_correlation(X[:3], X[:3]).low)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats as distributions
+from scipy.stats import binomtest
 
 from vlmeter.analysis import decode_runs, prefill_cells, reading
 from vlmeter.analysis.prediction_laws import Part
@@ -115,8 +115,6 @@ def accuracy(found: pd.DataFrame, quantity: str | None = None) -> Accuracy | Unk
     errors = own["error_fraction"].abs()
     by_group = median_estimate(errors.groupby(own["group"]).median().tolist())
     count, inside = len(own), int(own["inside"].sum())
-    tail = (1 - CONFIDENCE) / 2
-    low = float(distributions.beta.ppf(tail, inside, count - inside + 1)) if inside else 0.0
-    high = float(distributions.beta.ppf(1 - tail, inside + 1, count - inside)) if inside < count else 1.0
-    error = Estimate(by_group.value, by_group.low, by_group.high)
-    return Accuracy(error, Estimate(inside / count, low, high), count, inside)
+    interval = binomtest(inside, count).proportion_ci(confidence_level=CONFIDENCE, method="exact")
+    coverage = Estimate(inside / count, float(interval.low), float(interval.high))
+    return Accuracy(by_group, coverage, count, inside)

@@ -11,7 +11,7 @@ import pandas as pd
 from vlmeter.analysis import prefill_cells, reading
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell, ends_of, within
-from vlmeter.numbers.intervals import correlation
+from vlmeter.numbers.intervals import rank_correlation
 from vlmeter.numbers.units import duration, duration_range, percent
 from vlmeter.numbers.words import plural, with_interval
 
@@ -127,7 +127,7 @@ def hooks_rise(data: Data) -> Finding:
     if isinstance(found, Unknown):
         return cannot_tell(found.reason)
     tokens = cells["prompt_tokens"].to_numpy(dtype=np.float64)
-    rank = correlation(tokens, cells["language_ms"].to_numpy(dtype=np.float64), method="spearman")
+    rank = rank_correlation(tokens, cells["language_ms"].to_numpy(dtype=np.float64))
     evidence = (Evidence.of("rank correlation of LLM prefill and tokens", rank, ""),)
     if found:
         worst = found[0]

@@ -348,25 +348,19 @@ def fit_power(
     return fit_linear(columns, np.log(values), clusters=clusters, seed=seed)
 
 
-def correlation(
-    sizes: Sequence[float] | Array,
-    values: Sequence[float] | Array,
-    *,
-    method: Literal["pearson", "spearman"],
-    replicates: int = REPLICATES,
-    seed: int = 0,
+def rank_correlation(
+    sizes: Sequence[float] | Array, values: Sequence[float] | Array, *, replicates: int = REPLICATES, seed: int = 0
 ) -> Estimate:
-    """Correlation with a bootstrap interval over cells; NaN where one of the two does not vary.
+    """Spearman's correlation of ranks with a bootstrap interval over cells; NaN where one of the two does not vary.
 
-    Draws in which all cells are one and the same say nothing and are left out.
+    Draws in which all cells are one and the same say nothing and are left out. Raises ValueError on unlike lengths.
     """
     first, second = np.asarray(sizes, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if len(first) != len(second):
         raise ValueError(f"{len(first)} sizes cannot be correlated with {len(second)} values")
 
     def of(one: Array, other: Array) -> Array:
-        if method == "spearman":
-            one, other = distributions.rankdata(one, axis=-1), distributions.rankdata(other, axis=-1)
+        one, other = distributions.rankdata(one, axis=-1), distributions.rankdata(other, axis=-1)
         one = one - one.mean(axis=-1, keepdims=True)
         other = other - other.mean(axis=-1, keepdims=True)
         scale = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
