@@ -19,11 +19,11 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlmeter import __version__
 from vlmeter.analysis.conditions import sentinel, trust
@@ -41,6 +41,9 @@ BASELINE_VERSION = 1
 
 #: Samples of one quantity that are kept as they are; of more, so many quantiles.
 MOST_SAMPLES = 400
+
+#: Characters of what is wrong with a file that a message passes on.
+_SAID_CHARACTERS = 300
 
 #: Rows whose samples are no repeats of one duration: steps at growing context, all steps of all rounds, first calls.
 _NOT_REPEATS = ("first_call", "inter_token")
@@ -90,20 +93,34 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+#: A duration: durations are compared by their ratio, so that none may be zero.
+_Ms = Annotated[float, Field(gt=0)]
+
+
+_Named = TypeVar("_Named", bound=_Part)
+
+
+def _with_names(part: _Named, names: Sequence[str]) -> _Named:
+    """Give a part back if the names in it differ: of two by one name, the first would be lost without a word."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there more than once")
+    return part
+
+
 class Quantity(_Part):
     """Repeats of one duration of a cell."""
 
     arm: str
     phase: str
     clock: str
-    median_ms: float
-    low_ms: float | None = Field(None, description="of the median's 95 % interval; null below five samples")
-    high_ms: float | None = None
-    count: int = Field(description="samples taken, of which the statistics are made")
+    median_ms: _Ms
+    low_ms: _Ms | None = Field(None, description="of the median's 95 % interval; null below five samples")
+    high_ms: _Ms | None = None
+    count: int = Field(ge=1, description="samples taken, of which the statistics are made")
     serial_correlation: float | None = Field(
         None, description="rank correlation of each sample with the one before; null below five samples"
     )
-    samples_ms: list[float] = Field(
+    samples_ms: list[_Ms] = Field(
         min_length=1, description=f"in their order; of more than {MOST_SAMPLES}, as many evenly spaced quantiles"
     )
 
@@ -112,26 +129,38 @@ class Quantity(_Part):
         """Arm, phase and clock."""
         return self.arm, self.phase, self.clock
 
+    @model_validator(mode="after")
+    def _count_is_that_of_the_samples(self) -> Self:
+        if len(self.samples_ms) != min(self.count, MOST_SAMPLES):
+            raise ValueError(f"count {self.count} with {len(self.samples_ms)} samples_ms")
+        return self
+
 
 class CellSamples(_Part):
     """One cell: what it is, and what was measured of it."""
 
     cell_id: str
     experiment: str
-    status: str
+    status: Literal["ok", "oom", "unsupported"]
     reason: str | None = None
     drifted: bool = False
     session_id: str
     counts: dict[str, str | int | bool]
     quantities: list[Quantity]
 
+    @model_validator(mode="after")
+    def _quantities_differ(self) -> Self:
+        return _with_names(self, [" ".join(quantity.key) for quantity in self.quantities])
+
 
 class Looks(_Part):
     """The sentinel through one session: the same cell, measured again and again."""
 
     session_id: str
-    medians_ms: list[float]
-    noise_fraction: float | None = Field(None, description="standard error of one look, as a fraction; null: not known")
+    medians_ms: list[_Ms] = Field(min_length=1)
+    noise_fraction: float | None = Field(
+        None, ge=0, description="standard error of one look, as a fraction; null: not known"
+    )
 
 
 class SubjectRun(_Part):
@@ -149,18 +178,26 @@ class SubjectRun(_Part):
         """Cells by name."""
         return {cell.cell_id: cell for cell in self.cells}
 
+    @model_validator(mode="after")
+    def _cells_differ(self) -> Self:
+        return _with_names(self, [cell.cell_id for cell in self.cells])
+
 
 class Run(_Part):
     """A study, measured once."""
 
     study: str
     plan_digest: str = Field(description="SHA-256 of the names and counts of all cells")
-    subjects: list[SubjectRun]
+    subjects: list[SubjectRun] = Field(min_length=1)
 
     @property
     def by_name(self) -> dict[str, SubjectRun]:
         """Subjects by name."""
         return {subject.subject: subject for subject in self.subjects}
+
+    @model_validator(mode="after")
+    def _subjects_differ(self) -> Self:
+        return _with_names(self, [subject.subject for subject in self.subjects])
 
 
 class Baseline(_Part):
@@ -181,14 +218,18 @@ def read_runs(path: Path) -> list[Run]:
 
     Raises UserError on anything else.
     """
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if is_folder:
         table = path / "table.parquet"
         if not table.exists():
             raise UserError(
                 f"{path} has no table.parquet, so it is not the results folder of a measured study (results/<study>)"
             )
         return [_run_of(table)]
-    if not path.exists():
+    if not is_there:
         raise UserError(f"{path} does not exist; legal: a results folder, a table.parquet, a baseline")
     if path.suffix == ".parquet":
         return [_run_of(path)]
@@ -200,10 +241,24 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def _run_of(path: Path) -> Run:
-    run = run_of_table(read_table(path, columns=_COLUMNS), environments=_environments(path.parent))
-    if not run.subjects:
+    table = read_table(path, columns=_COLUMNS)
+    if table.empty:
         raise UserError(f"table {path} holds no cell, so there is nothing to compare")
-    return run
+    try:
+        return run_of_table(table, environments=_environments(path.parent))
+    except (ArithmeticError, TypeError, ValueError) as error:  # a duration that is none, a cell without a status
+        raise UserError(f"table {path} is damaged ({_said(error)}); make it again from the records") from None
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, in a line: where in the data, if that is known."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        text = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
+    else:
+        text = str(error) or type(error).__name__
+    line = " ".join(text.removeprefix(": ").split())
+    return line if len(line) <= _SAID_CHARACTERS else f"{line[: _SAID_CHARACTERS - 3]}..."
 
 
 def _environments(folder: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -274,7 +329,7 @@ def _cell(rows: pd.DataFrame) -> CellSamples:
         quantities=[
             quantity_of(str(arm), str(phase), str(clock), np.asarray(samples, dtype=np.float64))
             for arm, phase, clock, samples in zip(*(repeats[name] for name in columns), strict=True)
-            if samples is not None and len(samples)
+            if samples is not None and len(samples) and min(samples) != 0  # of zero there is no ratio
         ],
     )
 
@@ -333,18 +388,17 @@ def read_baseline(path: Path) -> Baseline:
         data = path.read_bytes()
         text = gzip.decompress(data) if path.suffix == ".gz" else data
         content = json.loads(text)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"baseline {path} cannot be read ({error})") from None
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise UserError(f"baseline {path} cannot be read ({_said(error)})") from None
     if not isinstance(content, dict) or content.get("format") != BASELINE_FORMAT:
         raise UserError(f"{path} is not a baseline; `vlmeter baseline RESULTS -o {path.name}` makes one")
-    if content.get("version") != BASELINE_VERSION:
+    version = content.get("version")
+    if version != BASELINE_VERSION or isinstance(version, bool):  # true is 1 to Python
         raise UserError(
-            f"baseline {path} has version {content.get('version')!r}, and this vlmeter reads {BASELINE_VERSION}; make "
+            f"baseline {path} has version {json.dumps(version)[:40]}, and this vlmeter reads {BASELINE_VERSION}; make "
             "it again"
         )
     try:
         return Baseline.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"baseline {path} is damaged at {where}: {first['msg']}; make it again") from None
+        raise UserError(f"baseline {path} is damaged at {_said(error)}; make it again") from None

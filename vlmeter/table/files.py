@@ -65,16 +65,25 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFr
         found = pa.parquet.read_table(path, columns=wanted)
     except FileNotFoundError:
         raise UserError(f"table {path} does not exist") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"table {path} cannot be read ({error}); make it again from the records") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged footer: errors of pyarrow, OSError, UnicodeDecodeError
+        raise UserError(f"table {path} cannot be read ({_line(error)}); make it again from the records") from None
     if columns is None and names != wanted:
         raise UserError(
             f"table {path} has other columns than this vlmeter writes (the order of columns); make it again from the "
             "records"
         )
-    frame = found.to_pandas()
-    for name in later:
-        frame[name] = None
-    ordered = [column.name for column in COLUMNS if column.name in frame] if columns is None else list(columns)
+    ordered = [column.name for column in COLUMNS] if columns is None else list(columns)
     kinds: Mapping[str, Any] = {column.name: PANDAS[column.dtype] for column in COLUMNS if column.name in ordered}
-    return pd.DataFrame(frame[ordered].astype(kinds))
+    try:
+        frame = found.to_pandas()
+        for name in later:
+            frame[name] = None
+        return pd.DataFrame(frame[ordered].astype(kinds))
+    except Exception as error:  # damaged pages, text where numbers belong: errors of many kinds
+        raise UserError(f"table {path} is damaged ({_line(error)}); make it again from the records") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
