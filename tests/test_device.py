@@ -415,7 +415,9 @@ def test_a_session_on_several_cards_watches_and_names_all_of_them(
     watched: list[list[str | None]] = []
     monkeypatch.setattr(vlmeter.measure.devices, "devices_for", lambda subject: (both,))
     monkeypatch.setattr(
-        vlmeter.measure.monitors, "make_monitor", lambda device, uuids: (watched.append(uuids), QuietMonitor())[1]
+        vlmeter.measure.monitors,
+        "make_monitor",
+        lambda device, uuids, beside: (watched.append(uuids), QuietMonitor())[1],
     )
     fake = {"family": "molmo", "preset": "nano", "backend": "fake"}
     study = study_of(subjects={"fake": fake}, experiments={"vision_tokens": {"tilings": ["1x1"]}})

@@ -26,7 +26,7 @@ from vlmeter.records.record import read_record
 from vlmeter.records.store import state_of
 from vlmeter.study.layout import cell_path
 from vlmeter.study.plan import build_plan
-from vlmeter.study.subject import Subject
+from vlmeter.study.subject import Subject, own_keys
 
 CELL = build_plan(study_of())[0]
 SUBJECT = Subject(family="molmo", preset="nano", dtype="float32", cpu_threads=1)
@@ -130,7 +130,8 @@ def test_the_device_that_is_wished_for_makes_nothing_stale() -> None:
 def test_no_key_of_a_subject_has_been_overlooked() -> None:
     tried = {name for changes in (*OTHER_SUBJECTS, *OTHER_CHECKPOINT_KEYS) for name in changes}
     chosen_among_one = {"family", "backend"}
-    assert tried | chosen_among_one | {"device"} == set(Subject.model_fields)
+    own = {name for backend in BACKENDS for name in own_keys(SUBJECT.model_copy(update={"backend": backend}))}
+    assert tried | chosen_among_one | {"device"} | own == set(Subject.model_fields)
 
 
 # --- code -------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
-from vlmeter.backends.clock import Clock
+from vlmeter.backends.clock import Clock, Timing
 from vlmeter.backends.device import Device
 from vlmeter.common.errors import Unsupported
 from vlmeter.models.families.base import Counts, ImageOptions, SubjectSpec
@@ -32,6 +33,10 @@ class OutOfDeviceMemory(Exception):
 
 class DeviceLost(Exception):
     """The device refuses all further work in this process (a CUDA context that an error has poisoned)."""
+
+
+class CellFault(Exception):
+    """What was measured of a cell is not what it should be; the message is one sentence, and the other cells go on."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,10 @@ class Loading:
     cpu_threads: int | None = None
     #: the backend's own keys, by name
     own: Mapping[str, Any] = field(default_factory=dict)
+    #: where the backend may keep files of its own, such as a server's log
+    folder: Path | None = None
+    #: hears of what takes long
+    tell: Callable[[str], None] = lambda message: None
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,48 @@ class HoldsMemory(Protocol):
 
 
 @runtime_checkable
+class StampsItself(Protocol):
+    """It knows better than readings around a call when what happened, as a client of a server does."""
+
+    def run(
+        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], marked: bool
+    ) -> tuple[Timing, int]:
+        """Run a request; returns its times and the number of its tokens. marked: with spans between its marks."""
+        ...
+
+
+@runtime_checkable
+class RunsElsewhere(Protocol):
+    """It runs in processes of its own, which are ended with it."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What runs, for the record."""
+        ...
+
+    @property
+    def identity(self) -> Sequence[str]:
+        """What its numbers depend on, beside the subject's own keys."""
+        ...
+
+    def processes(self) -> Sequence[int]:
+        """Its processes on this machine."""
+        ...
+
+    def disturbances(self) -> tuple[str, ...]:
+        """What disturbed it since the last time that this was asked."""
+        ...
+
+    def said(self) -> Mapping[str, float]:
+        """What it said of the last request, by its own names, in milliseconds."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+@runtime_checkable
 class HasNotes(Protocol):
     """It has something to say that a reader of its numbers has to know."""
 
@@ -198,7 +249,8 @@ class Backend:
     have defaults. runs_model: whether a model runs at all; if not, its numbers mean nothing and nothing has limits.
     in_process: whether it runs in the session's own process, on a device that is found and held there. reads_weights:
     whether it can read a checkpoint.
-    devices: finds the devices that a wish of a study stands for, where these are not torch's.
+    check: says what is wrong with a subject's own keys, if anything. devices: finds the devices that a wish of a study
+    and the own keys stand for; None: those of torch.
     """
 
     name: str
@@ -209,4 +261,5 @@ class Backend:
     runs_model: bool = True
     in_process: bool = True
     reads_weights: bool = True
-    devices: Callable[[str], tuple[Device, ...]] | None = None
+    check: Callable[[Mapping[str, Any]], str | None] = lambda own: None
+    devices: Callable[[str, Mapping[str, Any]], tuple[Device, ...] | None] = lambda wish, own: None

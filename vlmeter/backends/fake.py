@@ -62,7 +62,7 @@ PASS = ("merge", "vision_encoder", "projector", "merge", "llm_blocks", "head")
 SLEEP_SLACK_S = 0.0002
 
 
-def fake_devices(wish: str) -> tuple[Device, ...]:
+def fake_devices(wish: str, own: Mapping[str, Any]) -> tuple[Device, ...]:
     """Devices of the fake backend, which stand for any."""
     count = int(os.environ.get(FAKE_DEVICES_VARIABLE, "1"))
     names = ["fake:cpu"] if wish == "cpu" else [f"fake:{index}" for index in range(count)]

@@ -10,6 +10,7 @@ from vlmeter.backends.base import Backend, Loading, Runner
 #: backend name -> module that defines BACKEND, and imports neither torch nor anything else that takes time
 BACKENDS = {
     "eager": "vlmeter.backends.eager",
+    "endpoint": "vlmeter.backends.endpoint.backend",
     "fake": "vlmeter.backends.fake",
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vlmeter.backends.base import MarksPhases, OpenedRequest, Prompt, Runner, RunsVisionAlone
+from vlmeter.backends.base import MarksPhases, OpenedRequest, Prompt, Runner, RunsVisionAlone, StampsItself
 from vlmeter.backends.clock import Marks, Timing, time_call
 from vlmeter.cells.cell import Cell
 
@@ -49,11 +49,22 @@ def _inputs(bench: Bench) -> Timing:
     return time_call(bench.runner.clock, bench.prepare)
 
 
+def _stamped(bench: Bench, runner: StampsItself, *, marked: bool) -> Timing:
+    timing, bench.generated_tokens = runner.run(
+        bench.prompt, output_tokens=bench.output_tokens, stop=bench.cell.stop, marked=marked
+    )
+    return timing
+
+
 def _plain(bench: Bench) -> Timing:
+    if isinstance(bench.runner, StampsItself):
+        return _stamped(bench, bench.runner, marked=False)
     return time_call(bench.runner.clock, lambda marks: bench.generate(None))
 
 
 def _hooks(bench: Bench) -> Timing:
+    if isinstance(bench.runner, StampsItself):
+        return _stamped(bench, bench.runner, marked=True)
     if not isinstance(bench.runner, MarksPhases):
         return time_call(bench.runner.clock, bench.generate)
     with bench.runner.hooks():

@@ -23,7 +23,7 @@ from vlmeter.common.errors import UserError
 from vlmeter.common.locks import POLL_S, LockUnusable, held
 from vlmeter.models.families.registry import get_family
 from vlmeter.numbers.units import size
-from vlmeter.study.subject import Subject, subject_spec
+from vlmeter.study.subject import Subject, own_keys, subject_spec
 
 #: Set to 1, sessions on the processor do run beside sessions on a GPU.
 SHARE_HOST_VARIABLE = "VLMETER_SHARE_HOST"
@@ -98,8 +98,8 @@ def devices_for(subject: Subject) -> tuple[Device, ...]:
 
     Records of two models of device are never mixed, so only equal ones stand in for each other.
     """
-    if (own := get_backend(subject.backend).devices) is not None:
-        return own(subject.device)
+    if (found := get_backend(subject.backend).devices(subject.device, own_keys(subject))) is not None:
+        return found
     first = resolve_device(subject.device)
     if first.name == "cpu" or ":" in subject.device:
         return (first,)
@@ -130,7 +130,7 @@ def _together(first: Device, others: Sequence[Device]) -> Device:
 
 def refreshed(device: Device, subject: Subject) -> Device:
     """Look at a device again: what memory is free shows only once its former holder has gone."""
-    if get_backend(subject.backend).devices is not None:
+    if get_backend(subject.backend).devices(subject.device, own_keys(subject)) is not None:
         return device
     first, *others = (resolve_device(card.name) for card in device.cards)
     return _together(first, others) if others else first

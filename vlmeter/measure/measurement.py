@@ -39,6 +39,8 @@ class Measurement:
     energy: list[Energy] = field(default_factory=list)
     requests: list[MeasuredRequest] = field(default_factory=list)
     failed: list[FailedRequest] = field(default_factory=list)
+    #: what a server said of the requests by which the cell is told, round by round, by its own names
+    said: list[dict[str, float]] = field(default_factory=list)
     stop_reason: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -76,6 +78,8 @@ class Measurement:
                     found.setdefault((arm, phase, "device"), []).append(duration_ms)
                 if decodes:
                     found.setdefault((arm, "decode", "device"), []).append(sum(steps))
+        for name in set.intersection(*map(set, self.said)) if self.said else ():
+            found[("server", name, "wall")] = [told[name] for told in self.said]
         return [
             Series.model_validate({"arm": arm, "phase": phase, "clock": clock, "samples_ms": samples_ms})
             for (arm, phase, clock), samples_ms in found.items()

@@ -66,6 +66,8 @@ class QuietMonitor:
 class HostMonitor:
     """Processor load of everybody else, and time stolen by a hypervisor, from psutil."""
 
+    #: processes that work for what is measured, beside this one
+    beside: Callable[[], Sequence[int]] = lambda: ()
     _last_times: Any = None
     _last_own_s: float = 0.0
 
@@ -78,7 +80,7 @@ class HostMonitor:
 
         times = psutil.cpu_times()
         own_times = os.times()
-        own_s = own_times.user + own_times.system
+        own_s = own_times.user + own_times.system + _spent_s(self.beside())
         last, last_own_s = self._last_times, self._last_own_s
         if last is None:
             self._last_times, self._last_own_s = times, own_s
@@ -104,12 +106,28 @@ class HostMonitor:
         return None
 
 
+def _spent_s(pids: Sequence[int]) -> float:
+    """Processor seconds that processes have spent so far; those that are gone count nothing."""
+    import psutil
+
+    spent_s = 0.0
+    for pid in pids:
+        try:
+            times = psutil.Process(pid).cpu_times()
+        except psutil.Error:
+            continue
+        spent_s += times.user + times.system
+    return spent_s
+
+
 @dataclass
 class NvmlMonitor:
     """An NVIDIA device, read through NVML, and the host beside it."""
 
     uuid: str
     host: Monitor = field(default_factory=HostMonitor)
+    #: processes that work for what is measured, beside this one
+    beside: Callable[[], Sequence[int]] = lambda: ()
 
     def __post_init__(self) -> None:
         import pynvml
@@ -139,9 +157,9 @@ class NvmlMonitor:
             disturbances.append("power cap")
         processes = self._ask("nvmlDeviceGetComputeRunningProcesses") or []
         # In a container the process ids are another name space's: then our own is not among them, and one is ours.
-        own = os.getpid()
+        own = {os.getpid(), *self.beside()}
         pids = {process.pid for process in processes}
-        if len(pids - {own}) > (0 if own in pids else 1):
+        if len(pids - own) > (0 if pids & own else 1):
             disturbances.append("other processes on the device")
         power_mw = self._ask("nvmlDeviceGetPowerUsage")
         return Reading(
@@ -194,16 +212,42 @@ class SeveralMonitor:
         return sum(known) if len(known) == len(joules) else None
 
 
-def make_monitor(*, device: str, uuids: Sequence[str | None]) -> Monitor:
-    """Return the monitor that suits a device, or several that work together; without NVML only the host is watched."""
+@dataclass
+class ServedMonitor:
+    """A device, and a server on it that may have requests of others."""
+
+    monitor: Monitor
+    disturbances: Callable[[], tuple[str, ...]]
+
+    def read(self) -> Reading:
+        """Read the device, and ask what disturbed the server."""
+        reading = self.monitor.read()
+        return reading.model_copy(update={"disturbances": (*reading.disturbances, *self.disturbances())})
+
+    def energy_j(self) -> float | None:
+        """The device's."""
+        return self.monitor.energy_j()
+
+
+def make_monitor(
+    *, device: str, uuids: Sequence[str | None], beside: Callable[[], Sequence[int]] = lambda: ()
+) -> Monitor:
+    """Return the monitor that suits a device, or several that work together; without NVML only the host is watched.
+
+    beside: processes that work for what is measured, beside this one.
+    """
     known = [uuid for uuid in uuids if uuid is not None]
     if device.startswith("cuda") and known:
         try:
             first, *others = known
-            monitors = [NvmlMonitor(first), *(NvmlMonitor(uuid, host=QuietMonitor()) for uuid in others)]
+            host = HostMonitor(beside=beside)
+            monitors = [
+                NvmlMonitor(first, host=host, beside=beside),
+                *(NvmlMonitor(uuid, host=QuietMonitor(), beside=beside) for uuid in others),
+            ]
             return SeveralMonitor(monitors) if others else monitors[0]
         except Exception as error:  # NVML's absence shows in many ways, and none of them may stop a measurement
             import logging
 
             logging.getLogger(__name__).warning("the GPU's clocks and temperature cannot be read: %s", error)
-    return HostMonitor()
+    return HostMonitor(beside=beside)

@@ -18,7 +18,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from vlmeter.backends.base import MarksPhases, OpenedRequest, OutOfDeviceMemory, Prompt, Runner, TellsMemory
+from vlmeter.backends.base import (
+    MarksPhases,
+    OpenedRequest,
+    OutOfDeviceMemory,
+    Prompt,
+    Runner,
+    StampsItself,
+    TellsMemory,
+)
 from vlmeter.backends.clock import Marks, Timing, time_call
 from vlmeter.cells.cell import Cell, Request
 from vlmeter.measure.arms import WARMUP_OUTPUT_TOKENS
@@ -141,6 +149,8 @@ class _Many:
     def _run(self, place: int, *, output_tokens: int) -> _Run:
         """Run a request."""
         opened = self._opened(place)
+        if isinstance(self._runner, StampsItself):
+            return self._run_stamped(self._runner, place, opened, output_tokens=output_tokens)
         counts: list[Counts] = []
         generated = 0
 
@@ -155,6 +165,21 @@ class _Many:
         with self._runner.hooks() if isinstance(self._runner, MarksPhases) else nullcontext():
             timing = time_call(self._runner.clock, call)
         return _Run(_gathered(timing), seen(opened, counts[0], place=place), counts[0], generated)
+
+    def _run_stamped(self, runner: StampsItself, place: int, opened: OpenedRequest, *, output_tokens: int) -> _Run:
+        """Run a request on what knows its own times: making it ready, and then the answer."""
+        self._runner.prepare(opened)  # counted once, outside of what is timed
+        prompts: list[Prompt] = []
+        made = time_call(self._runner.clock, lambda marks: prompts.append(self._runner.prepare(opened, mark=marks)))
+        answer, generated = runner.run(prompts[0], output_tokens=output_tokens, stop=self._cell.stop, marked=True)
+        timing = Timing(
+            wall_ms=made.wall_ms + answer.wall_ms,
+            device_ms=made.device_ms + answer.device_ms,
+            launch_ms=made.wall_ms + answer.launch_ms,
+            spans=(*made.spans, *answer.spans),
+        )
+        counts = prompts[0].counts
+        return _Run(_gathered(timing), seen(opened, counts, place=place), counts, generated)
 
     def take_requests(self) -> None:
         """Run every request once, in random order."""

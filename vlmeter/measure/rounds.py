@@ -25,6 +25,7 @@ from vlmeter.backends.base import (
     OutOfDeviceMemory,
     Prompt,
     Runner,
+    RunsElsewhere,
     RunsVisionAlone,
     TellsBusyTime,
     TellsMemory,
@@ -202,6 +203,8 @@ def _take_rounds(
             result.timings[arm.name].append(timing)
             if arm.name == told_by:
                 result.generated_tokens.append(bench.generated_tokens)
+                if isinstance(bench.runner, RunsElsewhere):
+                    result.said.append(dict(bench.runner.said()))
                 if energy_before_j is not None and energy_after_j is not None:
                     generation_j += energy_after_j - energy_before_j
                     generation_ms += timing.wall_ms

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmeter.backends.base import CountsParameters, HasNotes, Runner
+from vlmeter.backends.base import CellFault, CountsParameters, HasNotes, Runner, RunsElsewhere
 from vlmeter.backends.clock import ClockError
 from vlmeter.cells.cell import Cell, sentinel_of
 from vlmeter.cells.keys import Sampling
@@ -33,7 +33,7 @@ from vlmeter.measure.recording import named
 from vlmeter.measure.requests import measure_requests
 from vlmeter.measure.rounds import measure_cell
 from vlmeter.numbers.medians import Estimate
-from vlmeter.records.fingerprint import cell_fingerprint
+from vlmeter.records.fingerprint import cell_fingerprint, input_digest
 from vlmeter.records.installed import keep_listing, packages_here
 from vlmeter.records.parts import Drift, SessionStamp
 from vlmeter.records.record import Record, write_record
@@ -51,7 +51,7 @@ SENTINEL_SAMPLING = Sampling(min_samples=9, max_samples=9, max_seconds_per_cell=
 
 
 #: What condemns one cell and says nothing about the others.
-CELL_FAULTS = (CountMismatch, ClockError)
+CELL_FAULTS = (CountMismatch, ClockError, CellFault)
 
 
 class SessionFailed(Exception):
@@ -150,6 +150,7 @@ class _Session:
         self.prints = {cell.cell_id: cell_fingerprint(cell, subject, pictures) for cell in cells}
         #: of the order of cells and arms; the subject is in it, so that two subjects do not share an order
         self.order_seed = f"{study.seed}/{subject_name}"
+        self._fresh: list[Record] = []
         self._done = 0
         self._measured = 0  # counts a cell that is measured twice twice
         self._reference: Estimate | None = None
@@ -168,6 +169,7 @@ class _Session:
             if found.state == "fresh" and found.record is not None:
                 self._check_device(found.record, self.path(cell))
                 self.summary.fresh += 1
+                self._fresh.append(found.record)
                 continue
             kept = self.journal.take_back(cell, current)
             if kept is not None and kept.environment.get("device_identity") == self.machine.identity:
@@ -202,10 +204,14 @@ class _Session:
         # what a checkpoint on the hub is is known for certain once it has been read
         for cell in self.cells:
             self.prints[cell.cell_id] = cell_fingerprint(cell, self.subject, self.pictures)
+        if isinstance(runner, RunsElsewhere):
+            self._know_server(runner)
         clock = runner.clock
         self._begin_ms = clock.host_ms()
         self._spend("load", time.monotonic() - begin_s)
         self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
+        if isinstance(runner, RunsElsewhere):
+            self._environment["server"] = dict(runner.about)
         if isinstance(runner, HasNotes) and runner.notes:
             self._environment["notes"] = list(runner.notes)
         sentinel = sentinel_of([cell for cell in self.cells if cell.cell_id not in self.given_up])
@@ -227,6 +233,19 @@ class _Session:
                 before, after = after, self._look_at_sentinel(sentinel, runner, rng)
             self._settle(records, before=before, after=after, remeasured=drifted)
         self._spend("session", self.summary.seconds["load"] + (clock.host_ms() - self._begin_ms) / 1000)
+
+    def _know_server(self, runner: RunsElsewhere) -> None:
+        """Let the server be a part of each fingerprint; one that changed meanwhile is never mixed with what it was."""
+        server = input_digest(*runner.identity)
+        for record in self._fresh:
+            if record.fingerprint.get("server", server) != server:
+                raise UserError(
+                    f"subjects.{self.subject_name}: record {self.path(record.cell)} was measured on another server "
+                    "(engine, version, model or what it takes have changed), and records of two are never mixed: give "
+                    "the subject another name to keep both, or `vlmeter forget` the old ones to measure all again"
+                )
+        for parts in self.prints.values():
+            parts["server"] = server
 
     def _record_unsupported(self, reason: str) -> None:
         """Say in every cell's record why it cannot be measured on this machine."""

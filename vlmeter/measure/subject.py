@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlmeter.backends.base import Runner, RunsElsewhere
 from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import Unsupported
 from vlmeter.inputs.looks import look_at
@@ -51,6 +54,34 @@ def count_subject_work(study: Study, subject_name: str, layout: Layout) -> Subje
         return SubjectWork(subject=subject_name, cells=())
 
 
+@dataclass
+class _Held:
+    """A runner that is loaded once; what it is beside itself is known from then on."""
+
+    _load: Callable[[], Runner]
+    _elsewhere: RunsElsewhere | None = None
+
+    def load(self) -> Runner:
+        """Load it."""
+        runner = self._load()
+        if isinstance(runner, RunsElsewhere):
+            self._elsewhere = runner
+        return runner
+
+    def processes(self) -> Sequence[int]:
+        """Its processes, if it runs elsewhere."""
+        return self._elsewhere.processes() if self._elsewhere else ()
+
+    def disturbances(self) -> tuple[str, ...]:
+        """What disturbed it, if it runs elsewhere."""
+        return self._elsewhere.disturbances() if self._elsewhere else ()
+
+    def close(self) -> None:
+        """End it, if it runs elsewhere."""
+        if self._elsewhere:
+            self._elsewhere.close()
+
+
 def measure_subject(
     study: Study,
     subject_name: str,
@@ -66,22 +97,30 @@ def measure_subject(
     It runs in this very process; `vlmeter.measure.supervision` runs it in one that is watched over.
     """
     cells, pictures = look_at(study, subject_name, layout)
-    from vlmeter.backends.registry import load_runner
+    from vlmeter.backends.registry import get_backend
     from vlmeter.measure.devices import check_memory, devices_for, refreshed, session_device
     from vlmeter.measure.environment import snapshot
-    from vlmeter.measure.monitors import make_monitor
+    from vlmeter.measure.monitors import ServedMonitor, make_monitor
     from vlmeter.records.installed import loaded_files
 
     subject = study.subjects[subject_name]
     purpose = f"study {study.study}, subject {subject_name}"
-    with session_device(devices_for(subject), purpose=purpose, tell=tell) as taken:
+    backend = get_backend(subject.backend)
+    with ExitStack() as stack:
+        taken = stack.enter_context(session_device(devices_for(subject), purpose=purpose, tell=tell))
         device = refreshed(taken, subject)
-        check_memory(subject_name, subject, cells, device)
+        if backend.in_process:
+            check_memory(subject_name, subject, cells, device)
         tell(f"{subject_name} runs on {device.name}: {device.identity}")
+        asked = loading(subject, device=device.name, folder=layout.backend_files(subject_name), tell=tell)
+        held = _Held(lambda: backend.load(asked))
+        stack.callback(held.close)
+        uuids = [card.uuid for card in device.cards]
+        monitor = make_monitor(device=device.name, uuids=uuids, beside=held.processes)
         machine = Machine(
             identity=device.identity,
-            load=lambda: load_runner(subject.backend, loading(subject, device=device.name)),
-            monitor=make_monitor(device=device.name, uuids=[card.uuid for card in device.cards]),
+            load=held.load,
+            monitor=ServedMonitor(monitor, held.disturbances),
             describe=lambda: snapshot(device),
             installed=loaded_files,
         )

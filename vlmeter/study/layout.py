@@ -135,6 +135,10 @@ class Layout:
         """The report, one file."""
         return self.root / "report.html"
 
+    def backend_files(self, subject: str) -> Path:
+        """Folder for what a subject's backend keeps of its own, such as a server's log."""
+        return self.root / "backends" / subject
+
     def log(self, name: str) -> Path:
         """Log of one job."""
         return self.root / "logs" / f"{name}.log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -99,6 +100,9 @@ class CommonKeys(Model):
                 raise ValueError(
                     f"{key} is given, and backend {self.backend} does not know it; it takes {', '.join(sorted(known))}"
                 )
+        keys = backend.keys.model_fields if backend.keys else {}
+        if said := backend.check({name: getattr(self, name) for name in keys}):
+            raise ValueError(said)
 
     def _check_checkpoint_keys(self) -> None:
         """Check what is for checkpoints alone, and for those that transformers loads."""
@@ -178,6 +182,12 @@ def has_limits(subject: Subject) -> bool:
     return backend.runs_model and backend.in_process
 
 
-def loading(subject: Subject, *, device: str) -> Loading:
-    """What a backend is asked to load for a subject, on a device (its name for torch)."""
-    return Loading(subject.family, subject_spec(subject), device, subject.cpu_threads, own_keys(subject))
+def loading(
+    subject: Subject, *, device: str, folder: Path | None = None, tell: Callable[[str], None] = lambda message: None
+) -> Loading:
+    """What a backend is asked to load for a subject, on a device (its name for torch).
+
+    folder: where it may keep files of its own; tell: hears of what takes long.
+    """
+    spec, own = subject_spec(subject), own_keys(subject)
+    return Loading(subject.family, spec, device, subject.cpu_threads, own, folder, tell)

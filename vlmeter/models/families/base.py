@@ -76,10 +76,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """One prompt, ready for the device: named CPU tensors with a batch dimension of 1, and what was counted in them."""
+    """One prompt, ready for the device: named CPU tensors with a batch dimension of 1, and what was counted in them.
+
+    question: the words that were asked, made up ones too.
+    """
 
     tensors: Mapping[str, Any]
     counts: Counts
+    question: str = ""
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class LoadedNative:
             text_tokens=text,
             prompt_tokens=len(ids),
         )
-        return ModelInputs(tensors=self._with_positions(made), counts=counts)
+        return ModelInputs(tensors=self._with_positions(made), counts=counts, question=question)
 
     def render(self, question: str) -> str:
         """Return the prompt of one image and a question: by the checkpoint's chat template, or the family's own."""

@@ -215,6 +215,7 @@ class LoadedMolmo:
                 text_tokens=counted.text_tokens,
                 prompt_tokens=counted.prompt_tokens,
             ),
+            question=question,
         )
 
     def boundaries(self) -> Sequence[Boundary]:

@@ -1,0 +1,370 @@
+"""Run requests on a server, and read off the wire when what happened.
+
+The client's times are stamps of the reads that brought the tokens, not readings around a call: a sample ends with the
+last token, not with the usage and the end of the stream behind it. Every sample sends a picture that no cache has seen,
+and counts only if the server's own numbers say that it did what was asked: as many prompt tokens as the family counts,
+as many output tokens, none from a cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmeter.backends.base import CellFault, DeviceLost, Loading, Mark, OpenedRequest, Prompt
+from vlmeter.backends.clock import Clock, HostClock, Timing
+from vlmeter.backends.endpoint.capabilities import ANY_SERVER, Capabilities, probe
+from vlmeter.backends.endpoint.client import Client, Exchange
+from vlmeter.backends.endpoint.engine import Engine, Setup
+from vlmeter.backends.endpoint.engine_vllm import call_workers
+from vlmeter.backends.endpoint.engines import ENGINES, get_engine
+from vlmeter.backends.endpoint.faults import Refusal, ServerFault
+from vlmeter.backends.endpoint.keys import Endpoint
+from vlmeter.backends.endpoint.metrics import Metrics, read_metrics
+from vlmeter.backends.endpoint.pictures import encoded, unlike
+from vlmeter.backends.endpoint.request import Body, Chat, encode
+from vlmeter.backends.endpoint.server import Server, start
+from vlmeter.backends.endpoint.spans import first_token_spans, is_prompt, step_ms, token_gaps
+from vlmeter.backends.endpoint.validity import check_answer
+from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.models.families.base import ImageOptions, LoadedModel
+from vlmeter.models.families.registry import get_family
+
+#: Requests of next to nothing, to know what a round trip costs.
+ROUND_TRIPS = 20
+
+#: Decode steps that a look inside the server reads.
+STEPS = 16
+
+
+def load_runner(asked: Loading) -> EndpointRunner:
+    """Start the server, or find the one that runs, and ask what it takes."""
+    endpoint: Endpoint = asked.own["endpoint"]
+    loaded = get_family(asked.family).load(asked.spec, device="meta")
+    server, engine = None, None
+    if endpoint.engine is not None:
+        engine = get_engine(endpoint.engine)
+        server, model = _start(engine, endpoint, asked)
+        url = server.url
+    else:
+        url, model = str(endpoint.url), endpoint.model or ""
+    client = Client(url, api_key_env=endpoint.api_key_env, timeout_s=endpoint.answer_seconds)
+    try:
+        engine = engine or _engine_of(client)
+        if not model:
+            model = next(iter(client.models()), "")
+        client.require_model(model)
+        taken = probe(client, model, wanted=engine.wanted if engine else ANY_SERVER)
+        return EndpointRunner(loaded, client, model, taken, endpoint=endpoint, engine=engine, server=server)
+    except ServerFault as fault:
+        _end(client, server)
+        if isinstance(fault, Refusal):
+            raise
+        raise UserError(f"endpoint: {fault}") from None
+    except BaseException:
+        _end(client, server)
+        raise
+
+
+def _end(client: Client, server: Server | None) -> None:
+    client.close()
+    if server is not None:
+        server.stop()
+
+
+def _start(engine: Engine, endpoint: Endpoint, asked: Loading) -> tuple[Server, str]:
+    import sys
+
+    if asked.folder is None:
+        raise UserError("endpoint: a server is started by a session alone, which has a folder for its log")
+    folder = asked.folder
+    checkpoint, made_up = _checkpoint(engine, asked, folder)
+    setup = Setup(
+        program=Path(endpoint.python or sys.executable).absolute(),
+        checkpoint=checkpoint,
+        model=endpoint.model or "model",
+        options=tuple(endpoint.options),
+        made_up_weights=made_up,
+        caches=endpoint.caches,
+        marks=endpoint.marks and engine.name == "vllm",
+        device=asked.device.partition(":")[0],
+        dtype=asked.spec.dtype,
+    )
+    server = start(
+        lambda port: engine.launch(setup, port),
+        ready_paths=engine.ready_paths,
+        log=folder / "server.log",
+        limit_s=endpoint.ready_seconds,
+        tell=asked.tell,
+        what=f"the {engine.name} server",
+    )
+    if beyond := server.listens_beyond():
+        server.stop()
+        raise UserError(f"endpoint: the {engine.name} server listens on {', '.join(beyond)}, beyond this machine")
+    return server, engine.model_name(setup)
+
+
+def _checkpoint(engine: Engine, asked: Loading, folder: Path) -> tuple[Path, bool]:
+    """The folder that the engine reads, and whether it is to make up weights by itself."""
+    if asked.spec.weights != "random":
+        return Path(asked.spec.weights), False
+    from vlmeter.models.served_checkpoint import write_checkpoint
+
+    makes_up = engine.name in ("vllm", "sglang")
+    return (
+        write_checkpoint(
+            folder / "checkpoint",
+            family=asked.family,
+            preset=str(asked.spec.preset),
+            weights=not makes_up,
+            dtype=asked.spec.dtype,
+            seed=asked.spec.seed,
+        ),
+        makes_up,
+    )
+
+
+def _engine_of(client: Client) -> Engine | None:
+    """Find out which engine answers, by what each says of its version; None for one that is not known."""
+    for name in ENGINES:
+        engine = get_engine(name)
+        try:
+            if engine.version(client) is not None:
+                return engine
+        except ServerFault:
+            continue
+    return None
+
+
+class EndpointRunner:
+    """A served subject; see `Runner` and the capabilities that it has."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        client: Client,
+        model: str,
+        taken: Capabilities,
+        *,
+        endpoint: Endpoint,
+        engine: Engine | None,
+        server: Server | None,
+    ) -> None:
+        self.clock: Clock = HostClock()
+        self._loaded, self._client, self._model, self._taken = loaded, client, model, taken
+        self._endpoint, self._engine, self._server = endpoint, engine, server
+        self._numbers = itertools.count(secrets.randbits(32))
+        self._counted: dict[object, Any] = {}
+        self._said: dict[str, float] = {}
+        self._disturbed: list[str] = []
+        self._marked = False
+        self._inside: dict[str, Any] | None = self._look_inside()
+        self._trips = client.round_trips_ms(engine.idle_path if engine else "/v1/models", repeats=ROUND_TRIPS)
+
+    # ---- what it is
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What runs, for the record: engine, version, options, what it takes, what an empty request costs."""
+        engine, server, endpoint = self._engine, self._server, self._endpoint
+        return {
+            "engine": engine.name if engine else "not known",
+            "version": engine.version(self._client) if engine else None,
+            "model": self._model,
+            "started": server is not None,
+            "options": list(endpoint.options),
+            "dropped": list(server.dropped) if server else [],
+            "loading_s": server.loading_s if server else None,
+            "caches": "on" if endpoint.caches else ("off" if server else "the server's own"),
+            "image_format": endpoint.image_format,
+            "image_quality": endpoint.image_quality if endpoint.image_format == "jpeg" else None,
+            "taken": list(self._taken.taken),
+            "refused": dict(self._taken.refused),
+            "unseen": list(self._taken.unseen),
+            "inside": self._inside,
+            "round_trips_ms": list(self._trips),
+        }
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What its numbers depend on, beside the subject's own keys."""
+        engine = self._engine
+        version = engine.version(self._client) if engine else None
+        return (engine.name if engine else "", version or "", self._model, *self._taken.taken)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader of its numbers has to know."""
+        found = [f"the server does not take {name}: {said}" for name, said in self._taken.refused.items()]
+        if self._inside is None and self._endpoint.marks:
+            found.append("there is no look inside this server: its part of the first token is told as one")
+        elif self._inside:
+            found += [f"no {name} inside the server: {reason}" for name, reason in self._inside["missing"].items()]
+        return found
+
+    def processes(self) -> list[int]:
+        """Processes of the server on this machine, whose work is the subject's own."""
+        if self._server is not None:
+            return self._server.processes()
+        return []
+
+    def disturbances(self) -> tuple[str, ...]:
+        """What disturbed the requests since the last time that this was asked."""
+        found, self._disturbed = tuple(dict.fromkeys(self._disturbed)), []
+        return found
+
+    def said(self) -> Mapping[str, float]:
+        """What the server said of the last request that was looked at, by its own names, in milliseconds."""
+        return self._said
+
+    def close(self) -> None:
+        """End the connection, and the server if it was started here."""
+        _end(self._client, self._server)
+
+    # ---- requests
+
+    def _counts(self, opened: OpenedRequest) -> Any:
+        key = (opened.picture.size, opened.question, opened.text_tokens, opened.options)
+        if key not in self._counted:
+            if opened.options != ImageOptions():
+                raise Unsupported(
+                    "a server cuts images by its own rules: neither max_crops nor force_tiling reaches it"
+                )
+            made = self._loaded.prepare(
+                opened.picture, opened.question, text_tokens=opened.text_tokens, options=opened.options
+            )
+            self._counted[key] = (made.counts, made.question)
+        return self._counted[key]
+
+    def prepare(self, opened: OpenedRequest, *, mark: Mark | None = None) -> Prompt:
+        """Encode the picture, and put the request's bytes together: `preprocess` and `copy` of a client."""
+        counts, question = self._counts(opened)
+        if mark:
+            mark(None)
+        picture = encoded(
+            opened.picture, image_format=self._endpoint.image_format, quality=self._endpoint.image_quality
+        )
+        if mark:
+            mark("preprocess")
+        encode(Chat(self._model, question, picture))
+        if mark:
+            mark("copy")
+        return Prompt(tensors={"picture": opened.picture, "question": question}, counts=counts)
+
+    def _body(self, prompt: Prompt, *, output_tokens: int, forced: bool) -> Body:
+        """The bytes of a request whose picture was never sent before."""
+        picture = unlike(
+            prompt.tensors["picture"], number=next(self._numbers), image_format=self._endpoint.image_format
+        )
+        sent = encoded(picture, image_format=self._endpoint.image_format, quality=self._endpoint.image_quality)
+        fields = self._taken.fields(output_tokens=output_tokens, forced=forced)
+        return encode(Chat(self._model, prompt.tensors["question"], sent, fields))
+
+    def generate(
+        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], mark: Mark | None = None
+    ) -> Sequence[Any]:
+        """Ask for an answer; `run` tells its times."""
+        exchange, _ = self._ask(prompt, output_tokens=output_tokens, stop=stop, marked=False)
+        return range(exchange.answer.output_tokens or 0)
+
+    def run(
+        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], marked: bool
+    ) -> tuple[Timing, int]:
+        """Ask for an answer; returns its times by the stamps of the wire, and its tokens.
+
+        wall_ms ends with the last token; launch_ms is the upload. Raises CellFault for an answer that is no sample.
+        """
+        exchange, steps = self._ask(prompt, output_tokens=output_tokens, stop=stop, marked=marked)
+        last_ms, first_ms = exchange.answer.last_token_ms, exchange.answer.first_token_ms
+        assert last_ms is not None
+        assert first_ms is not None
+        try:
+            spans = first_token_spans(exchange, steps) if marked else []
+        except ServerFault as fault:
+            raise CellFault(str(fault)) from None
+        gaps = [("decode_step", gap_ms) for gap_ms in token_gaps(exchange)] if marked else []
+        wall_ms = last_ms - exchange.began_ms
+        timing = Timing(
+            wall_ms=wall_ms,
+            device_ms=wall_ms,
+            launch_ms=exchange.sent_ms - exchange.began_ms,
+            spans=(*spans, *gaps),
+        )
+        return timing, exchange.answer.output_tokens or 0
+
+    def _ask(
+        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], marked: bool
+    ) -> tuple[Exchange, list[dict[str, Any]] | None]:
+        forced = stop == "length"
+        body = self._body(prompt, output_tokens=output_tokens, forced=forced)
+        try:
+            self._mark(marked)
+            before = self._metrics()
+            exchange = self._client.ask(body)
+            check_answer(
+                exchange.answer,
+                prompt_tokens=prompt.counts.prompt_tokens,
+                output_tokens=output_tokens,
+                forced=forced,
+                cold=not self._endpoint.caches,
+            )
+            self._look_at(exchange, before, self._metrics())
+            steps = self._steps() if marked and self._inside else None
+        except Refusal:
+            raise
+        except ServerFault as fault:
+            if self._server is not None and not self._server.is_running():
+                raise DeviceLost(f"the server ended: {self._server.why_ended()}") from None
+            raise CellFault(str(fault)) from None
+        return exchange, steps
+
+    def _metrics(self) -> Metrics | None:
+        return read_metrics(self._client, self._engine.metrics_path) if self._engine else None
+
+    def _look_at(self, exchange: Exchange, before: Metrics | None, after: Metrics | None) -> None:
+        """Keep what the server says of a request, and whether it had others at the time."""
+        engine = self._engine
+        if engine is None:
+            return
+        self._said = {said.name: said.value_ms for said in engine.said(exchange.answer, before, after)}
+        for metrics in (before, after):
+            if metrics is not None and engine.busy(metrics):
+                self._disturbed.append("other requests on the server")
+        if before is not None and after is not None and not self._endpoint.caches:
+            hits = [name for name, count in engine.cache_hits(before, after).items() if count]
+            if hits:
+                raise CellFault(f"the server answered from a cache ({', '.join(hits)})")
+
+    # ---- inside the server
+
+    def _look_inside(self) -> dict[str, Any] | None:
+        if self._server is None or self._engine is None or self._engine.name != "vllm" or not self._endpoint.marks:
+            return None
+        (about,) = call_workers(self._client, "vlmeter_install_marks")[:1]
+        self._marked = True
+        return about
+
+    def _mark(self, wanted: bool) -> None:
+        """Have the marks inside the server in place, or not."""
+        if self._inside is None:
+            return
+        if wanted != self._marked:
+            call_workers(self._client, "vlmeter_install_marks" if wanted else "vlmeter_remove_marks")
+            self._marked = wanted
+        if wanted:
+            call_workers(self._client, "vlmeter_take_marks")
+
+    def _steps(self) -> list[dict[str, Any]]:
+        taken = call_workers(self._client, "vlmeter_take_marks")
+        steps: list[dict[str, Any]] = taken[0]["steps"]
+        return steps
+
+    def server_steps_ms(self, prompt: Prompt) -> tuple[float, ...]:
+        """How long the device takes for decode steps behind the prompt, by the server's marks; empty without them."""
+        if self._inside is None:
+            return ()
+        _, steps = self._ask(prompt, output_tokens=STEPS + 1, stop="length", marked=True)
+        return tuple(step_ms(step) for step in steps or () if not is_prompt(step))
