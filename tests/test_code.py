@@ -82,6 +82,38 @@ def test_another_version_of_vlmeter_is_no_other_code(package: Path) -> None:
     assert digest_after(package / "__init__.py", "__version__ = '2'\n") == before
 
 
+def test_what_a_source_means_is_kept_between_processes(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(code, "_KEPT", code._Kept())
+    before = code_digest("vlmeter.top")
+    assert list((tmp_path / "cache" / "vlmeter").glob("code-*.json"))
+    monkeypatch.setattr(code, "_KEPT", code._Kept())
+    monkeypatch.setattr(code, "_parsed", lambda source: pytest.fail("it was parsed again"))
+    forget()
+    assert code_digest("vlmeter.top") == before
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[1, 2]"])
+def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_and_nothing_else(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    before = code_digest("vlmeter.top")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = code._Kept()
+    kept.path.parent.mkdir(parents=True)
+    kept.path.write_bytes(content)
+    monkeypatch.setattr(code, "_KEPT", kept)
+    forget()
+    assert code_digest("vlmeter.top") == before
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(code, "_KEPT", code._Kept())
+    forget()
+    assert code_digest("vlmeter.top") == before
+
+
 def test_a_name_that_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"vlmeter\.nothing is no module"):
         meaning("vlmeter.nothing")

@@ -9,13 +9,23 @@ whoever uses an entry names it beside the module that looks it up.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import json
+import os
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from vlmeter.common.files import write_atomically
+
 #: The package whose modules are followed, and the folder that it lies in.
 PACKAGE = __name__.partition(".")[0]
+
+#: Sources whose meaning is kept: some checkouts of them.
+MOST_KEPT = 2000
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -54,15 +64,60 @@ def _names_in(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def _parsed(source: bytes) -> list[str]:
+    """Digest of what a source means, and behind it the names of vlmeter that it imports."""
+    tree = _without_docstrings(ast.parse(source))
+    names = sorted({name for name in _names_in(tree) if name.partition(".")[0] == PACKAGE})
+    return [digest_of(ast.dump(tree).encode()), *names]
+
+
+class _Kept:
+    """What sources meant that were parsed before, in a file of the user's cache: parsing all of them takes a second.
+
+    It is found by the source's own digest, so that it can be wrong for none; without a place to write it goes without.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str]] | None = None
+        self._is_new = False
+
+    @property
+    def path(self) -> Path:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return folder / "vlmeter" / f"code-{sys.version_info.major}.{sys.version_info.minor}.json"
+
+    def meaning(self, source: bytes) -> list[str]:
+        if self._found is None:
+            try:
+                self._found = dict(json.loads(self.path.read_bytes()))
+            except (OSError, RuntimeError, ValueError, TypeError):
+                self._found = {}
+        key = hashlib.sha256(source).hexdigest()
+        if key not in self._found:
+            self._found[key], self._is_new = _parsed(source), True
+        return self._found[key]
+
+    def keep(self) -> None:
+        """Write down what is new; as much as one checkout has, not all that ever was."""
+        if self._is_new and self._found is not None:
+            self._is_new = False
+            latest = dict(list(self._found.items())[-MOST_KEPT:])
+            with contextlib.suppress(OSError, RuntimeError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.path, json.dumps(latest).encode())
+
+
+_KEPT = _Kept()
+
+
 @lru_cache(maxsize=1024)
 def _read(name: str) -> tuple[str, frozenset[str]]:
     """Digest of a module's meaning, and the modules of vlmeter that it imports."""
     path = source_of(name)
     if path is None:
         raise ValueError(f"{name} is no module of {PACKAGE}")
-    tree = _without_docstrings(ast.parse(path.read_bytes()))
-    found = {other for other in _names_in(tree) if other.partition(".")[0] == PACKAGE and source_of(other)}
-    return digest_of(ast.dump(tree).encode()), frozenset(found - {name})
+    digest, *names = _KEPT.meaning(path.read_bytes())
+    return digest, frozenset({other for other in names if source_of(other)} - {name})
 
 
 def meaning(name: str) -> str:
@@ -83,6 +138,7 @@ def rests_on(*names: str) -> tuple[str, ...]:
         waiting += _read(name)[1]
         waiting += [package for package in [name.rpartition(".")[0]] if package]
     reached -= {PACKAGE}  # it holds a version, which stands in every record
+    _KEPT.keep()
     return tuple(sorted(reached))
 
 
