@@ -30,7 +30,7 @@ class StillHost:
     """A host on which nothing happens."""
 
     def read(self) -> Reading:
-        return Reading(cpu_load_fraction=0.01, cpu_steal_fraction=0.0)
+        return Reading(readings={"cpu_load_fraction": 0.01, "cpu_steal_fraction": 0.0})
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu) -> NvmlMonitor:
@@ -41,9 +41,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu) -> NvmlMonitor:
 def test_a_quiet_device_disturbs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reading = watch(monkeypatch, FakeGpu()).read()
     assert reading.disturbances == ()
-    assert (reading.sm_clock_mhz, reading.memory_clock_mhz) == (1980, 2619)
-    assert (reading.temperature_c, reading.power_w) == (35, 85.0)
-    assert reading.cpu_load_fraction == 0.01
+    told = {"sm_clock_mhz": 1980, "memory_clock_mhz": 2619, "temperature_c": 35, "power_w": 85.0}
+    assert reading.readings == {**told, "cpu_load_fraction": 0.01, "cpu_steal_fraction": 0.0}
 
 
 @pytest.mark.parametrize("reason", THROTTLE_REASONS)
@@ -98,7 +97,7 @@ def test_what_a_device_does_not_tell_is_left_open(monkeypatch: pytest.MonkeyPatc
         compute_pids=None,
     )
     monitor = watch(monkeypatch, silent)
-    assert monitor.read() == Reading(cpu_load_fraction=0.01, cpu_steal_fraction=0.0)
+    assert monitor.read() == Reading(readings={"cpu_load_fraction": 0.01, "cpu_steal_fraction": 0.0})
     assert monitor.energy_j() is None
 
 
@@ -155,8 +154,8 @@ def test_cards_that_share_a_model_are_watched_together(monkeypatch: pytest.Monke
     hosts = [each.host for each in monitor.monitors if isinstance(each, NvmlMonitor)]
     assert [type(host) for host in hosts] == [HostMonitor, QuietMonitor], "one look at the host is enough"
     reading = monitor.read()
-    powers = [each.read().power_w or 0.0 for each in (one, two)]
-    assert reading.power_w == pytest.approx(sum(powers))
+    powers = [each.read().readings["power_w"] for each in (one, two)]
+    assert reading.readings["power_w"] == pytest.approx(sum(powers))
     assert "hardware slowdown" in reading.disturbances
     joules = [each.energy_j() or 0.0 for each in (one, two)]
     assert monitor.energy_j() == pytest.approx(sum(joules))
@@ -173,11 +172,13 @@ def test_the_slowest_clock_and_the_highest_temperature_stand_for_several_cards()
         def energy_j(self) -> float | None:
             return self.joules
 
-    first = Reading(sm_clock_mhz=1980, temperature_c=40, power_w=300, cpu_load_fraction=0.1, disturbances=("a", "b"))
-    second = Reading(sm_clock_mhz=1500, temperature_c=60, power_w=None, cpu_load_fraction=0.2, disturbances=("b", "c"))
+    cold = {"sm_clock_mhz": 1980, "temperature_c": 40, "power_w": 300, "cpu_load_fraction": 0.1}
+    hot = {"sm_clock_mhz": 1500, "temperature_c": 60, "cpu_load_fraction": 0.2}
+    first, second = Reading(readings=cold, disturbances=("a", "b")), Reading(readings=hot, disturbances=("b", "c"))
     several = SeveralMonitor([Card(first, 5.0), Card(second, None)])
-    assert several.read() == Reading(
-        sm_clock_mhz=1500, temperature_c=60, cpu_load_fraction=0.1, disturbances=("a", "b", "c")
+    told = {"sm_clock_mhz": 1500, "temperature_c": 60, "cpu_load_fraction": 0.1}
+    assert several.read() == Reading(readings=told, disturbances=("a", "b", "c")), (
+        "the power of one card is not the model's"
     )
     assert several.energy_j() is None, "one card's energy is not the model's"
 
@@ -229,7 +230,7 @@ def test_the_work_of_this_process_is_no_load(monkeypatch: pytest.MonkeyPatch) ->
     monitor = HostMonitor()
     processors.spend(own_s=2.0, idle=2.0)
     reading = monitor.read()
-    assert reading.cpu_load_fraction == pytest.approx(0.0)
+    assert reading.readings["cpu_load_fraction"] == pytest.approx(0.0)
     assert reading.disturbances == ()
 
 
@@ -238,7 +239,7 @@ def test_the_work_of_others_is_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = HostMonitor()
     processors.spend(own_s=1.0, user=2.0, idle=1.0)
     reading = monitor.read()
-    assert reading.cpu_load_fraction == pytest.approx(0.5)
+    assert reading.readings["cpu_load_fraction"] == pytest.approx(0.5)
     assert reading.disturbances == ("other processes on the host",)
 
 
@@ -253,7 +254,7 @@ def test_a_virtual_machine_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     processors = Processors(monkeypatch)
     monitor = HostMonitor()
     processors.spend(user=1.0, guest=1.0, idle=3.0)  # Linux counts a guest's second under `user` as well
-    assert monitor.read().cpu_load_fraction == pytest.approx(0.25)
+    assert monitor.read().readings["cpu_load_fraction"] == pytest.approx(0.25)
 
 
 def test_stolen_time_is_told_from_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +262,8 @@ def test_stolen_time_is_told_from_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = HostMonitor()
     processors.spend(own_s=1.0, idle=2.6, steal=0.4)
     reading = monitor.read()
-    assert reading.cpu_steal_fraction == pytest.approx(0.1)
-    assert reading.cpu_load_fraction == pytest.approx(0.0)
+    assert reading.readings["cpu_steal_fraction"] == pytest.approx(0.1)
+    assert reading.readings["cpu_load_fraction"] == pytest.approx(0.0)
     assert reading.disturbances == ("processor time stolen by the hypervisor",)
 
 

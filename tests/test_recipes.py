@@ -119,6 +119,16 @@ PRESET = """        "micro": Architecture(
         "7b-d": Architecture("""
 
 
+GAUGE = '''
+
+@of_device(over_rounds=MEDIAN, over_devices=SUM)
+def power_limit_w(device: Device) -> float | None:
+    """Power that the device may draw."""
+    limit_mw = device.ask("PowerManagementLimit")
+    return None if limit_mw is None else limit_mw / 1000
+'''
+
+
 def insert(path: Path, before: str, new: str) -> None:
     """Put text in the place of a text that stands there once."""
     content = path.read_text()
@@ -249,24 +259,48 @@ print(len(build_plan(study)))
     assert said == "4"
 
 
-def test_a_measured_quantity_is_a_column_and_its_value(copy: Path) -> None:
-    table, columns = copy / "vlmeter/table/build.py", copy / "vlmeter/table/columns.py"
-    described = '    ("question", "string", "the question"),\n'
-    insert(columns, described, described + '    ("question_characters", "integer", "length of the question"),\n')
-    value = '        "question": own.question if own else None,\n'
-    own = '        "question_characters": len(own.question) if own and own.question else None,\n'
-    insert(table, value, value + own)
+def test_a_measured_quantity_is_one_function(copy: Path) -> None:
+    """It is read around every round, kept in the records, and a column of the table and of the data dictionary."""
+    gauges = copy / "vlmeter/records/gauges.py"
+    gauges.write_text(gauges.read_text() + GAUGE)
     (copy / "tests").symlink_to(ROOT / "tests")
     (copy / "benchmarks").symlink_to(ROOT / "benchmarks")
     said = run(
         copy,
         """
+import json, sys
 from pathlib import Path
-from tests.support.tables import table_of
+from tests.support.nvml import FakeGpu, fake_nvml
+sys.modules["pynvml"] = fake_nvml(FakeGpu(power_limit_mw=350_000))
+from tests.support.tables import records_of
+from vlmeter.measure.monitors import NvmlMonitor
+from vlmeter.records.record import read_record
+from vlmeter.table.build import build_table
 from vlmeter.table.columns import data_dictionary
-table = table_of(Path("records"), vision=None, output={"output_tokens": [4]})
-described = data_dictionary().set_index("name").loc["question_characters", "description"]
-print(described, int(table["question_characters"].min()) == len(table["question"].iloc[0]))
+records = records_of(Path("records"), monitor=NvmlMonitor("GPU-fake"), vision={"tilings": ["1x1"]}, output=None)
+read = {state.readings["power_limit_w"] for state in read_record(records[0]).rounds}
+column = data_dictionary().set_index("name").loc["power_limit_w"]
+table = build_table(records)
+print(json.dumps([sorted(read), table["power_limit_w"].unique().tolist(), column["unit"], column["description"]]))
 """,
     )
-    assert said == "length of the question True"
+    assert json.loads(said) == [[350.0], [350.0], "W", "power that the device may draw (median over rounds)"]
+
+
+def test_what_is_known_of_a_cell_becomes_a_column_by_one_entry(copy: Path, table_file: Path) -> None:
+    columns = copy / "vlmeter/table/columns.py"
+    known = '    ("family", "string", "model family", "subject_config.family"),\n'
+    own = '    ("fingerprint_parts", "integer", "parts of the fingerprint", lambda record: len(record.fingerprint)),\n'
+    insert(columns, known, known + own)
+    records = sorted((table_file.parent / "records").rglob("cells/**/*.json"))
+    said = run(
+        copy,
+        f"""
+from pathlib import Path
+from vlmeter.records.record import read_record
+from vlmeter.table.build import build_table
+record = Path({str(records[0])!r})
+print(build_table([record])["fingerprint_parts"].unique().tolist() == [len(read_record(record).fingerprint)])
+""",
+    )
+    assert said == "True"

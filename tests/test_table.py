@@ -15,7 +15,9 @@ import pytest
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.tables import records_of, rewrite
 from vlmeter.common.errors import UserError
+from vlmeter.measure.monitors import QuietMonitor
 from vlmeter.numbers.medians import median_estimate
+from vlmeter.records.parts import Reading
 from vlmeter.records.record import read_record
 from vlmeter.table.build import build_table
 from vlmeter.table.columns import COLUMNS, Column, data_dictionary
@@ -102,6 +104,29 @@ def test_a_photographs_row_carries_its_ids_question_and_answers(table: pd.DataFr
     assert (row["image_id"], row["question_id"], row["answers"]) == ("1001", "10001", '["a cup"]')
     assert row["image_index"] == 1
     assert row["generated_tokens"] == 16
+
+
+def test_a_gauge_is_one_value_of_a_cell_made_of_its_rounds_as_it_says(tmp_path: Path) -> None:
+    """The temperature that a device reached is the highest; its clock is the one that it mostly had."""
+    shown = iter(
+        [{"temperature_c": 40.0 + n % 7, "sm_clock_mhz": 1500.0 + n, "cpu_steal_fraction": n / 999} for n in range(999)]
+    )
+
+    class Warming(QuietMonitor):
+        def read(self) -> Reading:
+            return Reading(readings=next(shown))
+
+    paths = records_of(tmp_path, monitor=Warming(), vision={"tilings": ["1x1", "1x2"]}, output=None)
+    table = build_table(paths)
+    for path in paths:
+        record = read_record(path)
+        row = rows(table, cell_id=record.cell.cell_id).iloc[0]
+        readings = pd.DataFrame([state.readings for state in record.rounds])
+        assert readings["temperature_c"].nunique() > 1
+        assert row["temperature_c"] == readings["temperature_c"].max()
+        assert row["sm_clock_mhz"] == readings["sm_clock_mhz"].median()
+        assert row["cpu_steal_fraction"] == readings["cpu_steal_fraction"].max()
+        assert pd.isna(row["power_w"]), "what no round was told is absent"
 
 
 def test_decode_step_rows_hold_the_median_of_each_step_over_rounds(records: list[Path], table: pd.DataFrame) -> None:

@@ -11,6 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vlmeter.records.gauges import (
+    DEVICE_GAUGES,
+    HOST_GAUGES,
+    HostSpan,
+    cpu_load_fraction,
+    cpu_steal_fraction,
+    sm_clock_mhz,
+)
 from vlmeter.records.parts import Reading
 
 #: NVML's reasons for clocks below the highest that always tell of a disturbance. (Idle and application clocks are a
@@ -91,15 +99,19 @@ class HostMonitor:
         if total_s < SHORTEST_LOOK_S:
             return Reading()  # the time goes on adding up, or a series of short rounds would never be watched
         self._last_times, self._last_own_s = times, own_s
-        idle_s = times.idle - last.idle + getattr(times, "iowait", 0.0) - getattr(last, "iowait", 0.0)
-        steal = max(0.0, (getattr(times, "steal", 0.0) - getattr(last, "steal", 0.0)) / total_s)
-        foreign = min(1.0, max(0.0, (total_s - idle_s - (own_s - last_own_s)) / total_s - steal))
+        span = HostSpan(
+            total_s=total_s,
+            idle_s=times.idle - last.idle + getattr(times, "iowait", 0.0) - getattr(last, "iowait", 0.0),
+            own_s=own_s - last_own_s,
+            steal_s=getattr(times, "steal", 0.0) - getattr(last, "steal", 0.0),
+        )
         disturbances = []
-        if foreign > FOREIGN_LOAD_FRACTION:
+        if cpu_load_fraction(span) > FOREIGN_LOAD_FRACTION:
             disturbances.append("other processes on the host")
-        if steal > STEAL_FRACTION:
+        if cpu_steal_fraction(span) > STEAL_FRACTION:
             disturbances.append("processor time stolen by the hypervisor")
-        return Reading(cpu_load_fraction=foreign, cpu_steal_fraction=steal, disturbances=tuple(disturbances))
+        seen = {name: value for name, gauge in HOST_GAUGES.items() if (value := gauge.read(span)) is not None}
+        return Reading(readings=seen, disturbances=tuple(disturbances))
 
     def energy_j(self) -> float | None:
         """The host has no counter that is open to every user."""
@@ -136,51 +148,44 @@ class NvmlMonitor:
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
 
-    def _ask(self, name: str, *arguments: Any) -> Any:
-        """Ask NVML; None where this device or driver does not answer."""
+    def ask(self, question: str, *constants: str) -> Any:
+        """Ask NVML, as a gauge does; None where this device or driver does not answer."""
         try:
-            return getattr(self._nvml, name)(self._handle, *arguments)
+            arguments = [getattr(self._nvml, name) for name in constants]
+            return getattr(self._nvml, f"nvmlDeviceGet{question}")(self._handle, *arguments)
         except (self._nvml.NVMLError, AttributeError):  # AttributeError: an NVML older or newer than we know
             return None
 
     def read(self) -> Reading:
-        """Read clocks, temperature, power, throttle reasons and foreign processes."""
+        """Read all gauges of the device, throttle reasons and foreign processes."""
         nvml = self._nvml
         host = self.host.read()
         disturbances = list(host.disturbances)
-        reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+        reasons = self.ask("CurrentClocksThrottleReasons") or 0
         disturbances += [text for name, text in THROTTLE_REASONS.items() if reasons & getattr(nvml, name, 0)]
-        sm_clock_mhz = self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
-        highest_mhz = self._ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)
-        capped = bool(reasons & getattr(nvml, POWER_CAP, 0)) and sm_clock_mhz is not None and highest_mhz is not None
-        if capped and sm_clock_mhz < (1 - CAPPED_CLOCK_FRACTION) * highest_mhz:
+        seen = {name: value for name, gauge in DEVICE_GAUGES.items() if (value := gauge.read(self)) is not None}
+        clock_mhz = seen.get(sm_clock_mhz.__name__)
+        highest_mhz = self.ask("MaxClockInfo", "NVML_CLOCK_SM")
+        capped = bool(reasons & getattr(nvml, POWER_CAP, 0)) and highest_mhz is not None
+        if capped and clock_mhz is not None and clock_mhz < (1 - CAPPED_CLOCK_FRACTION) * highest_mhz:
             disturbances.append("power cap")
-        processes = self._ask("nvmlDeviceGetComputeRunningProcesses") or []
+        processes = self.ask("ComputeRunningProcesses") or []
         # In a container the process ids are another name space's: then our own is not among them, and one is ours.
         own = {os.getpid(), *self.beside()}
         pids = {process.pid for process in processes}
         if len(pids - own) > (0 if pids & own else 1):
             disturbances.append("other processes on the device")
-        power_mw = self._ask("nvmlDeviceGetPowerUsage")
-        return Reading(
-            sm_clock_mhz=sm_clock_mhz,
-            memory_clock_mhz=self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-            temperature_c=self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-            power_w=None if power_mw is None else power_mw / 1000,
-            cpu_load_fraction=host.cpu_load_fraction,
-            cpu_steal_fraction=host.cpu_steal_fraction,
-            disturbances=tuple(disturbances),
-        )
+        return Reading(readings={**host.readings, **seen}, disturbances=tuple(disturbances))
 
     def energy_j(self) -> float | None:
         """Read the device's energy counter, which (unlike its power reading) misses nothing."""
-        energy_mj = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        energy_mj = self.ask("TotalEnergyConsumption")
         return None if energy_mj is None else energy_mj / 1000
 
 
 @dataclass
 class SeveralMonitor:
-    """Several devices that one model is spread over: the slowest clock, the highest temperature, all of the power.
+    """Several devices that one model is spread over; a gauge says how its readings become one (the slowest clock, say).
 
     The first of the monitors speaks for the host.
     """
@@ -190,20 +195,13 @@ class SeveralMonitor:
     def read(self) -> Reading:
         """Read all of them."""
         readings = [monitor.read() for monitor in self.monitors]
-
-        def gathered(name: str, gather: Callable[[list[float]], float]) -> float | None:
-            known = [value for reading in readings if (value := getattr(reading, name)) is not None]
-            return gather(known) if len(known) == len(readings) else None
-
-        return Reading(
-            sm_clock_mhz=gathered("sm_clock_mhz", min),
-            memory_clock_mhz=gathered("memory_clock_mhz", min),
-            temperature_c=gathered("temperature_c", max),
-            power_w=gathered("power_w", sum),
-            cpu_load_fraction=readings[0].cpu_load_fraction,
-            cpu_steal_fraction=readings[0].cpu_steal_fraction,
-            disturbances=tuple(dict.fromkeys(found for reading in readings for found in reading.disturbances)),
-        )
+        seen = {name: value for name, value in readings[0].readings.items() if name in HOST_GAUGES}
+        for name, gauge in DEVICE_GAUGES.items():
+            known = [reading.readings[name] for reading in readings if name in reading.readings]
+            if gauge.over_devices is not None and len(known) == len(readings):
+                seen[name] = gauge.over_devices.of(known)
+        disturbances = dict.fromkeys(found for reading in readings for found in reading.disturbances)
+        return Reading(readings=seen, disturbances=tuple(disturbances))
 
     def energy_j(self) -> float | None:
         """Add up the energy counters; None if one of them is not to be had."""

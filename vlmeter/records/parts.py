@@ -29,15 +29,12 @@ class Series(Part):
 
 
 class Reading(Part):
-    """The machine's state around a piece of work; None where the machine does not tell."""
+    """The machine's state around a piece of work: what the gauges showed, and reasons to doubt what was timed."""
 
-    sm_clock_mhz: float | None = None
-    memory_clock_mhz: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
-    cpu_load_fraction: float | None = None
-    cpu_steal_fraction: float | None = None
-    disturbances: tuple[str, ...] = Field((), description="reasons to doubt what was timed meanwhile; empty: none seen")
+    readings: dict[str, float] = Field(
+        default_factory=dict, description="of the gauges in `vlmeter.records.gauges`, as far as the machine tells"
+    )
+    disturbances: tuple[str, ...] = Field((), description="empty: none seen")
 
 
 class Round(Reading):

@@ -5,7 +5,8 @@ A record is complete by itself: it says what was measured (cell, subject), where
 
 History of RECORD_VERSION: 1, the first; 2, blocks of requests (`requests`, `failed_requests`, a cell whose image is a
 block, energy of vision and of requests, warm-up that was not judged); 3, a cell holds requests (`requests` says of
-each what it was, in cells of one as in cells of many), arms that could not be run are named, records know their run.
+each what it was, in cells of one as in cells of many), arms that could not be run are named, records know their run, a
+round has its readings by name.
 Records of another version are not converted: the measuring code changed with the version, so that none of them would
 be fresh.
 """

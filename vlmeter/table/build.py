@@ -19,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median, median_low
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,9 @@ import pandas as pd
 from pydantic import ValidationError
 
 from vlmeter.common.errors import UserError
-from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, median_ranks
 from vlmeter.records.parts import Energy
 from vlmeter.records.record import RECORD_VERSION, Record, read_record
-from vlmeter.table.columns import COLUMNS, PANDAS
+from vlmeter.table.columns import COLUMNS, PANDAS, STATISTICS, image_index
 
 Array = npt.NDArray[np.float64]
 
@@ -63,26 +61,8 @@ class _Rows:
         self.cell.append(cell)
         self.output_tokens.append(output_tokens)
         self.samples.append(samples)
-        self.given.append(given if samples is None else {"rounds": len(samples), **given})
-
-
-#: Quantity columns that are given, not computed from samples.
-_QUANTITY_INPUTS = (
-    "arm",
-    "phase",
-    "clock",
-    "source",
-    "rounds",
-    "disturbed_samples",
-    "requests",
-    "failed_requests",
-    "busy_source",
-    "peak_allocated_bytes",
-    "reserved_bytes",
-    "joules_per_repeat",
-    "energy_span_s",
-    "parameters",
-)
+        count = None if samples is None else len(samples)
+        self.given.append({"rounds": count, "samples": count, **given})
 
 
 def build_table(records: Iterable[Path]) -> pd.DataFrame:
@@ -103,9 +83,9 @@ def build_table(records: Iterable[Path]) -> pd.DataFrame:
         if key in paths:
             raise UserError(f"records {paths[key]} and {path} are both of cell {key[2]} of {key[1]}")
         paths[key] = path
-        cells.append(_cell_values(record))
+        cells.append({column.name: column.of(record) for column in COLUMNS if column.path is not None})
         _add_record(rows, place, record, path)
-        index = _image_index(record)
+        index = image_index(record)
         if record.steps_ms and record.cell.stop == "length" and index is not None:
             image, tokens = (*key[:2], index), record.cell.output_tokens
             if image not in longest or longest[image].output_tokens < tokens:
@@ -246,13 +226,6 @@ def _requests(record: Record) -> str:
     return json.dumps(found, ensure_ascii=False)
 
 
-def _image_index(record: Record) -> int | None:
-    """Place of the photograph in the manifest, of a cell that looks at one."""
-    if record.cell.kind == "requests":
-        return None
-    return next((photograph.index for photograph in record.cell.request.photographs), None)
-
-
 def _steps(record: Record) -> Array:
     """Decode steps of the trusted rounds [rounds, steps]; steps that not every round reached are left out."""
     reached = min((len(steps) for steps in record.steps_ms), default=0)
@@ -278,90 +251,13 @@ def _add_derived(rows: _Rows, run: _LongRun, lengths: set[int]) -> None:
             rows.add(run.place, tokens, samples, rounds=run.rounds, disturbed_samples=run.disturbed, **kind)
 
 
-def _cell_values(record: Record) -> dict[str, Any]:
-    """What CELL_COLUMNS and CONDITION_COLUMNS say of a record, output_tokens aside."""
-    cell, subject, counted, drift = record.cell, record.subject_config, record.counted, record.drift
-    made = next(iter(cell.request.made_pictures), None) if cell.kind != "requests" else None
-    own = record.requests[0] if record.requests and cell.kind != "requests" else None
-
-    def over_rounds(name: str, how: Any) -> float | None:
-        values = [value for state in record.rounds if (value := getattr(state, name)) is not None]
-        return how(values) if values else None
-
-    judged = [warmup.settled for warmup in record.warmups if warmup.settled is not None]
-    reasons = dict.fromkeys(reason for state in record.rounds for reason in state.disturbances)
-    return {
-        "study": record.study,
-        "subject": record.subject,
-        "family": subject.family,
-        "preset": subject.preset,
-        "weights": subject.weights,
-        "revision": subject.revision,
-        "trust_remote_code": subject.trust_remote_code,
-        "random_weights": subject.weights == "random",
-        "dtype": subject.dtype,
-        "attention": subject.attention,
-        "backend": subject.backend,
-        "device_model": _text(record.environment.get("device_model")),
-        "device": _text(record.environment.get("device")),
-        "commit": _text(record.environment.get("commit")),
-        "cell_id": cell.cell_id,
-        "experiment": cell.experiment,
-        "status": record.status,
-        "reason": record.reason,
-        "stop": cell.stop,
-        "max_crops": cell.max_crops,
-        "forced_tiling": cell.force_tiling is not None,
-        "width_px": made.width_px if made else None,
-        "height_px": made.height_px if made else None,
-        "tiling_h": cell.layout.get("tiling_h"),
-        "tiling_w": cell.layout.get("tiling_w"),
-        "crops": counted.crops if counted else None,
-        "vision_tokens": counted.vision_tokens if counted else None,
-        "special_tokens": counted.special_tokens if counted else None,
-        "text_tokens": counted.text_tokens if counted else None,
-        "prompt_tokens": counted.prompt_tokens if counted else None,
-        "generated_tokens": median_low(record.generated_tokens) if record.generated_tokens else None,
-        "image_index": _image_index(record),
-        "image_id": own.pictures[0].image_id if own else None,
-        "question_id": own.question_id if own else None,
-        "question": own.question if own else None,
-        "answers": json.dumps(own.answers, ensure_ascii=False) if own and own.question is not None else None,
-        "stop_reason": record.stop_reason,
-        "warmup_settled": all(judged) if judged else None,
-        "disturbances": "; ".join(reasons) or None,
-        "busy_reason": record.busy_reason,
-        "drifted": drift.drifted if drift else None,
-        "remeasured": drift.remeasured if drift else None,
-        "drift_before_ms": drift.before_ms if drift else None,
-        "drift_after_ms": drift.after_ms if drift else None,
-        "drift_reference_ms": drift.reference_ms if drift else None,
-        "drift_noise_fraction": drift.noise_fraction if drift else None,
-        "session_id": record.session.session_id,
-        "session_position": record.session.position,
-        "session_started_at": record.session.started_at,
-        "started_s": record.rounds[0].started_s if record.rounds else None,
-        "cell_seconds": sum(record.seconds.values()) if record.seconds else None,
-        "sm_clock_mhz": over_rounds("sm_clock_mhz", median),
-        "memory_clock_mhz": over_rounds("memory_clock_mhz", median),
-        "temperature_c": over_rounds("temperature_c", max),
-        "power_w": over_rounds("power_w", median),
-        "cpu_load_fraction": over_rounds("cpu_load_fraction", median),
-        "cpu_steal_fraction": over_rounds("cpu_steal_fraction", max),
-    }
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 def _assemble(keys: Sequence[tuple[str, str, str]], cells: list[dict[str, Any]], rows: _Rows) -> pd.DataFrame:
     """Put the table together: cell columns are made once per cell and taken once per row."""
     rank = np.empty(len(keys), dtype=np.intp)
     rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
     order = np.argsort(rank[np.array(rows.cell, dtype=np.intp)], kind="stable")
     place = np.array(rows.cell, dtype=np.intp)[order]
-    summaries = _summarise(rows.samples)
+    statistics = _summarise(rows.samples)
     data: dict[str, Any] = {}
     for column in COLUMNS:
         dtype = PANDAS[column.dtype]
@@ -369,13 +265,12 @@ def _assemble(keys: Sequence[tuple[str, str, str]], cells: list[dict[str, Any]],
             data[column.name] = pd.array(np.array(rows.output_tokens, dtype=np.int64)[order], dtype="Int64")
         elif column.name == "samples_ms":
             data[column.name] = _objects(rows.samples)[order]
-        elif column.name in _QUANTITY_INPUTS:
-            data[column.name] = _array([given.get(column.name) for given in rows.given], dtype).take(order)
-        elif column.name in summaries:
-            values = summaries[column.name][order]
-            data[column.name] = values if column.dtype == "float" else _array(values.tolist(), dtype)
-        else:
+        elif column.statistic is not None:
+            data[column.name] = statistics[column.name][order]
+        elif column.path is not None:
             data[column.name] = _array([cell[column.name] for cell in cells], dtype).take(place)
+        else:
+            data[column.name] = _array([given.get(column.name) for given in rows.given], dtype).take(order)
     return pd.DataFrame(data, columns=[column.name for column in COLUMNS])
 
 
@@ -393,27 +288,16 @@ def _objects(values: Sequence[Any]) -> npt.NDArray[np.object_]:
     return result
 
 
-def _summarise(samples: Sequence[Array | None]) -> dict[str, npt.NDArray[Any]]:
-    """Summarise each list of samples; lists of one length are worked on together.
-
-    Median and interval are those of `stats.median_estimate`.
-    """
-    floats = ("median_ms", "low_ms", "high_ms", "mean_ms", "min_ms", "max_ms", "p95_ms", "p99_ms")
-    result: dict[str, npt.NDArray[Any]] = {name: np.full(len(samples), np.nan) for name in floats}
-    counts = np.array([None if values is None else len(values) for values in samples], dtype=object)
-    result["samples"] = counts
+def _summarise(samples: Sequence[Array | None]) -> dict[str, Array]:
+    """Work out STATISTICS of each list of samples; lists of one length are worked on together."""
+    result = {column.name: np.full(len(samples), np.nan) for column in STATISTICS}
     by_length: dict[int, list[int]] = defaultdict(list)
     for place, values in enumerate(samples):
         if values is not None and len(values):
             by_length[len(values)].append(place)
     for count, places in by_length.items():
         ordered = np.sort(np.stack([values for place in places if (values := samples[place]) is not None]), axis=1)
-        result["median_ms"][places] = (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
-        result["mean_ms"][places] = ordered.mean(axis=1)
-        result["min_ms"][places], result["max_ms"][places] = ordered[:, 0], ordered[:, -1]
-        if ranks := median_ranks(count):
-            result["low_ms"][places], result["high_ms"][places] = ordered[:, ranks[0]], ordered[:, ranks[1]]
-        for name, fraction in (("p95_ms", 0.95), ("p99_ms", 0.99)):
-            if count >= MIN_SAMPLES_FOR_PERCENTILE[fraction]:
-                result[name][places] = np.quantile(ordered, fraction, axis=1)
+        for column in STATISTICS:
+            if column.statistic is not None and count >= column.least:
+                result[column.name][places] = column.statistic(ordered)
     return result

@@ -1,14 +1,39 @@
-"""The columns of the table: name, type, unit, words. The report's data dictionary is made of them."""
+"""The columns of the table: name, type, words, and where the value comes from. The data dictionary is made of them.
+
+A column that belongs to a cell carries its path into the record, such as `environment.device_model`, or a function of
+the record, which says how rounds become one value. A statistic carries what it makes of the samples. What is left is a
+row's own, and `vlmeter.table.build` hands it over under the column's name.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from statistics import median_low
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, median_ranks
+from vlmeter.records.gauges import Gauge, every_gauge
+
+if TYPE_CHECKING:  # what reads the table reads its columns, and has nothing to do with records
+    from vlmeter.records.parts import MeasuredRequest
+    from vlmeter.records.record import Record
+
+Array = npt.NDArray[np.float64]
+
 Dtype = Literal["string", "integer", "float", "boolean", "list"]
+
+#: Where a cell's value stands in its record: a dotted path, or a function of the record.
+Path = str | Callable[["Record"], Any]
+
+#: What is made of sorted samples [rows, samples]: one value for each row.
+Statistic = Callable[[Array], Array]
 
 
 #: End of a column's name -> its unit.
@@ -33,11 +58,18 @@ _UNITLESS = ("tiling_w",)
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table: the report's data dictionary is made of these."""
+    """One column of the table.
+
+    path: where a cell's value stands in the record. statistic: what is made of a row's samples, of which there have to
+    be `least`. Without either, the value is the row's own.
+    """
 
     name: str
     dtype: Dtype
     description: str
+    path: Path | None = None
+    statistic: Statistic | None = None
+    least: int = 1
 
     @property
     def unit(self) -> str:
@@ -46,62 +78,188 @@ class Column:
             return ""
         return next((unit for end, unit in UNITS.items() if self.name.endswith(end)), "")
 
+    def of(self, record: Record) -> Any:
+        """The value of a record's cell; None where the record has none."""
+        assert self.path is not None
+        found = _at(record, self.path) if isinstance(self.path, str) else self.path(record)
+        return str(found) if self.dtype == "string" and found is not None else found
 
-def _columns(*rows: tuple[str, Dtype, str]) -> tuple[Column, ...]:
+
+def _at(record: Record, path: str) -> Any:
+    found: Any = record
+    for part in path.split("."):
+        if found is None:
+            return None
+        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part)
+    return found
+
+
+def _columns(*rows: tuple[str, Dtype, str] | tuple[str, Dtype, str, Path]) -> tuple[Column, ...]:
     return tuple(Column(*row) for row in rows)
+
+
+def _size_px(side: str) -> Path:
+    """Size of the made picture, of a cell that looks at one."""
+
+    def size(record: Record) -> int | None:
+        if record.cell.kind == "requests":
+            return None
+        return next((getattr(made, side) for made in record.cell.request.made_pictures), None)
+
+    return size
+
+
+def image_index(record: Record) -> int | None:
+    """Place of the photograph in the manifest, of a cell that looks at one."""
+    if record.cell.kind == "requests":
+        return None
+    return next((photograph.index for photograph in record.cell.request.photographs), None)
+
+
+def _own(record: Record) -> MeasuredRequest | None:
+    """What was run in a cell of one request."""
+    return record.requests[0] if record.requests and record.cell.kind != "requests" else None
+
+
+def _image_id(record: Record) -> str | None:
+    own = _own(record)
+    return own.pictures[0].image_id if own else None
+
+
+def _of_request(name: str) -> Path:
+    return lambda record: getattr(_own(record), name, None)
+
+
+def _generated_tokens(record: Record) -> int | None:
+    return median_low(record.generated_tokens) if record.generated_tokens else None
+
+
+def _answers(record: Record) -> str | None:
+    own = _own(record)
+    return json.dumps(own.answers, ensure_ascii=False) if own and own.question is not None else None
+
+
+def _warmup_settled(record: Record) -> bool | None:
+    judged = [warmup.settled for warmup in record.warmups if warmup.settled is not None]
+    return all(judged) if judged else None
+
+
+def _disturbances(record: Record) -> str | None:
+    return "; ".join(dict.fromkeys(reason for state in record.rounds for reason in state.disturbances)) or None
+
+
+def _of_gauge(gauge: Gauge[Any]) -> Column:
+    """Make the column of a gauge: its readings, made one value over the rounds."""
+
+    def over_rounds(record: Record) -> float | None:
+        shown = [state.readings[gauge.name] for state in record.rounds if gauge.name in state.readings]
+        return gauge.over_rounds.of(shown) if shown else None
+
+    return Column(gauge.name, "float", f"{gauge.words} ({gauge.over_rounds.name} over rounds)", over_rounds)
+
+
+def _median(ordered: Array) -> Array:
+    count = ordered.shape[1]
+    return np.asarray((ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2)
+
+
+def _end(which: int) -> Statistic:
+    """Make the statistic that is one end of the median's interval, as in `numbers.medians.median_estimate`."""
+
+    def end(ordered: Array) -> Array:
+        ranks = median_ranks(ordered.shape[1])
+        return np.full(len(ordered), np.nan) if ranks is None else ordered[:, ranks[which]]
+
+    return end
+
+
+def _quantile(fraction: float) -> Statistic:
+    return lambda ordered: np.asarray(np.quantile(ordered, fraction, axis=1))
 
 
 #: Columns that tables of before did not have; of such a table they are read as empty.
 ADDED_LATER = frozenset({"revision", "trust_remote_code"})
 
-#: What belongs to a cell, and is the same in all of its rows.
+#: What belongs to a cell, and is the same in all of its rows; `output_tokens` alone is a row's own, since a row that is
+#: derived from a longer run has fewer.
 CELL_COLUMNS = _columns(
-    ("study", "string", "name of the study"),
-    ("subject", "string", "name of what was measured: a model, its weights, number format and device"),
-    ("family", "string", "model family"),
-    ("preset", "string", "architecture, where weights are random"),
-    ("weights", "string", "random, a folder or a hub id"),
-    ("revision", "string", "branch, tag or commit of a hub id, where the study names one"),
-    ("trust_remote_code", "boolean", "whether Python code of the checkpoint was run"),
-    ("random_weights", "boolean", "whether weights are random: then generated text means nothing"),
-    ("dtype", "string", "number format of the weights"),
-    ("attention", "string", "attention implementation"),
-    ("backend", "string", "way of running the model"),
-    ("device_model", "string", "what the device is"),
-    ("device", "string", "the device's name on its machine, such as cuda:0"),
-    ("commit", "string", "commit of vlmeter that measured; +changes if files differed from it"),
-    ("cell_id", "string", "name of the cell within its subject; of a derived row, of the run it is made of"),
-    ("experiment", "string", "vision_tokens, output_tokens or latency_distribution"),
-    ("status", "string", "ok, oom (out of device memory) or unsupported; unless ok: one row, no arm"),
-    ("reason", "string", "why there are no samples, where there are none"),
-    ("stop", "string", "length: forced to output_tokens; eos: natural end, output_tokens is a limit"),
-    ("max_crops", "integer", "limit of high-resolution crops in the study; absent: the model's own"),
-    ("forced_tiling", "boolean", "whether the tiling was imposed past the preprocessor's selection"),
-    ("width_px", "integer", "width of the image; absent for photographs, whose manifest has it"),
-    ("height_px", "integer", "height of the image; absent for photographs, whose manifest has it"),
-    ("tiling_h", "integer", "rows of high-resolution crops, for families with tilings"),
-    ("tiling_w", "integer", "columns of high-resolution crops, for families with tilings"),
-    ("crops", "integer", "crops that the vision encoder takes, the global one included; counted"),
-    ("vision_tokens", "integer", "prompt tokens that receive vision features; counted"),
-    ("special_tokens", "integer", "image tokens that receive none (start, end, rows); counted"),
-    ("text_tokens", "integer", "text tokens of the prompt, its first token included; counted"),
+    ("study", "string", "name of the study", "study"),
+    ("subject", "string", "name of what was measured: a model, its weights, number format and device", "subject"),
+    ("family", "string", "model family", "subject_config.family"),
+    ("preset", "string", "architecture, where weights are random", "subject_config.preset"),
+    ("weights", "string", "random, a folder or a hub id", "subject_config.weights"),
+    ("revision", "string", "branch, tag or commit of a hub id, where the study names one", "subject_config.revision"),
+    (
+        "trust_remote_code",
+        "boolean",
+        "whether Python code of the checkpoint was run",
+        "subject_config.trust_remote_code",
+    ),
+    (
+        "random_weights",
+        "boolean",
+        "whether weights are random: then generated text means nothing",
+        lambda record: record.subject_config.weights == "random",
+    ),
+    ("dtype", "string", "number format of the weights", "subject_config.dtype"),
+    ("attention", "string", "attention implementation", "subject_config.attention"),
+    ("backend", "string", "way of running the model", "subject_config.backend"),
+    ("device_model", "string", "what the device is", "environment.device_model"),
+    ("device", "string", "the device's name on its machine, such as cuda:0", "environment.device"),
+    ("commit", "string", "commit of vlmeter that measured; +changes if files differed from it", "environment.commit"),
+    (
+        "cell_id",
+        "string",
+        "name of the cell within its subject; of a derived row, of the run it is made of",
+        "cell.cell_id",
+    ),
+    ("experiment", "string", "vision_tokens, output_tokens or latency_distribution", "cell.experiment"),
+    ("status", "string", "ok, oom (out of device memory) or unsupported; unless ok: one row, no arm", "status"),
+    ("reason", "string", "why there are no samples, where there are none", "reason"),
+    ("stop", "string", "length: forced to output_tokens; eos: natural end, output_tokens is a limit", "cell.stop"),
+    ("max_crops", "integer", "limit of high-resolution crops in the study; absent: the model's own", "cell.max_crops"),
+    (
+        "forced_tiling",
+        "boolean",
+        "whether the tiling was imposed past the preprocessor's selection",
+        lambda record: record.cell.force_tiling is not None,
+    ),
+    ("width_px", "integer", "width of the image; absent for photographs, whose manifest has it", _size_px("width_px")),
+    (
+        "height_px",
+        "integer",
+        "height of the image; absent for photographs, whose manifest has it",
+        _size_px("height_px"),
+    ),
+    ("tiling_h", "integer", "rows of high-resolution crops, for families with tilings", "cell.layout.tiling_h"),
+    ("tiling_w", "integer", "columns of high-resolution crops, for families with tilings", "cell.layout.tiling_w"),
+    ("crops", "integer", "crops that the vision encoder takes, the global one included; counted", "counted.crops"),
+    ("vision_tokens", "integer", "prompt tokens that receive vision features; counted", "counted.vision_tokens"),
+    (
+        "special_tokens",
+        "integer",
+        "image tokens that receive none (start, end, rows); counted",
+        "counted.special_tokens",
+    ),
+    ("text_tokens", "integer", "text tokens of the prompt, its first token included; counted", "counted.text_tokens"),
     (
         "prompt_tokens",
         "integer",
         "all tokens of the prompt; counted in the model's real inputs, as the others",
+        "counted.prompt_tokens",
     ),
     ("output_tokens", "integer", "tokens to generate (of a block the most); the first one comes out of the prefill"),
-    ("generated_tokens", "integer", "tokens that were generated (median over rounds)"),
-    ("image_index", "integer", "place of the photograph in the dataset's manifest, from 0"),
-    ("image_id", "string", "the dataset's id of the photograph"),
-    ("question_id", "string", "the dataset's id of the question"),
-    ("question", "string", "the question"),
-    ("answers", "string", "the dataset's answers (not the model's), as a JSON list"),
+    ("generated_tokens", "integer", "tokens that were generated (median over rounds)", _generated_tokens),
+    ("image_index", "integer", "place of the photograph in the dataset's manifest, from 0", image_index),
+    ("image_id", "string", "the dataset's id of the photograph", _image_id),
+    ("question_id", "string", "the dataset's id of the question", _of_request("question_id")),
+    ("question", "string", "the question", _of_request("question")),
+    ("answers", "string", "the dataset's answers (not the model's), as a JSON list", _answers),
 )
 
 
-#: What belongs to one measured quantity.
-QUANTITY_COLUMNS = _columns(
+#: What belongs to one row, and is handed over with it.
+_ROW = _columns(
     (
         "arm",
         "string",
@@ -126,14 +284,47 @@ QUANTITY_COLUMNS = _columns(
         "integer",
         "samples of disturbed rounds; left out, unless they are the majority (of arm request none is left out)",
     ),
-    ("median_ms", "float", "median"),
-    ("low_ms", "float", "lower end of the median's 95 % bootstrap interval; absent below 5 samples"),
-    ("high_ms", "float", "upper end of the median's 95 % bootstrap interval; absent below 5 samples"),
-    ("mean_ms", "float", "mean"),
-    ("min_ms", "float", "smallest sample"),
-    ("max_ms", "float", "largest sample"),
-    ("p95_ms", "float", "95th percentile; absent below 59 samples, which cannot bound it"),
-    ("p99_ms", "float", "99th percentile; absent below 299 samples, which cannot bound it"),
+)
+
+
+#: What is made of a row's samples.
+STATISTICS = (
+    Column("median_ms", "float", "median", statistic=_median),
+    Column(
+        "low_ms",
+        "float",
+        "lower end of the median's 95 % bootstrap interval; absent below 5 samples",
+        statistic=_end(0),
+        least=MIN_SAMPLES_FOR_PERCENTILE[0.50],
+    ),
+    Column(
+        "high_ms",
+        "float",
+        "upper end of the median's 95 % bootstrap interval; absent below 5 samples",
+        statistic=_end(1),
+        least=MIN_SAMPLES_FOR_PERCENTILE[0.50],
+    ),
+    Column("mean_ms", "float", "mean", statistic=lambda ordered: ordered.mean(axis=1)),
+    Column("min_ms", "float", "smallest sample", statistic=lambda ordered: ordered[:, 0]),
+    Column("max_ms", "float", "largest sample", statistic=lambda ordered: ordered[:, -1]),
+    Column(
+        "p95_ms",
+        "float",
+        "95th percentile; absent below 59 samples, which cannot bound it",
+        statistic=_quantile(0.95),
+        least=MIN_SAMPLES_FOR_PERCENTILE[0.95],
+    ),
+    Column(
+        "p99_ms",
+        "float",
+        "99th percentile; absent below 299 samples, which cannot bound it",
+        statistic=_quantile(0.99),
+        least=MIN_SAMPLES_FOR_PERCENTILE[0.99],
+    ),
+)
+
+
+_MORE = _columns(
     ("samples_ms", "list", "samples behind the statistics, in the order of rounds (or steps); parquet only"),
     (
         "requests",
@@ -158,28 +349,51 @@ QUANTITY_COLUMNS = _columns(
 
 #: How the cell was measured; the same in all of its rows.
 CONDITION_COLUMNS = _columns(
-    ("stop_reason", "string", "why sampling ended: precise, max_samples, time_cap; of a block all_requests"),
-    ("warmup_settled", "boolean", "whether warm-up had settled in every arm before sampling began; absent: a block"),
-    ("disturbances", "string", "what disturbed rounds of the cell, each reason once"),
-    ("busy_reason", "string", "why there is no busy time, where there is none"),
-    ("drifted", "boolean", "whether the sentinel was away from its first value when the cell was measured"),
-    ("remeasured", "boolean", "whether the cell was measured a second time because of drift"),
-    ("drift_before_ms", "float", "the sentinel before the cell's batch (wall time, with marks)"),
-    ("drift_after_ms", "float", "the sentinel after the cell's batch"),
-    ("drift_reference_ms", "float", "the sentinel at the start of the session"),
-    ("drift_noise_fraction", "float", "move of the sentinel that is within its own noise"),
-    ("session_id", "string", "the session that measured the cell"),
-    ("session_position", "integer", "place in the session's random order, from 0"),
-    ("session_started_at", "string", "start of the session, UTC"),
-    ("started_s", "float", "start of the cell's first round, since the session began"),
-    ("cell_seconds", "float", "time that the cell took, warm-up included"),
-    ("sm_clock_mhz", "float", "clock of the device's processors (median over rounds)"),
-    ("memory_clock_mhz", "float", "clock of the device's memory (median over rounds)"),
-    ("temperature_c", "float", "highest temperature of the device"),
-    ("power_w", "float", "power reading of the device (median over rounds)"),
-    ("cpu_load_fraction", "float", "share of processor time that other processes took (median over rounds)"),
-    ("cpu_steal_fraction", "float", "share of processor time that a hypervisor kept for others (highest)"),
-)
+    (
+        "stop_reason",
+        "string",
+        "why sampling ended: precise, max_samples, time_cap; of a block all_requests",
+        "stop_reason",
+    ),
+    (
+        "warmup_settled",
+        "boolean",
+        "whether warm-up had settled in every arm before sampling began; absent: a block",
+        _warmup_settled,
+    ),
+    ("disturbances", "string", "what disturbed rounds of the cell, each reason once", _disturbances),
+    ("busy_reason", "string", "why there is no busy time, where there is none", "busy_reason"),
+    (
+        "drifted",
+        "boolean",
+        "whether the sentinel was away from its first value when the cell was measured",
+        "drift.drifted",
+    ),
+    ("remeasured", "boolean", "whether the cell was measured a second time because of drift", "drift.remeasured"),
+    ("drift_before_ms", "float", "the sentinel before the cell's batch (wall time, with marks)", "drift.before_ms"),
+    ("drift_after_ms", "float", "the sentinel after the cell's batch", "drift.after_ms"),
+    ("drift_reference_ms", "float", "the sentinel at the start of the session", "drift.reference_ms"),
+    ("drift_noise_fraction", "float", "move of the sentinel that is within its own noise", "drift.noise_fraction"),
+    ("session_id", "string", "the session that measured the cell", "session.session_id"),
+    ("session_position", "integer", "place in the session's random order, from 0", "session.position"),
+    ("session_started_at", "string", "start of the session, UTC", "session.started_at"),
+    (
+        "started_s",
+        "float",
+        "start of the cell's first round, since the session began",
+        lambda record: record.rounds[0].started_s if record.rounds else None,
+    ),
+    (
+        "cell_seconds",
+        "float",
+        "time that the cell took, warm-up included",
+        lambda record: sum(record.seconds.values()) if record.seconds else None,
+    ),
+) + tuple(map(_of_gauge, every_gauge()))
+
+
+#: What belongs to one measured quantity.
+QUANTITY_COLUMNS = _ROW + STATISTICS + _MORE
 
 
 COLUMNS = CELL_COLUMNS + QUANTITY_COLUMNS + CONDITION_COLUMNS
