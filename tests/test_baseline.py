@@ -33,6 +33,14 @@ def test_the_committed_baseline_is_what_would_be_written_now(tmp_path: Path) -> 
     assert read_baseline(tmp_path / "now.json.gz").runs == read_baseline(GALLERY / "baseline.json.gz").runs
 
 
+@pytest.mark.parametrize("folder", ["anomaly", "families", "gallery"])
+def test_a_committed_table_of_an_older_vlmeter_is_read_and_is_the_same_as_itself(folder: str) -> None:
+    path = GALLERY.parent / folder / "table.parquet"
+    assert "kind" not in pa.parquet.read_schema(path).names
+    comparison = compared(read_runs(path), read_runs(path))
+    assert {cell.effect.verdict for found in comparison.quantities for cell in found.cells} == {"same"}
+
+
 def test_a_baseline_holds_what_its_results_do(tmp_path: Path) -> None:
     folder = results_of(tmp_path / "results")
     runs = read_runs(folder)

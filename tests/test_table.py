@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
-from tests.support.tables import records_of, rewrite
+from tests.support.tables import records_of, rewrite, table_of
 from vlmeter.common.errors import UserError
 from vlmeter.measure.monitors import QuietMonitor
 from vlmeter.numbers.medians import median_estimate
@@ -127,6 +127,26 @@ def test_a_gauge_is_one_value_of_a_cell_made_of_its_rounds_as_it_says(tmp_path: 
         assert row["sm_clock_mhz"] == readings["sm_clock_mhz"].median()
         assert row["cpu_steal_fraction"] == readings["cpu_steal_fraction"].max()
         assert pd.isna(row["power_w"]), "what no round was told is absent"
+
+
+def test_a_cell_is_a_prefill_a_generation_or_many_requests(tmp_path: Path) -> None:
+    latency = {"samples": 6, "block_samples": 3, "output_tokens": 4}
+    found = table_of(tmp_path, vision={"tilings": ["1x1"]}, output={"output_tokens": [4]}, latency=latency)
+    kinds = found.groupby("experiment")["kind"].unique().map(list).to_dict()
+    assert kinds == {
+        "vision_tokens": ["prefill"],
+        "output_tokens": ["generation"],
+        "latency_distribution": ["requests"],
+    }
+
+
+def test_a_table_from_before_it_said_what_its_cells_are_is_told_when_it_is_read(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    write_table(table, tmp_path / "t.parquet", tmp_path / "t.csv")
+    pd.read_parquet(tmp_path / "t.parquet").drop(columns="kind").to_parquet(tmp_path / "old.parquet")
+    pd.testing.assert_series_equal(read_table(tmp_path / "old.parquet")["kind"], table["kind"])
+    assert list(read_table(tmp_path / "old.parquet", columns=["cell_id", "kind"]).columns) == ["cell_id", "kind"]
 
 
 def test_decode_step_rows_hold_the_median_of_each_step_over_rounds(records: list[Path], table: pd.DataFrame) -> None:

@@ -3,7 +3,7 @@
 A component's share of the parameters says little about its share of the time: an embedding table has hundreds of
 millions of parameters and hands out a few rows, a decode step reads all weights to make one token. So the shares stand
 beside each other. All numbers are of a mean request: of the blocks of requests where these were measured, else of the
-photographs of the output-token experiment, else (without decode) of the vision-token cells.
+generations, else (without decode) of the prefills.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlmeter.analysis.distribution import EXPERIMENT
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, of_subject
 from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
+from vlmeter.table.kinds import GENERATION, PREFILL, REQUESTS, Kind
 
 #: The components, as spans of a pass: the phases of the prefill, and all decode steps together.
 PARTS = (*PREFILL_PHASES, "decode")
@@ -45,11 +45,11 @@ QUANTITIES: Mapping[str, str] = {
 
 REPLICATES = 2000
 
-#: (experiment, arm) of the rows that may be profiled, the best first, and what they are.
-_SOURCES = (
-    (EXPERIMENT, "request", "requests"),
-    ("output_tokens", "hooks", "generations on photographs"),
-    ("vision_tokens", "hooks", "prefills of dummy images"),
+#: Kind and arm of the rows that may be profiled, the best first, and what they are.
+_SOURCES: tuple[tuple[Kind, str, str], ...] = (
+    (REQUESTS, "request", "requests"),
+    (GENERATION, "hooks", "generations on photographs"),
+    (PREFILL, "hooks", "prefills of dummy images"),
 )
 
 
@@ -93,9 +93,9 @@ def profile(table: pd.DataFrame, subject: str | None = None) -> Profile | Unknow
     Disturbed samples count as in the rows that they are in: in blocks all do.
     """
     rows = of_subject(table, subject)
-    for experiment, arm, name in _SOURCES:
+    for kind, arm, name in _SOURCES:
         own = rows[
-            (rows["experiment"] == experiment)
+            (rows["kind"] == kind)
             & (rows["status"] == "ok")
             & (rows["arm"] == arm)
             & (rows["clock"] == "device")
@@ -106,13 +106,13 @@ def profile(table: pd.DataFrame, subject: str | None = None) -> Profile | Unknow
         cells = [cell for cell, seen in seen_in.items() if set(PREFILL_PHASES) <= seen]
         if cells:
             generations = [cell for cell in cells if "decode" in seen_in[cell]]
-            return _profile(rows, own, generations or cells, experiment=experiment, name=name)
+            return _profile(rows, own, generations or cells, kind=kind, name=name)
     return Unknown("no pass was measured phase by phase")
 
 
-def _profile(rows: pd.DataFrame, own: pd.DataFrame, cells: Sequence[str], *, experiment: str, name: str) -> Profile:
+def _profile(rows: pd.DataFrame, own: pd.DataFrame, cells: Sequence[str], *, kind: Kind, name: str) -> Profile:
     # A block stands for its requests, one by one; a cell stands for itself, whatever the number of its rounds.
-    block = experiment == EXPERIMENT
+    block = kind == REQUESTS
     by_key = {(row["cell_id"], row["phase"]): row for row in own.to_dict("records")}
     parts = [part for part in PARTS if all((cell, part) in by_key for cell in cells)]
     samples: dict[str, Array] = {}
@@ -143,7 +143,7 @@ def _profile(rows: pd.DataFrame, own: pd.DataFrame, cells: Sequence[str], *, exp
         parts=pd.DataFrame(found_rows),
         time_share=_shares({part: samples[part] for part in parts}),
         prefill_share=_shares({part: samples[part] for part in prefill}),
-        joules=_joules(rows, experiment),
+        joules=_joules(rows, kind),
         source=name,
         count=len(samples[parts[0]]),
     )
@@ -180,16 +180,16 @@ def _shares(samples: Mapping[str, Array]) -> dict[str, Estimate]:
     }
 
 
-def _joules(rows: pd.DataFrame, experiment: str) -> dict[str, float]:
+def _joules(rows: pd.DataFrame, kind: Kind) -> dict[str, float]:
     """Joules of a request or generation, of a prefill and of vision alone, as far as a counter was read."""
     known = rows[rows["joules_per_repeat"].notna()]
-    own = known[known["experiment"] == experiment]
+    own = known[known["kind"] == kind]
     found = {
         "request": own[(own["arm"].isin(["request", "hooks"])) & (own["phase"] == "total")],
         "prefill": own[(own["arm"] == "repeated") & (own["phase"] == "prefill")],
         "vision": own[(own["arm"] == "repeated") & (own["phase"] == "vision")],
     }
-    if found["prefill"].empty and experiment == "vision_tokens":
+    if found["prefill"].empty and kind == PREFILL:
         found["prefill"] = own[(own["arm"] == "plain") & (own["phase"] == "total")]
     return {name: float(part["joules_per_repeat"].mean()) for name, part in found.items() if len(part)}
 

@@ -15,6 +15,7 @@ from vlmeter.analysis.reading import NO_ESTIMATE, Samples, Unknown, median_of, o
 from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.intervals import Fit, fit_linear, fit_power, paired_ratio, relative_weights
 from vlmeter.numbers.medians import Estimate
+from vlmeter.table.kinds import GENERATION
 
 #: Decode steps that stand for "right behind the prompt".
 FIRST_STEPS = 16
@@ -56,7 +57,7 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     """
     rows = of_subject(table, subject)
     samples = Samples(rows)
-    fine = rows[(rows["experiment"] == "output_tokens") & (rows["status"] == "ok")]
+    fine = rows[(rows["kind"] == GENERATION) & (rows["status"] == "ok")]
     decodes = fine[(fine["arm"] == "hooks") & (fine["phase"] == "decode")]
     found = []
     for cell in decodes.to_dict("records"):

@@ -31,8 +31,7 @@ from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimat
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
-
-EXPERIMENT = "latency_distribution"
+from vlmeter.table.kinds import REQUESTS
 
 #: Percentiles that are told, as fractions.
 FRACTIONS = (0.50, 0.90, 0.95, 0.99)
@@ -93,7 +92,7 @@ def requests(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     (reasons to doubt it, joined; empty: none seen), disturbed, cell_id.
     """
     rows = of_subject(table, subject)
-    own = rows[(rows["experiment"] == EXPERIMENT) & (rows["arm"] == "request")]
+    own = rows[(rows["kind"] == REQUESTS) & (rows["arm"] == "request")]
     frames = []
     for cell_id, block in own.groupby("cell_id", sort=True):
         taken = block[["phase", "clock", "samples_ms", "requests"]].to_dict("records")
@@ -153,7 +152,7 @@ def sample_of(table: pd.DataFrame, subject: str | None = None) -> Sample:
     """The requests of a subject that count, by the same rule by which rounds of a cell do."""
     rows = of_subject(table, subject)
     found = requests(rows)
-    failed = int(rows.loc[rows["experiment"] == EXPERIMENT, "failed_requests"].fillna(0).sum())
+    failed = int(rows.loc[rows["kind"] == REQUESTS, "failed_requests"].fillna(0).sum())
     quiet = found[~found["disturbed"].astype(bool)]
     disturbed = len(found) - len(quiet)
     if len(quiet) * 2 < len(found):

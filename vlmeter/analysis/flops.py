@@ -24,6 +24,7 @@ from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown
 from vlmeter.numbers.intervals import Array, fit_linear
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
+from vlmeter.table.kinds import GENERATION, PREFILL
 
 #: Phases that share no time with one another: parts of a prefill, and decoding. Embedding and merge do no arithmetic.
 PARTS = ("vision_encoder", "projector", "llm_blocks", "head", "decode")
@@ -67,15 +68,15 @@ def points(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Un
         return Unknown("work and the device's ceilings were not measured")
     rows = rows[rows["flops"].notna() & (rows["flops"] > 0) & (rows["floor_ms"] > 0) & (rows["median_ms"] > 0)]
     hooks = rows[rows["arm"] == "hooks"]
-    dummies, photographs = (hooks[hooks["experiment"] == name] for name in ("vision_tokens", "output_tokens"))
+    dummies, photographs = (hooks[hooks["kind"] == kind] for kind in (PREFILL, GENERATION))
     longest = photographs.sort_values("output_tokens").drop_duplicates(["image_index", "phase"], keep="last")
     parts = pd.concat([dummies, longest])
     parts = parts[(parts["clock"] == "device") & parts["phase"].isin(PARTS[:-1])]
     decodes = photographs[photographs["phase"] == "decode"].sort_values("source", ascending=False)
     decodes = decodes.drop_duplicates(["image_index", "output_tokens"])  # measured before derived
     totals = rows[(rows["phase"] == "total") & (rows["clock"] == "wall")]
-    prefills = totals[(totals["experiment"] == "vision_tokens") & (totals["arm"] == "plain")]
-    requests = totals[(totals["experiment"] == "output_tokens") & (totals["arm"] == "hooks")]
+    prefills = totals[(totals["kind"] == PREFILL) & (totals["arm"] == "plain")]
+    requests = totals[(totals["kind"] == GENERATION) & (totals["arm"] == "hooks")]
     requests = requests[requests["output_tokens"] > 1]
     found = pd.concat([parts, decodes, prefills.assign(phase="prefill"), requests.assign(phase="request")])
     if found.empty:

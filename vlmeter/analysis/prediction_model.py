@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,7 @@ from vlmeter.analysis.prediction_laws import (
 )
 from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.intervals import Array
+from vlmeter.table.kinds import GENERATION, PREFILL, Kind
 
 #: How far beyond the measured range a prediction may go, as a factor: a law that was seen to hold up to some size is
 #: trusted up to twice that size (attention's quadratic term, caches and other kernels wait beyond), and down to half.
@@ -76,24 +78,28 @@ class Range:
 
 @dataclass(frozen=True)
 class Model:
-    """All that a study says about requests of one subject; decode is unknown where nothing was generated."""
+    """All that a study says about requests of one subject; decode is unknown where nothing was generated.
+
+    keys: of the study's experiments that the prefill and decode were learnt from, for who wants to measure more.
+    """
 
     inputs: Part
     prefill: Part
     decode: Part | Unknown
+    keys: Mapping[Kind, str]
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
         """Measured ranges of crops, prompt tokens, contexts and output tokens."""
         crops, tokens = (self.prefill.seen.features[name] for name in ("crops", "tokens"))
-        images = "experiments.vision_tokens"
+        images = self.keys.get(PREFILL) or self.keys.get(GENERATION, "")
         found = {
             "crops": Range("crops", "crops", images, crops.min(), crops.max()),
             "prompt_tokens": Range("prompt tokens", "tokens", images, tokens.min(), tokens.max()),
         }
         if isinstance(self.decode, Part):
             steps, prompts = (self.decode.seen.features[name] for name in ("steps", "prompt_tokens"))
-            key = "experiments.output_tokens"
+            key = self.keys.get(GENERATION, "")
             # A shorter output than any measured one is between them and none at all, where decoding takes no time.
             found["output_tokens"] = Range(
                 "output tokens", "tokens", key, steps.min() + 1, steps.max() + 1, to_zero=True
@@ -166,7 +172,7 @@ class Model:
         decode = parts.get("decode", self.decode)
         if isinstance(decode, Part) and decode.group_count < FEWEST_GROUPS:
             decode = Unknown("too few photographs are left")
-        return Model(parts["inputs"], parts["prefill"], decode)
+        return Model(parts["inputs"], parts["prefill"], decode, self.keys)
 
 
 def learn(table: pd.DataFrame, subject: str | None = None) -> Model | Unknown:
@@ -186,13 +192,24 @@ def learn(table: pd.DataFrame, subject: str | None = None) -> Model | Unknown:
             return Unknown(
                 f"a law needs {FEWEST_GROUPS} {name} of different size at least, and there are {part.group_count}"
             )
+    keys = _keys(rows)
     decode = Part(learn_decode, _decode_seen(runs))
     if decode.group_count < FEWEST_GROUPS:
         why = (
             f"{FEWEST_GROUPS} photographs with two output tokens or more are needed, and there are {decode.group_count}"
         )
-        return Model(inputs, prefill, Unknown(why))
-    return Model(inputs, prefill, decode)
+        return Model(inputs, prefill, Unknown(why), keys)
+    return Model(inputs, prefill, decode, keys)
+
+
+def _keys(rows: pd.DataFrame) -> dict[Kind, str]:
+    """Keys of the experiments that asked for the cells of each kind, as they stand in a study."""
+    found: dict[Kind, str] = {}
+    for kind in (PREFILL, GENERATION):
+        names = sorted(rows.loc[rows["kind"] == kind, "experiment"].unique())
+        if names:
+            found[kind] = ", ".join(f"experiments.{name}" for name in names)
+    return found
 
 
 def size_group(cells: pd.DataFrame) -> npt.NDArray[np.str_]:

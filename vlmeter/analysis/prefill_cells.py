@@ -27,6 +27,7 @@ from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.intervals import Fit, fit_linear, paired_difference, paired_ratio, standard_error
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
 from vlmeter.numbers.words import plural
+from vlmeter.table.kinds import PREFILL
 
 #: Wall time over busy time up to which a cell counts as device-bound: the device then idles for less than a
 #: tenth of the time, so a faster host could gain less than that. (On an H200 the ratio is 1.03 for a
@@ -93,7 +94,7 @@ _CELL_FIELDS = (
 
 
 def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """One row per finished cell of the vision-token experiment, in the order of prompt tokens and crops.
+    """One row per finished prefill, in the order of prompt tokens and crops.
 
     Columns: counts; VISION_QUANTITIES and VISION_FRACTIONS with their intervals; wall_over_busy with its
     interval; bound ("launch-bound", "device-bound", "cannot tell") and bound_reason.
@@ -101,7 +102,7 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
     rows = of_subject(table, subject)
     samples = Samples(rows)
     found = []
-    for cell in cells_of(rows, "vision_tokens").to_dict("records"):
+    for cell in cells_of(rows, PREFILL).to_dict("records"):
         name = str(cell["cell_id"])
         row: dict[str, Any] = {field: cell[field] for field in _CELL_FIELDS}
         plain, hooks = (

@@ -12,6 +12,7 @@ import pandas as pd
 
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate, median_estimate
+from vlmeter.table.kinds import Kind
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
 
@@ -90,9 +91,9 @@ def estimate_in(row: Any, name: str, unit: str = "_ms") -> Estimate:
     return Estimate(float(row[f"{name}{unit}"]), float(row[f"{name}_low{unit}"]), float(row[f"{name}_high{unit}"]))
 
 
-def cells_of(rows: pd.DataFrame, experiment: str) -> pd.DataFrame:
-    """One row per finished cell of an experiment."""
-    fine = rows[(rows["experiment"] == experiment) & (rows["status"] == "ok") & rows["arm"].notna()]
+def cells_of(rows: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """One row per finished cell of a kind."""
+    fine = rows[(rows["kind"] == kind) & (rows["status"] == "ok") & rows["arm"].notna()]
     return fine[fine["source"] == "measured"].drop_duplicates("cell_id")
 
 

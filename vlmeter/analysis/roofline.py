@@ -40,6 +40,7 @@ from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.records.ceilings import Ceilings, one_card
 from vlmeter.records.work import PhaseWork, SubjectWork, Work
+from vlmeter.table.kinds import REQUESTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("phase", "string", "what was timed; total of arm plain in a vision-token cell is the whole prefill"),
     ("clock", "string", "which time: wall, device or busy"),
     ("source", "string", "measured, or derived from a longer run"),
-    ("experiment", "string", "vision_tokens, output_tokens or latency_distribution"),
+    ("experiment", "string", "the question that the cell is of"),
     ("crops", "integer", "crops that the vision encoder takes"),
     ("vision_tokens", "integer", "prompt tokens that receive vision features"),
     ("prompt_tokens", "integer", "all tokens of the prompt"),
@@ -145,7 +146,7 @@ def physics_table(
     for _, cell in measured.groupby(["subject", "cell_id"], sort=False):
         found = cast("list[dict[str, Any]]", cell.to_dict("records"))
         limits = _ceilings_of(found[0], ceilings)
-        if found[0]["experiment"] == "latency_distribution":
+        if found[0]["kind"] == REQUESTS:
             rows += _block_rows(found, works, limits)
             continue
         work = _work_of(found[0], works)

@@ -13,6 +13,7 @@ from vlmeter.analysis.prefill_cells import judge_bound, over
 from vlmeter.analysis.reading import Unknown, median_of, of_subject
 from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
+from vlmeter.table.kinds import GENERATION
 
 #: Points into which a photograph's decode steps are gathered before a line is laid through them.
 STEP_BINS = 64
@@ -87,7 +88,7 @@ def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | U
     rows = of_subject(table, subject)
     busy_rows = rows[(rows["arm"] == "busy") & (rows["phase"] == "decode_step") & rows["median_ms"].notna()]
     if busy_rows.empty:
-        reasons = rows.loc[rows["experiment"] == "output_tokens", "busy_reason"].dropna()
+        reasons = rows.loc[rows["kind"] == GENERATION, "busy_reason"].dropna()
         return Unknown(str(reasons.iloc[0]) if len(reasons) else "the busy time of a decode step was not measured")
     firsts = [float(np.median(steps[:FIRST_STEPS])) for _, steps in decode_steps(rows).values()]
     if not firsts:
@@ -100,7 +101,7 @@ def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | U
 def inter_token(table: pd.DataFrame, subject: str | None = None) -> Array:
     """Every decode step of every round of the longest run of each photograph, in ms."""
     rows = of_subject(table, subject)
-    fine = rows[(rows["phase"] == "inter_token") & (rows["experiment"] == "output_tokens")]
+    fine = rows[(rows["phase"] == "inter_token") & (rows["kind"] == GENERATION)]
     fine = fine.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
     parts = [np.asarray(samples, dtype=np.float64) for samples in fine["samples_ms"]]
     return np.concatenate(parts) if parts else np.array([])
@@ -142,7 +143,7 @@ def step_unevenness(table: pd.DataFrame, subject: str | None = None) -> StepUnev
     """
     rows = of_subject(table, subject)
     contexts = decode_steps(rows)
-    every = rows[(rows["phase"] == "inter_token") & (rows["experiment"] == "output_tokens")]
+    every = rows[(rows["phase"] == "inter_token") & (rows["kind"] == GENERATION)]
     every = every.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
     ends = []
     for row in every.to_dict("records"):

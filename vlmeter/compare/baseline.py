@@ -33,6 +33,7 @@ from vlmeter.common.files import write_atomically
 from vlmeter.numbers.intervals import NORMAL_REACH, Array, serial_correlation
 from vlmeter.numbers.medians import median_estimate
 from vlmeter.table.files import read_table
+from vlmeter.table.kinds import REQUESTS
 
 BASELINE_FORMAT: Literal["vlmeter-baseline"] = "vlmeter-baseline"
 
@@ -47,9 +48,6 @@ _SAID_CHARACTERS = 300
 
 #: Rows whose samples are no repeats of one duration: steps at growing context, all steps of all rounds, first calls.
 _NOT_REPEATS = ("first_call", "inter_token")
-
-#: Each sample of a block is another request, so that nothing in it is repeated.
-_BLOCKS = "latency_distribution"
 
 #: What is read of a table: few columns, so that tables of other versions of vlmeter can be compared.
 FACTS = (
@@ -79,7 +77,7 @@ COUNTS = (
     "question_id",
 )
 _COLUMNS = (
-    *("study", "subject", *FACTS, "cell_id", "experiment", "status", "reason", *COUNTS),
+    *("study", "subject", *FACTS, "cell_id", "experiment", "kind", "status", "reason", *COUNTS),
     *("arm", "phase", "clock", "source", "rounds", "samples", "disturbed_samples", "samples_ms"),
     *("warmup_settled", "disturbances", "drifted", "drift_before_ms", "drift_after_ms", "drift_reference_ms"),
     *("drift_noise_fraction", "session_id", "session_position"),
@@ -287,13 +285,14 @@ def _subject_run(rows: pd.DataFrame, environment: Mapping[str, Any]) -> SubjectR
     versions = environment.get("versions")
     facts |= {name: str(value) for name, value in versions.items()} if isinstance(versions, Mapping) else {}
     judged = trust(rows)
+    repeated = rows[rows["kind"] != REQUESTS]  # of many requests each is another one, so that nothing is repeated
     return SubjectRun(
         subject=str(rows["subject"].iloc[0]),
         facts={name: value for name, value in facts.items() if value},
         conditions=judged.verdict,
         condition_reasons=list(judged.reasons),
         looks=_looks(rows),
-        cells=[_cell(cell) for _, cell in rows[rows["experiment"] != _BLOCKS].groupby("cell_id", sort=True)],
+        cells=[_cell(cell) for _, cell in repeated.groupby("cell_id", sort=True)],
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent, significant
+from vlmeter.table.kinds import PREFILL
 
 NAME = "limits"
 TITLE = "Measured time and the physical limit"
@@ -22,7 +23,7 @@ PHASES = ("vision_encoder", "projector", "llm_blocks", "head")
 
 def _prefills(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of phases (with marks, device time) and of whole prefills (without, wall time) of vision-token cells."""
-    known = table[(table["experiment"] == "vision_tokens") & table["floor_ms"].notna() & (table["floor_ms"] > 0)]
+    known = table[(table["kind"] == PREFILL) & table["floor_ms"].notna() & (table["floor_ms"] > 0)]
     phases = known[(known["arm"] == "hooks") & (known["clock"] == "device") & known["phase"].isin(PHASES)]
     totals = known[(known["arm"] == "plain") & (known["clock"] == "wall") & (known["phase"] == "total")]
     return pd.concat([phases, totals.assign(phase="prefill")])

@@ -177,8 +177,8 @@ def _quantile(fraction: float) -> Statistic:
     return lambda ordered: np.asarray(np.quantile(ordered, fraction, axis=1))
 
 
-#: Columns that tables of before did not have; of such a table they are read as empty.
-ADDED_LATER = frozenset({"revision", "trust_remote_code"})
+#: Columns that tables of before did not have; `vlmeter.table.files` says what they are in such a table.
+ADDED_LATER = frozenset({"revision", "trust_remote_code", "kind"})
 
 #: What belongs to a cell, and is the same in all of its rows; `output_tokens` alone is a row's own, since a row that is
 #: derived from a longer run has fewer.
@@ -213,7 +213,8 @@ CELL_COLUMNS = _columns(
         "name of the cell within its subject; of a derived row, of the run it is made of",
         "cell.cell_id",
     ),
-    ("experiment", "string", "vision_tokens, output_tokens or latency_distribution", "cell.experiment"),
+    ("experiment", "string", "the question that the cell is of, such as vision_tokens", "cell.experiment"),
+    ("kind", "string", "what the cell is: prefill (one output token), generation, requests (many)", "cell.kind"),
     ("status", "string", "ok, oom (out of device memory) or unsupported; unless ok: one row, no arm", "status"),
     ("reason", "string", "why there are no samples, where there are none", "reason"),
     ("stop", "string", "length: forced to output_tokens; eos: natural end, output_tokens is a limit", "cell.stop"),

@@ -15,6 +15,7 @@ import pyarrow.parquet
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.table.columns import ADDED_LATER, ARROW, COLUMNS, PANDAS, Column
+from vlmeter.table.kinds import kinds_of_experiments
 
 
 def _to_arrow(table: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
@@ -51,18 +52,19 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFr
     With `columns` only those are read, and it does not matter which others the table has: so may one be read that an
     older or a newer vlmeter wrote. Raises UserError on a file that is not a table, or lacks a column that is asked
     for; without `columns` also if it has others than this vlmeter writes. Columns that were added since are empty in an
-    older table.
+    older table, but for `kind`, which its experiment tells.
     """
     wanted = [column.name for column in COLUMNS] if columns is None else list(columns)
     try:
         names = pa.parquet.read_schema(path).names
-        later = [name for name in wanted if name in ADDED_LATER and name not in names]
+        told = ADDED_LATER if "experiment" in names else ADDED_LATER - {"kind"}
+        later = [name for name in wanted if name in told and name not in names]
         wanted = [name for name in wanted if name not in later]
         if unlike := sorted(set(wanted) - set(names) if columns is not None else set(wanted) ^ set(names)):
             raise UserError(
                 f"table {path} has other columns than this vlmeter writes ({unlike[0]}); make it again from the records"
             )
-        found = pa.parquet.read_table(path, columns=wanted)
+        found = pa.parquet.read_table(path, columns=[name for name in names if name in {*wanted, "experiment"}])
     except FileNotFoundError:
         raise UserError(f"table {path} does not exist") from None
     except UserError:
@@ -75,12 +77,12 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFr
             "records"
         )
     ordered = [column.name for column in COLUMNS] if columns is None else list(columns)
-    kinds: Mapping[str, Any] = {column.name: PANDAS[column.dtype] for column in COLUMNS if column.name in ordered}
+    types: Mapping[str, Any] = {column.name: PANDAS[column.dtype] for column in COLUMNS if column.name in ordered}
     try:
         frame = found.to_pandas()
         for name in later:
-            frame[name] = None
-        return pd.DataFrame(frame[ordered].astype(kinds))
+            frame[name] = kinds_of_experiments(frame["experiment"]) if name == "kind" else None
+        return pd.DataFrame(frame[ordered].astype(types))
     except Exception as error:  # damaged pages, text where numbers belong: errors of many kinds
         raise UserError(f"table {path} is damaged ({_line(error)}); make it again from the records") from None
 
