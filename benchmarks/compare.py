@@ -27,11 +27,12 @@ import numpy as np
 from scipy import stats as distributions
 
 from vlmeter.common.files import write_atomically
-from vlmeter.compare.baseline import CellSamples, Looks, Run, SubjectRun, plan_digest, quantity_of
+from vlmeter.compare.baseline import CellSamples, Looks, Run, SubjectRun, plan_digest, repeats_of
 from vlmeter.compare.compare import compare
 from vlmeter.compare.comparison import TOTAL_NAME, Comparison, Side
 from vlmeter.compare.limits import Limit, beyond
 from vlmeter.numbers.intervals import Array, median_standard_error
+from vlmeter.table.quantities import WHOLE_CELL
 
 #: A cell takes so long beside a look at the sentinel, in units of the wander's time: a session takes several of them.
 _STEP = 0.05
@@ -78,7 +79,7 @@ def session(plan: Plan, noise: Noise, rng: np.random.Generator, *, slower: Array
     for place, number in enumerate(order):
         level = sizes[number] + offset + wander.step() + extra[number]
         times = np.exp(level + _samples(plan.samples, noise, float(scatters[number]), rng))
-        quantity = quantity_of("plain", "total", "wall", times)
+        quantity = repeats_of(WHOLE_CELL.keys[0], times)
         cells[int(number)] = CellSamples(
             cell_id=f"cell-{number:03d}",
             experiment="vision_tokens",

@@ -239,7 +239,7 @@ _KEPT = (
     "plain_launch_ms",
     "busy_prefill_ms",
     "busy_vision_ms",
-    "phases_ms",
+    "prefill_ms",
     "vision_encoder_ms",
     "projector_ms",
     "merge_ms",
@@ -258,15 +258,16 @@ def analyse(table: Any) -> dict[str, Any]:
     from vlmeter.analysis.prefill_cells import part_costs, two_factor, vision_cells
     from vlmeter.analysis.reading import Unknown
     from vlmeter.analysis.step_times import step_bound, step_law
+    from vlmeter.table.quantities import BUSY_PREFILL, PLAIN_DEVICE, PLAIN_WALL
 
     cells = vision_cells(table)
     slopes: dict[str, float] = {}
     costs = part_costs(cells)
-    if costs.clock.quantity == "busy_prefill":
+    if costs.clock.quantity is BUSY_PREFILL:
         for name, cost in (("crop, vision side", costs.crop), ("token, language side", costs.token)):
             if not isinstance(cost, Unknown):
                 slopes[f"busy per {name}"] = cost.value
-    for clock, quantity in (("plane", "busy_prefill"), ("device", "plain_device"), ("wall", "plain_wall")):
+    for clock, quantity in (("plane", BUSY_PREFILL), ("device", PLAIN_DEVICE), ("wall", PLAIN_WALL)):
         fit = two_factor(cells, quantity)
         if not isinstance(fit, Unknown):
             slopes |= {f"{clock} per {name}": fit[name].value for name in ("crop", "token")}

@@ -75,7 +75,7 @@ def test_time_to_first_token_is_preprocessing_copy_and_prefill_of_the_same_round
     assert cell["first_token_ms"] == pytest.approx(np.median(np.asarray(inputs) + np.asarray(plain)))
     found = subjects.first_tokens(one)
     assert cell["first_token_ms"] in list(found["first_token_ms"])
-    photographs = found[found["kind"] == "photograph"]
+    photographs = found[found["picture"] == "photograph"]
     runs = decode_runs.decode(one).drop_duplicates("image_index")
     assert sorted(photographs["first_token_ms"]) == sorted(runs["first_token_ms"])
 
@@ -85,12 +85,12 @@ def test_only_images_of_two_subjects_are_shared_and_photographs_stand_in_where_n
 ) -> None:
     assert subjects.shared_images(one).empty
     shared = subjects.shared_images(table)
-    assert set(shared["kind"]) == {"dummy"}
+    assert set(shared["picture"]) == {"dummy"}
     assert (shared.groupby("image")["subject"].nunique() == 3).all()
     sizes = {"molmo-nano": 0, "qwen2-5-vl-nano": 8, "internvl-nano": 16}
     apart = table.copy()
     apart["width_px"] = apart["width_px"] + apart["subject"].map(sizes).astype("Int64")
-    assert set(subjects.shared_images(apart)["kind"]) == {"photograph"}
+    assert set(subjects.shared_images(apart)["picture"]) == {"photograph"}
 
 
 def test_a_figure_shows_the_images_of_most_subjects_and_of_sizes_far_apart(one: pd.DataFrame) -> None:
@@ -161,7 +161,7 @@ def test_every_subject_has_a_line_of_its_own_named_at_its_end(table: pd.DataFram
     (axes,) = drawn(table, "across_first_token").axes
     found = subjects.first_tokens(table)
     for name in NAMES:
-        own = found[(found["subject"] == name) & (found["kind"] == "dummy")]
+        own = found[(found["subject"] == name) & (found["picture"] == "dummy")]
         medians = own.groupby("vision_tokens")["first_token_ms"].median()
         assert any(
             len(line.get_ydata()) == len(medians) and np.allclose(line.get_ydata(), medians) for line in axes.lines

@@ -18,6 +18,7 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.measure.monitors import Reading
 from vlmeter.numbers.medians import Estimate
 from vlmeter.table.build import build_table
+from vlmeter.table.quantities import BUSY_PREFILL, CLOSURE, DECODE, PLAIN_WALL, SUBTRACTION_WALL, Quantity
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +178,11 @@ def cells_of(values: list[float], *, half_width: float = 0.1) -> pd.DataFrame:
     )
 
 
+X, X_FRACTION = Quantity("x", "x", "x", "x"), Quantity("x", "x", "x", "x", unit="fraction")
+
+
 def test_a_fall_beyond_noise_is_found_and_the_largest_comes_first() -> None:
-    falls = only(prefill_cells.falls(cells_of([10.0, 12.0, 11.0, 9.0, 15.0]), "x"))
+    falls = only(prefill_cells.falls(cells_of([10.0, 12.0, 11.0, 9.0, 15.0]), X))
     assert (falls[0].from_tokens, falls[0].to_tokens) == (400, 600)
     assert falls[0].drop_ms == pytest.approx(3.0)
     assert all(fall.from_tokens < fall.to_tokens for fall in falls)
@@ -186,15 +190,15 @@ def test_a_fall_beyond_noise_is_found_and_the_largest_comes_first() -> None:
 
 def test_a_fall_that_drift_between_visits_explains_is_none() -> None:
     cells = cells_of([10.0, 12.0, 11.0])
-    assert only(prefill_cells.falls(cells, "x"))
-    assert not only(prefill_cells.falls(cells, "x", spread_fraction=0.05))
+    assert only(prefill_cells.falls(cells, X))
+    assert not only(prefill_cells.falls(cells, X, spread_fraction=0.05))
 
 
 def test_a_flat_quantity_hardly_ever_falls() -> None:
     found = 0
     for seed in range(100):
         values = 10 + np.random.default_rng(seed).normal(size=35) * 0.05
-        found += bool(only(prefill_cells.falls(cells_of(values.tolist(), half_width=0.05 * 1.96), "x")))
+        found += bool(only(prefill_cells.falls(cells_of(values.tolist(), half_width=0.05 * 1.96), X)))
     assert found <= 5
 
 
@@ -411,10 +415,10 @@ def test_a_host_under_foreign_load_is_not_called_quiet(tmp_path: Path) -> None:
 def test_pooled_interval_is_over_cells_or_spans_those_of_few() -> None:
     values = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
     frame = pd.DataFrame({"x_fraction": values, "x_low_fraction": np.array(values) - 0.1, "x_high_fraction": 0.2})
-    assert only(prefill_cells.pooled(frame, "x", "_fraction")).low >= 0.01
-    few = only(prefill_cells.pooled(frame.iloc[:2], "x", "_fraction"))
+    assert only(prefill_cells.pooled(frame, X_FRACTION)).low >= 0.01
+    few = only(prefill_cells.pooled(frame.iloc[:2], X_FRACTION))
     assert few == Estimate(pytest.approx(0.015), pytest.approx(-0.09), 0.2)  # type: ignore[arg-type]
-    assert isinstance(prefill_cells.pooled(frame.iloc[:0], "x", "_fraction"), Unknown)
+    assert isinstance(prefill_cells.pooled(frame.iloc[:0], X_FRACTION), Unknown)
 
 
 def test_headlines_are_what_was_planted(exact: pd.DataFrame) -> None:
@@ -461,13 +465,13 @@ def everything(table: pd.DataFrame) -> list[object]:
     return [
         prefill_cells.two_factor(cells),
         prefill_cells.crossover(cells),
-        prefill_cells.falls(cells, "subtraction_wall", spread_fraction=conditions.sentinel_spread(table)),
-        prefill_cells.pooled(cells, "closure", "_fraction"),
+        prefill_cells.falls(cells, SUBTRACTION_WALL, spread_fraction=conditions.sentinel_spread(table)),
+        prefill_cells.pooled(cells, CLOSURE),
         prefill_cells.phase_shares(cells),
         prefill_cells.repeated_counts(cells),
         decode_runs.decode_law(runs),
         decode_runs.growth(runs),
-        decode_runs.by_length(runs, "decode"),
+        decode_runs.by_length(runs, DECODE),
         step_times.step_law(table),
         decode_runs.agreement(table),
         step_times.inter_token_percentiles(step_times.inter_token(table)),
@@ -515,13 +519,13 @@ def test_costs_are_told_in_wall_time_unless_the_host_sets_the_pace_somewhere(tmp
     quick = prefill_cells.vision_cells(table_of(tmp_path / "quick", output=None))
     runner = FakeRunner(launch_ms={"vision_encoder": 15.0})
     slow = prefill_cells.vision_cells(table_of(tmp_path / "slow", runner=runner, output=None))
-    assert prefill_cells.cost_clock(quick).quantity == "plain_wall"
+    assert prefill_cells.cost_clock(quick).quantity is PLAIN_WALL
     clock = prefill_cells.cost_clock(slow)
-    assert clock.quantity == "busy_prefill"
+    assert clock.quantity is BUSY_PREFILL
     assert only(prefill_cells.two_factor(slow, clock.quantity))["crop"].value == pytest.approx(2.5)
     costs = prefill_cells.part_costs(slow)
-    assert costs.clock.quantity == "busy_prefill"
+    assert costs.clock.quantity is BUSY_PREFILL
     assert only(costs.crop).value == pytest.approx(2.5)
     assert only(costs.token).value == pytest.approx(0.0205)
     unknown = slow.assign(busy_prefill_ms=float("nan"))
-    assert prefill_cells.cost_clock(unknown).quantity == "plain_wall"
+    assert prefill_cells.cost_clock(unknown).quantity is PLAIN_WALL

@@ -230,17 +230,19 @@ def test_token_costs_are_the_laws_of_the_device(table: pd.DataFrame) -> None:
     assert not isinstance(costs, Unknown)
     assert not isinstance(steps, Unknown)
     # FakeRunner: 0.02 ms per token in the blocks and 0.0005 in the merge; a step takes 3 ms and 1 µs per context token.
-    assert costs["text"].cost.value == pytest.approx(0.0205)
-    assert costs["vision"].cost.value > costs["text"].cost.value, "it brings crops along"
-    assert 3.0 + 0.001 * steps.contexts.min() < costs["output"].cost.value < 3.1 + 0.001 * steps.contexts.max()
-    assert costs.output_over_vision.value == pytest.approx(costs["output"].cost.value / costs["vision"].cost.value)
+    assert costs["text_token"].cost.value == pytest.approx(0.0205)
+    assert costs["vision_token"].cost.value > costs["text_token"].cost.value, "it brings crops along"
+    assert 3.0 + 0.001 * steps.contexts.min() < costs["output_token"].cost.value < 3.1 + 0.001 * steps.contexts.max()
+    assert costs.output_over_vision.value == pytest.approx(
+        costs["output_token"].cost.value / costs["vision_token"].cost.value
+    )
 
 
 def test_a_cost_that_is_not_told_from_nothing_has_no_ratio(tmp_path: Path) -> None:
     runner = FakeRunner(noise_fraction=0.3, per_crop_ms={}, per_token_ms={"decode_step": 0.001})
     costs = token_costs(table_of(tmp_path, runner=runner))
     assert not isinstance(costs, Unknown)
-    assert costs["vision"].cost.low <= 0
+    assert costs["vision_token"].cost.low <= 0
     assert math.isnan(costs.output_over_vision.value)
 
 

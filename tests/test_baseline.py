@@ -14,8 +14,9 @@ import pytest
 from tests.support.comparisons import compared, drawn, measured, overall, results_of, verdicts
 from tests.support.imports import ROOT
 from vlmeter.common.errors import UserError
-from vlmeter.compare.baseline import MOST_SAMPLES, quantity_of, read_baseline, read_runs, write_baseline
+from vlmeter.compare.baseline import MOST_SAMPLES, read_baseline, read_runs, repeats_of, write_baseline
 from vlmeter.numbers.intervals import median_standard_error
+from vlmeter.table.quantities import WHOLE_CELL
 
 GALLERY = ROOT / "docs" / "gallery"
 
@@ -76,7 +77,7 @@ def test_a_baseline_of_several_runs_is_a_side_of_several_runs(tmp_path: Path) ->
 
 def test_many_samples_become_quantiles_that_say_the_same() -> None:
     samples = np.random.default_rng(0).lognormal(size=5000)
-    kept = quantity_of("plain", "total", "wall", samples)
+    kept = repeats_of(WHOLE_CELL.keys[0], samples)
     assert len(kept.samples_ms) == MOST_SAMPLES
     assert kept.count == 5000
     assert kept.median_ms == np.median(samples)

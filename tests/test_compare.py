@@ -25,7 +25,7 @@ from tests.support.comparisons import (
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.test_cli import refused, run  # noqa: F401
 from vlmeter.common.errors import UserError
-from vlmeter.compare.baseline import quantity_of
+from vlmeter.compare.baseline import repeats_of
 from vlmeter.compare.comparison import BUSY_NAME, TOTAL_NAME
 from vlmeter.compare.limits import Limit, beyond
 from vlmeter.compare.rendering import as_data, as_markdown, cell_columns, cell_rows, headline
@@ -116,7 +116,7 @@ def test_two_samples_tell_nothing() -> None:
     for seed, slower in ((1, 0.0), (2, 0.5)):
         full = drawn(seed, slower=slower)
         few = [
-            cell.model_copy(update={"quantities": [quantity_of(*q.key, np.array(q.samples_ms[:2]))]})
+            cell.model_copy(update={"quantities": [repeats_of(q.key, np.array(q.samples_ms[:2]))]})
             for cell in full.subjects[0].cells
             for q in cell.quantities
         ]

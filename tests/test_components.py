@@ -45,7 +45,7 @@ def test_parts_are_those_of_a_mean_request(table: pd.DataFrame) -> None:
 
 def test_shares_add_up(table: pd.DataFrame) -> None:
     found = profiled(table)
-    for quantity in components.QUANTITIES:
+    for quantity in components.SHARES_OF:
         assert sum(found.share(quantity).values()) == pytest.approx(1)
     for shares in (found.time_share, found.prefill_share):
         assert sum(one.value for one in shares.values()) == pytest.approx(1)
@@ -120,7 +120,7 @@ def test_energy_is_told_apart_where_it_was_read_and_unknown_elsewhere(tmp_path: 
 
     rewrite(path, put)
     found = profiled(build_table([path]))
-    assert found.joules == {"request": 10.0, "prefill": 3.0, "vision": 1.0}
+    assert found.joules == {"whole_request": 10.0, "prefill": 3.0, "vision": 1.0}
     assert energy_parts(found) == {"vision": 1.0, "language": 2.0, "decode": 7.0}
 
 

@@ -53,7 +53,7 @@ def planted(
             "prompt_tokens": tokens,
             "generated_tokens": outputs,
             "image_px": rng.integers(1e5, 1e6, size=count).astype(np.float64),
-            "total_ms": total_ms + noise_ms * rng.standard_normal(count),
+            "whole_request_ms": total_ms + noise_ms * rng.standard_normal(count),
         }
     )
     return Sample(requests, disturbed=0, kept=False, failed=0)
@@ -78,7 +78,7 @@ def test_every_request_is_a_row_with_what_it_was_and_what_it_took(table: pd.Data
         declared = law.duration_ms("llm_blocks", crops=row["crops"], tokens=row["prompt_tokens"])
         assert row["llm_blocks_ms"] == pytest.approx(declared, rel=0.06)
         assert row["first_token_ms"] == pytest.approx(row["inputs_ms"] + row["prefill_ms"])
-        assert row["total_ms"] == pytest.approx(row["first_token_ms"] + row["decode_ms"])
+        assert row["whole_request_ms"] == pytest.approx(row["first_token_ms"] + row["decode_ms"])
 
 
 def test_the_table_of_a_block_keeps_every_sample_and_its_own_statistics(table: pd.DataFrame) -> None:
@@ -249,8 +249,10 @@ def test_requests_of_few_photographs_are_resampled_by_photograph() -> None:
     sample = planted(600, per_output_ms=0.5, noise_ms=0.5)
     own = sample.requests.assign(image_id=[str(number % 8) for number in range(600)])
     slow = own["image_id"].astype(int).to_numpy() * 20.0
-    often = explained(Sample(own.assign(total_ms=own["total_ms"] + slow), 0, kept=False, failed=0))
-    alone = explained(Sample(sample.requests.assign(total_ms=own["total_ms"] + slow), 0, kept=False, failed=0))
+    often = explained(Sample(own.assign(whole_request_ms=own["whole_request_ms"] + slow), 0, kept=False, failed=0))
+    alone = explained(
+        Sample(sample.requests.assign(whole_request_ms=own["whole_request_ms"] + slow), 0, kept=False, failed=0)
+    )
 
     def width(one: Estimate) -> float:
         return one.high - one.low
@@ -265,9 +267,9 @@ def test_the_slowest_come_first_beside_what_was_to_be_expected(table: pd.DataFra
     sample = sample_of(table)
     found = distribution.slowest(sample)
     assert len(found) == 10
-    assert list(found["total_ms"]) == sorted(sample.requests["total_ms"], reverse=True)[:10]
+    assert list(found["whole_request_ms"]) == sorted(sample.requests["whole_request_ms"], reverse=True)[:10]
     assert set(found["generated_tokens"]) == {64}
-    assert np.allclose(found["fitted_ms"], found["total_ms"], rtol=0.1)
+    assert np.allclose(found["fitted_ms"], found["whole_request_ms"], rtol=0.1)
 
 
 def test_the_slowest_of_a_few_are_told_without_an_expectation() -> None:
@@ -279,7 +281,7 @@ def test_the_slowest_of_a_few_are_told_without_an_expectation() -> None:
 def test_the_first_screen_tells_the_last_percentile_that_can_be_told(table: pd.DataFrame) -> None:
     (many,) = distribution.headlines(sample_of(table))
     assert many.question == "a slow request, P99"
-    assert many.answer == distribution.percentiles(sample_of(table).requests["total_ms"].to_numpy())[0.99]
+    assert many.answer == distribution.percentiles(sample_of(table).requests["whole_request_ms"].to_numpy())[0.99]
     assert many.note.startswith("of 320 requests with 8 output tokens in the median; half of them stay below ")
     (some,) = distribution.headlines(planted(60, noise_ms=1.0))
     assert some.question == "a slow request, P95"

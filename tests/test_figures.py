@@ -36,6 +36,7 @@ from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
 from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.units import significant
 from vlmeter.table.build import build_table
+from vlmeter.table.quantities import GENERATED, SHARE
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_the_stack_adds_up_to_the_phases_and_carries_the_total(table: pd.DataFra
     for patch in axes.patches:
         middle = round(patch.get_x() + patch.get_width() / 2, 6)
         tops[middle] = tops.get(middle, 0.0) + patch.get_height()
-    assert sorted(tops.values()) == pytest.approx(sorted(groups["phases_ms"].median()), rel=0.01)
+    assert sorted(tops.values()) == pytest.approx(sorted(groups["prefill_ms"].median()), rel=0.01)
     shown = {text.get_text() for text in axes.texts}
     assert {str(crops) for crops in cells["crops"]} <= shown
     assert {"vision encoder", "projector", "LLM blocks", "head"} <= shown
@@ -183,7 +184,7 @@ def test_predictions_are_drawn_over_what_was_measured_and_misses_are_circled(tab
     upper, lower = axes_of(table, "held_out")
     found = held_out.held_out(table)
     assert isinstance(found, pd.DataFrame)
-    for (kind, quantity), own in found.groupby(["kind", "quantity"]):
+    for (kind, quantity), own in found.groupby(["picture", "quantity"]):
         shown = [(x, y) for x, y in points(upper) if len(x) == len(own)]
         assert any(np.allclose(x, own["measured_ms"]) and np.allclose(y, own["predicted_ms"]) for x, y in shown), kind
         errors = [y for _, y in points(lower) if len(y) == len(own)]
@@ -287,13 +288,13 @@ def test_shares_are_parts_of_a_hundred(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "prefill_share")
     heights = [patch.get_height() for patch in axes.patches]
     assert np.add(heights[:4], heights[4:]) == pytest.approx([100] * 4)
-    shares = decode_runs.by_length(decode_runs.decode(table), "share", "_fraction")["value"]
+    shares = decode_runs.by_length(decode_runs.decode(table), SHARE)["value"]
     assert heights[:4] == pytest.approx(list(100 * shares))
 
 
 def test_total_is_drawn_in_seconds(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "total_by_length")
-    total = decode_runs.by_length(decode_runs.decode(table), "total")["value"]
+    total = decode_runs.by_length(decode_runs.decode(table), GENERATED)["value"]
     tops = [sum(patch.get_height() for patch in axes.patches[place::4]) for place in range(4)]
     assert tops == pytest.approx(list(total / 1000), rel=0.02)
     assert "(s)" in axes.get_ylabel()
@@ -424,7 +425,7 @@ def test_axis_ticks_read_as_numbers() -> None:
 def test_the_histogram_counts_every_request_and_marks_the_percentiles(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "latency_histogram")
     assert sum(patch.get_height() for patch in axes.containers[0]) == 320
-    found = distribution.percentiles(distribution.sample_of(table).requests["total_ms"].to_numpy())
+    found = distribution.percentiles(distribution.sample_of(table).requests["whole_request_ms"].to_numpy())
     drawn = {float(np.asarray(line.get_xdata())[0]) for line in axes.lines}
     assert {estimate.value for estimate in found.values() if estimate} <= drawn
     for name in ("P50", "P90", "P95", "P99"):
@@ -444,7 +445,7 @@ def test_a_percentile_with_too_few_requests_is_not_drawn_and_the_caption_says_wh
 
 def test_the_distribution_function_ends_at_all_and_its_tail_at_one_request(table: pd.DataFrame) -> None:
     upper, lower = axes_of(table, "latency_cdf")
-    values = np.sort(distribution.sample_of(table).requests["total_ms"].to_numpy())
+    values = np.sort(distribution.sample_of(table).requests["whole_request_ms"].to_numpy())
     done = np.asarray(upper.lines[0].get_ydata())
     assert np.allclose(np.asarray(upper.lines[0].get_xdata()), values)
     assert (done[-1], len(done)) == (100, 320)
@@ -460,7 +461,7 @@ def test_the_tail_shows_the_shares_and_the_slowest_requests(table: pd.DataFrame)
     gap = [patch.get_width() for patch in upper.containers[0]]
     assert gap == pytest.approx([100 * found.gap[name].value for name in (*found.factors, "rest")])
     circled = np.asarray(lower.collections[1].get_offsets())
-    assert sorted(circled[:, 1], reverse=True) == pytest.approx(list(distribution.slowest(sample)["total_ms"]))
+    assert sorted(circled[:, 1], reverse=True) == pytest.approx(list(distribution.slowest(sample)["whole_request_ms"]))
 
 
 def test_components_are_bars_side_by_side_and_no_pie(table: pd.DataFrame) -> None:
@@ -470,7 +471,7 @@ def test_components_are_bars_side_by_side_and_no_pie(table: pd.DataFrame) -> Non
     labels = [text.get_text() for text in upper.get_legend().get_texts()]
     assert labels == ["parameters", "FLOPs", "memory traffic", "time"]
     bars = [container for container in upper.containers if hasattr(container, "patches")]
-    for name, container in zip(components.QUANTITIES, bars, strict=True):
+    for name, container in zip(components.SHARES_OF, bars, strict=True):
         shares = found.share(name, PREFILL_PHASES)
         assert [patch.get_height() for patch in container] == pytest.approx([100 * share for share in shares.values()])
     assert [text.get_text() for text in lower.get_legend().get_texts()] == ["FLOPs", "memory traffic", "time"]

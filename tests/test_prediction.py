@@ -28,6 +28,7 @@ from vlmeter.models.families.base import PREFILL_PHASES, ImageOptions, SubjectSp
 from vlmeter.models.families.registry import get_family
 from vlmeter.table.columns import COLUMNS
 from vlmeter.table.files import read_table, write_table
+from vlmeter.table.quantities import FIRST_TOKEN, WHOLE_REQUEST
 
 PHOTOGRAPHS = 6
 
@@ -219,10 +220,10 @@ def test_intervals_hold_nineteen_of_twenty_new_requests() -> None:
 def test_every_size_and_photograph_is_held_out_and_exact_laws_are_predicted_exactly(exact: pd.DataFrame) -> None:
     found = held_out(exact)
     assert isinstance(found, pd.DataFrame)
-    counted = found.groupby(["kind", "quantity"]).size().to_dict()
+    counted = found.groupby(["picture", "quantity"]).size().to_dict()
     assert counted[("dummy", "first_token")] == len(TILINGS)
     assert counted[("photograph", "first_token")] == PHOTOGRAPHS
-    assert counted[("photograph", "total")] == PHOTOGRAPHS * 4
+    assert counted[("photograph", "whole_request")] == PHOTOGRAPHS * 4
     assert found["error_fraction"].abs().max() < 1e-6
 
 
@@ -243,12 +244,12 @@ def test_accuracy_is_the_median_error_over_groups_and_the_share_of_intervals_tha
     found = pd.DataFrame(
         {
             "group": ["a", "a", "b", "c", "d", "e"],
-            "quantity": ["total", "total", "total", "total", "total", "first_token"],
+            "quantity": ["whole_request"] * 5 + ["first_token"],
             "error_fraction": [0.1, -0.3, 0.05, -0.02, 0.4, 9.0],
             "inside": [True, True, True, False, True, False],
         }
     )
-    worth = accuracy(found, "total")
+    worth = accuracy(found, WHOLE_REQUEST)
     assert not isinstance(worth, Unknown)
     assert worth.error.value == pytest.approx((0.05 + 0.2) / 2)
     assert (worth.count, worth.inside) == (5, 4)
@@ -256,7 +257,7 @@ def test_accuracy_is_the_median_error_over_groups_and_the_share_of_intervals_tha
     assert worth.coverage.low < 0.3
     assert worth.coverage.high > 0.99
     assert worth.said() == "median error 12 %, and 4 of 5 intervals hold"
-    assert isinstance(accuracy(found[found["quantity"] == "total"], "first_token"), Unknown)
+    assert isinstance(accuracy(found[found["quantity"] == WHOLE_REQUEST.name], FIRST_TOKEN), Unknown)
 
 
 def test_noise_of_two_percent_gives_errors_of_that_size_and_intervals_that_hold(noisy: pd.DataFrame) -> None:
@@ -378,7 +379,7 @@ def test_the_table_names_counts_predictions_and_what_they_are_worth(run) -> None
     code, out, _ = run("--image", "640x480", "--output-tokens", "32")
     assert code == 0
     assert "image 640x480: 7 crops, 704 vision tokens; prompt of 772 tokens, 32 output tokens" in out
-    for name in ("preprocessing and copy", "prefill", "time to first token", "decode", "total"):
+    for name in ("preprocessing and copy", "prefill", "time to first token", "decode", "whole request"):
         assert f"\n{name} " in out
     assert "held out, time_to_first_token: median error" in out
 

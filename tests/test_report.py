@@ -21,16 +21,20 @@ from tests.support.html import Element, parse
 from tests.support.reports import DECODE_TIMES, PLAIN_SVG, PREFILL_TIMES, STUDY, inputs_of, physics_of
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, reading
-from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.reading import Unknown, rows_of
+from vlmeter.analysis.roofline import beside
 from vlmeter.claims.registry import judge_all
 from vlmeter.common.errors import UserError
 from vlmeter.figures import style
 from vlmeter.figures.registry import FIGURES, get_figure
+from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import with_interval
-from vlmeter.report.chart import SERIES
+from vlmeter.report.chart import DRAWN, questions
 from vlmeter.report.page import PAGE, render, write
 from vlmeter.report.pictures import DARK_COLOURS, follow_the_reader
 from vlmeter.table.columns import COLUMNS
+from vlmeter.table.kinds import GENERATION, PREFILL
+from vlmeter.table.quantities import DECODE, PLAIN_WALL
 
 ENVIRONMENT = {"device_model": "fake device", "device_memory_bytes": 2**31, "driver": None, "versions": {"torch": "2"}}
 
@@ -49,6 +53,11 @@ def page(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Eleme
 
 def page_of(folder: Path, table: pd.DataFrame, **options: Any) -> Element:
     return parse(render(inputs_of(folder, table, **options)))
+
+
+def grid_rows(page: Element, name: str) -> list[list[str]]:
+    rows = page.find("div", data_grid=name).find("tbody").find_all("tr")
+    return [[field.text for field in row.find_all("td")] for row in rows]
 
 
 def unpacked(page: Element, name: str) -> str:
@@ -75,9 +84,9 @@ def test_the_first_screen_gives_the_analysis_answers_with_their_intervals(page: 
 def test_the_first_screen_gives_the_distance_to_the_roofline(page: Element) -> None:
     values = {
         name: page.find("li", data_answer=f"limit_{name}").find("p", class_="value").text.split()
-        for name in ("prefill", "decode")
+        for name in ("plain_wall", "decode")
     }
-    assert float(values["prefill"][0]) == PREFILL_TIMES
+    assert float(values["plain_wall"][0]) == PREFILL_TIMES
     assert float(values["decode"][0]) == DECODE_TIMES
 
 
@@ -175,11 +184,31 @@ def test_the_table_inside_the_page_is_the_table(page: Element, table: pd.DataFra
 
 
 def test_what_the_chart_offers_is_in_the_table(page: Element, table: pd.DataFrame) -> None:
-    for experiment, series in SERIES.items():
-        rows = table[table["experiment"] == experiment]
-        found = set(zip(rows["arm"], rows["phase"], rows["clock"], strict=True))
-        assert [label for label, _, arm, phase, clock, _ in series if (arm, phase, clock) not in found] == []
-    assert json.loads("".join(map(str, page.find("script", id="series").children))).keys() == SERIES.keys()
+    for kind, quantities in DRAWN.items():
+        assert [quantity.name for quantity in quantities if rows_of(table, quantity, kind=kind).empty] == []
+    series = json.loads("".join(map(str, page.find("script", id="series").children)))
+    assert {kind: [one["label"] for one in own] for kind, own in series.items()} == {
+        kind: [quantity.words for quantity in quantities] for kind, quantities in DRAWN.items()
+    }
+
+
+def test_the_chart_asks_by_the_words_of_the_experiments(page: Element, table: pd.DataFrame) -> None:
+    told = json.loads("".join(map(str, page.find("script", id="questions").children)))
+    assert told == questions()
+    assert set(table["experiment"]) <= set(told)
+
+
+def test_the_limits_show_each_utilisation_in_its_own_column(page: Element, table: pd.DataFrame) -> None:
+    """Of arithmetic (MFU) and of bandwidth (MBU): they differ in every row."""
+    worked = beside(table, physics_of(table))
+    rows = {row[0]: row for row in grid_rows(page, "limits-fake")}
+    assert {PLAIN_WALL.words, DECODE.words} < set(rows)
+    for quantity, kind in ((PLAIN_WALL, PREFILL), (DECODE, GENERATION)):
+        own = rows_of(worked, quantity, kind=kind)
+        own = own[own["source"] == "measured"]
+        mfu, mbu = (percent(float(own[name].median())) for name in ("mfu_fraction", "mbu_fraction"))
+        assert mfu != mbu
+        assert rows[quantity.words][-2:] == [mfu, mbu]
 
 
 # What it is made of
@@ -301,7 +330,7 @@ def test_html_in_questions_names_answers_and_captions_is_shown_as_text(table: pd
     inputs.claims.write_text(json.dumps(claims), encoding="utf-8")
     page = parse(render(replace(inputs, reproduction=replace(inputs.reproduction, command=HOSTILE, lock=HOSTILE))))
 
-    ours = {"table-data", "plotly-source", "series", ""}
+    ours = {"table-data", "plotly-source", "series", "questions", ""}
     assert {script.attributes.get("id", "") for script in page.find_all("script")} == ours
     assert len(page.find_all("script")) == len(ours)
     assert [element.tag for element in page for name in element.attributes if name.startswith("on")] == []
@@ -443,14 +472,9 @@ THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
 ODD = THUMBNAIL + '"><b>'
 
 
-def grid_rows(page: Element, name: str) -> list[list[str]]:
-    body = page.find("div", data_grid=name).find("tbody")
-    return [[cell.text for cell in row.find_all("td")] for row in body.find_all("tr")]
-
-
 def test_percentiles_stand_there_with_their_intervals(requests_page: tuple[Element, pd.DataFrame]) -> None:
     page, table = requests_page
-    values = distribution.sample_of(table).requests["total_ms"].to_numpy()
+    values = distribution.sample_of(table).requests["whole_request_ms"].to_numpy()
     found = [with_interval(one, "ms") for one in distribution.percentiles(values).values() if one]
     first = grid_rows(page, "percentiles-fake")[0]
     assert first[1:6] == ["320", *found]

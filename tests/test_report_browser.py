@@ -147,7 +147,7 @@ def test_scales_switch_between_linear_and_logarithmic(page: Page) -> None:
 
 def test_the_chart_draws_the_tables_medians_and_intervals(page: Page, table: pd.DataFrame) -> None:
     drawn = {trace["name"]: trace for trace in chart(page)["data"]}
-    rows = table[(table["experiment"] == "vision_tokens") & (table["arm"] == "plain")]
+    rows = table[(table["kind"] == "prefill") & (table["arm"] == "plain")]
     rows = rows[(rows["phase"] == "total") & (rows["clock"] == "wall")].sort_values("vision_tokens", kind="stable")
     trace = drawn["whole prefill, as a user waits"]
     assert trace["x"] == rows["vision_tokens"].tolist()

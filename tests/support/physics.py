@@ -60,7 +60,7 @@ def with_floors(table: pd.DataFrame) -> pd.DataFrame:
     limits = ceilings_of(copy_bytes_per_s=1e12, matrix_flops_per_s=1e12)
     works = {}
     for subject, rows in table.groupby("subject"):
-        cells = rows[rows["experiment"] != "latency_distribution"].drop_duplicates("cell_id")
+        cells = rows[rows["kind"] != "requests"].drop_duplicates("cell_id")
         shapes = requests(rows).drop_duplicates(["crops", "vision_tokens", "prompt_tokens"])
         works[subject] = SubjectWork(
             subject=subject,

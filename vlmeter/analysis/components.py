@@ -16,27 +16,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, of_subject
-from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, of_subject, rows_of
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
-from vlmeter.table.kinds import GENERATION, PREFILL, REQUESTS, Kind
+from vlmeter.table import kinds
+from vlmeter.table.kinds import Kind
+from vlmeter.table.quantities import (
+    DECODE,
+    HOOKS_WALL,
+    LANGUAGE,
+    PHASES,
+    PLAIN_WALL,
+    PREFILL_SUM,
+    REPEATED_PREFILL,
+    REPEATED_VISION,
+    VISION,
+    WHOLE_REQUEST,
+    Quantity,
+)
 
 #: The components, as spans of a pass: the phases of the prefill, and all decode steps together.
-PARTS = (*PREFILL_PHASES, "decode")
+IN_PREFILL = tuple(phase.name for phase in PHASES)
+PARTS = (*IN_PREFILL, DECODE.name)
 
-#: What they are called in a sentence.
-NAMES: Mapping[str, str] = {
-    "vision_encoder": "the vision encoder",
-    "projector": "the projector",
-    "merge": "embedding and merge",
-    "llm_blocks": "prefill in the LLM blocks",
-    "head": "the head",
-    "decode": "decode",
-}
-
-#: Quantities of which a part may have a share, and what they are called.
-QUANTITIES: Mapping[str, str] = {
+#: What a part may have a share of: column of a profile's parts -> its name.
+SHARES_OF: Mapping[str, str] = {
     "parameters": "parameters",
     "flops": "FLOPs",
     "traffic_bytes": "memory traffic",
@@ -45,12 +49,20 @@ QUANTITIES: Mapping[str, str] = {
 
 REPLICATES = 2000
 
-#: Kind and arm of the rows that may be profiled, the best first, and what they are.
-_SOURCES: tuple[tuple[Kind, str, str], ...] = (
-    (REQUESTS, "request", "requests"),
-    (GENERATION, "hooks", "generations on photographs"),
-    (PREFILL, "hooks", "prefills of dummy images"),
-)
+#: Kinds of cells that may be profiled, the best first, and what they are.
+_SOURCES: Mapping[Kind, str] = {
+    kinds.REQUESTS: "requests",
+    kinds.GENERATION: "generations on photographs",
+    kinds.PREFILL: "prefills of dummy images",
+}
+
+
+#: What energy is told of, and whose rows tell it, by kind of cell.
+_SPENT: Mapping[Kind, Mapping[Quantity, Quantity]] = {
+    kinds.REQUESTS: {WHOLE_REQUEST: WHOLE_REQUEST, PREFILL_SUM: REPEATED_PREFILL, VISION: REPEATED_VISION},
+    kinds.GENERATION: {WHOLE_REQUEST: HOOKS_WALL},
+    kinds.PREFILL: {PREFILL_SUM: PLAIN_WALL},
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Profile:
     parts: a row per part of PARTS that was measured: part, parameters (absent for decode, which uses those of blocks
     and head again), flops, traffic_bytes (both absent without the physics), time_ms, peak_bytes (absent where nothing
     counts memory). time_share, prefill_share: of the time of all parts, and of those of the prefill, with intervals
-    over what was run. joules: of a mean request ("request"), and of a middling request's "prefill" and "vision"; empty
+    over what was run. joules: of a mean request, and of a middling request's prefill and vision, by quantity; empty
     where the device has no energy counter that was read.
     """
 
@@ -75,7 +87,7 @@ class Profile:
         """Share of each of the parts in their sum; empty if the quantity is not known of one of them."""
         own = self.parts[self.parts["part"].isin(parts)]
         if quantity == "parameters":
-            own = own[own["part"] != "decode"]
+            own = own[own["part"] != DECODE.name]
         values = own[quantity].astype("Float64").to_numpy(dtype=np.float64, na_value=math.nan)
         if not len(values) or np.isnan(values).any() or values.sum() <= 0:
             return {}
@@ -84,7 +96,7 @@ class Profile:
     @property
     def has_decode(self) -> bool:
         """Whether decode was measured as well."""
-        return "decode" in set(self.parts["part"])
+        return DECODE.name in set(self.parts["part"])
 
 
 def profile(table: pd.DataFrame, subject: str | None = None) -> Profile | Unknown:
@@ -93,34 +105,29 @@ def profile(table: pd.DataFrame, subject: str | None = None) -> Profile | Unknow
     Disturbed samples count as in the rows that they are in: in blocks all do.
     """
     rows = of_subject(table, subject)
-    for kind, arm, name in _SOURCES:
-        own = rows[
-            (rows["kind"] == kind)
-            & (rows["status"] == "ok")
-            & (rows["arm"] == arm)
-            & (rows["clock"] == "device")
-            & (rows["source"] == "measured")
-            & rows["mean_ms"].notna()
-        ]
+    fine = rows[(rows["status"] == "ok") & (rows["source"] == "measured") & rows["mean_ms"].notna()]
+    for kind, name in _SOURCES.items():
+        known = [part for part in (*PHASES, DECODE) if kind in part.rows]
+        own = rows_of(fine, *known, kind=kind)
         seen_in = {str(cell): set(group) for cell, group in own.groupby("cell_id")["phase"]}
-        cells = [cell for cell, seen in seen_in.items() if set(PREFILL_PHASES) <= seen]
+        cells = [cell for cell, seen in seen_in.items() if set(IN_PREFILL) <= seen]
         if cells:
-            generations = [cell for cell in cells if "decode" in seen_in[cell]]
+            generations = [cell for cell in cells if DECODE.name in seen_in[cell]]
             return _profile(rows, own, generations or cells, kind=kind, name=name)
     return Unknown("no pass was measured phase by phase")
 
 
 def _profile(rows: pd.DataFrame, own: pd.DataFrame, cells: Sequence[str], *, kind: Kind, name: str) -> Profile:
     # A block stands for its requests, one by one; a cell stands for itself, whatever the number of its rounds.
-    block = kind == REQUESTS
+    block = kind == kinds.REQUESTS
     by_key = {(row["cell_id"], row["phase"]): row for row in own.to_dict("records")}
     parts = [part for part in PARTS if all((cell, part) in by_key for cell in cells)]
     samples: dict[str, Array] = {}
     for part in parts:
         found = [np.asarray(by_key[(cell, part)]["samples_ms"], dtype=np.float64) for cell in cells]
         samples[part] = np.concatenate(found) if block else np.array([np.median(values) for values in found])
-    if "decode" in parts and samples["decode"].sum() <= 0:
-        parts.remove("decode")
+    if DECODE.name in parts and samples[DECODE.name].sum() <= 0:
+        parts.remove(DECODE.name)
     run = [len(by_key[(cell, parts[0])]["samples_ms"]) if block else 1 for cell in cells]
     found_rows = []
     for part in parts:
@@ -131,14 +138,14 @@ def _profile(rows: pd.DataFrame, own: pd.DataFrame, cells: Sequence[str], *, kin
         found_rows.append(
             {
                 "part": part,
-                "parameters": parameters[0] if part != "decode" else math.nan,
+                "parameters": parameters[0] if part != DECODE.name else math.nan,
                 "flops": _mean(of_part, "flops", weights=run),
                 "traffic_bytes": _mean(of_part, "weight_bytes", "cache_bytes", weights=run),
                 "time_ms": float(samples[part].mean()),
                 "peak_bytes": float(np.nanmax(peaks)) if not np.isnan(peaks).all() else math.nan,
             }
         )
-    prefill = [part for part in parts if part != "decode"]
+    prefill = [part for part in parts if part != DECODE.name]
     return Profile(
         parts=pd.DataFrame(found_rows),
         time_share=_shares({part: samples[part] for part in parts}),
@@ -182,15 +189,8 @@ def _shares(samples: Mapping[str, Array]) -> dict[str, Estimate]:
 
 def _joules(rows: pd.DataFrame, kind: Kind) -> dict[str, float]:
     """Joules of a request or generation, of a prefill and of vision alone, as far as a counter was read."""
-    known = rows[rows["joules_per_repeat"].notna()]
-    own = known[known["kind"] == kind]
-    found = {
-        "request": own[(own["arm"].isin(["request", "hooks"])) & (own["phase"] == "total")],
-        "prefill": own[(own["arm"] == "repeated") & (own["phase"] == "prefill")],
-        "vision": own[(own["arm"] == "repeated") & (own["phase"] == "vision")],
-    }
-    if found["prefill"].empty and kind == PREFILL:
-        found["prefill"] = own[(own["arm"] == "plain") & (own["phase"] == "total")]
+    own = rows[rows["joules_per_repeat"].notna()]
+    found = {meant.name: rows_of(own, asked, kind=kind) for meant, asked in _SPENT[kind].items()}
     return {name: float(part["joules_per_repeat"].mean()) for name, part in found.items() if len(part)}
 
 
@@ -201,12 +201,13 @@ def energy_parts(found: Profile) -> dict[str, float]:
     many, pauses in which the device waits for the host included: the last part holds these.
     """
     joules = found.joules
-    if not {"request", "prefill", "vision"} <= set(joules):
+    if not {WHOLE_REQUEST.name, PREFILL_SUM.name, VISION.name} <= set(joules):
         return {}
+    request, prefill, vision = (joules[quantity.name] for quantity in (WHOLE_REQUEST, PREFILL_SUM, VISION))
     return {
-        "vision": joules["vision"],
-        "language": max(0.0, joules["prefill"] - joules["vision"]),
-        "decode": max(0.0, joules["request"] - joules["prefill"]),
+        VISION.name: vision,
+        LANGUAGE.name: max(0.0, prefill - vision),
+        DECODE.name: max(0.0, request - prefill),
     }
 
 
@@ -227,10 +228,10 @@ class Disagreement:
 
 def disagreement(found: Profile, quantity: str) -> Disagreement | Unknown:
     """Find where the shares of a quantity and of the time differ most; of parameters within the prefill."""
-    within = PREFILL_PHASES if quantity == "parameters" else PARTS
+    within = IN_PREFILL if quantity == "parameters" else PARTS
     times = found.prefill_share if quantity == "parameters" else found.time_share
     shares = found.share(quantity, within)
     if not shares:
-        return Unknown(f"{QUANTITIES[quantity]} of the components are not known")
+        return Unknown(f"{SHARES_OF[quantity]} of the components are not known")
     part = max(shares, key=lambda name: abs(times.get(name, NO_ESTIMATE).value - shares[name]))
     return Disagreement(part, shares[part], times[part])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from vlmeter.analysis.reading import of_subject
+from vlmeter.analysis.reading import of_subject, whole_rows
 from vlmeter.analysis.step_times import UNEVEN_RATIO, StepBound, StepUnevenness, step_bound, step_unevenness
 from vlmeter.numbers.units import deviation, duration_range
 
@@ -76,7 +76,7 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
     prefills need not be uneven for it.
     """
     rows = of_subject(table, subject)
-    totals = rows[(rows["status"] == "ok") & (rows["phase"] == "total")].drop_duplicates("cell_id")
+    totals = whole_rows(rows[rows["status"] == "ok"])
     if totals.empty:
         return Trust("unusable", ("no cell was measured",))
     count = len(totals)

@@ -10,26 +10,41 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlmeter.analysis.prefill_cells import LANGUAGE_PHASES, VISION_PHASES
-from vlmeter.analysis.reading import NO_ESTIMATE, Samples, Unknown, median_of, of_subject, paired_estimate, put_estimate
-from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.analysis.reading import (
+    NO_ESTIMATE,
+    Samples,
+    Unknown,
+    median_of,
+    of_subject,
+    paired_estimate,
+    put_estimate,
+    rows_of,
+)
 from vlmeter.numbers.intervals import Fit, fit_linear, fit_power, paired_ratio, relative_weights
 from vlmeter.numbers.medians import Estimate
-from vlmeter.table.kinds import GENERATION
+from vlmeter.table import kinds
+from vlmeter.table.quantities import (
+    DECODE,
+    FIRST_TOKEN,
+    GENERATED,
+    INPUTS_WALL,
+    LANGUAGE,
+    OF_DECODE,
+    PREFILL_SUM,
+    RATIO,
+    SHARE,
+    SLOPE_STEPS,
+    SLOPE_TOKENS,
+    VISION,
+    Quantity,
+)
 
 #: Decode steps that stand for "right behind the prompt".
 FIRST_STEPS = 16
 
 
-DECODE_QUANTITIES = {
-    "decode": "all decode steps",
-    "prefill": "sum of the prefill's phases",
-    "vision": "vision encoder and projector",
-    "language": "the prefill's other phases",
-    "total": "prefill and decode",
-    "inputs_wall": "preprocessing and copy to the device",
-    "first_token": "time to first token: preprocessing, copy and prefill",
-}
+#: Quantities of `decode`, with their intervals.
+IN_RUNS = (DECODE, PREFILL_SUM, VISION, LANGUAGE, GENERATED, INPUTS_WALL, FIRST_TOKEN, SHARE, OF_DECODE)
 
 
 _DECODE_FIELDS = (
@@ -50,17 +65,14 @@ _DECODE_FIELDS = (
 def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     """One row per photograph and number of output tokens, measured directly where it was, derived elsewhere.
 
-    Columns: what was run; steps (decode steps: the output tokens that were generated, less the first);
-    DECODE_QUANTITIES with their intervals in milliseconds of device time; share_fraction (prefill / total)
-    and of_decode_fraction (prefill / decode) with theirs. A derived row takes its prefill from the run that
-    it is made of.
+    Columns: what was run; steps (decode steps: the output tokens that were generated, less the first); IN_RUNS with
+    their intervals, in device time. A derived row takes its prefill from the run that it is made of.
     """
     rows = of_subject(table, subject)
-    samples = Samples(rows)
-    fine = rows[(rows["kind"] == GENERATION) & (rows["status"] == "ok")]
-    decodes = fine[(fine["arm"] == "hooks") & (fine["phase"] == "decode")]
+    samples = Samples(rows, kinds.GENERATION)
+    fine = rows_of(rows[rows["status"] == "ok"], DECODE, kind=kinds.GENERATION)
     found = []
-    for cell in decodes.to_dict("records"):
+    for cell in fine.to_dict("records"):
         name = str(cell["cell_id"])
         row: dict[str, Any] = {field: cell[field] for field in _DECODE_FIELDS}
         generated = cell["output_tokens"]
@@ -70,26 +82,25 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
         if row["steps"] < 1:
             continue
         steps = np.asarray(cell["samples_ms"], dtype=np.float64)
-        prefill, inputs = samples.phases(name, PREFILL_PHASES), samples.get(name, "inputs", "total", "wall")
+        prefill, inputs = samples.get(name, PREFILL_SUM), samples.get(name, INPUTS_WALL)
         paired = prefill is not None and len(prefill) == len(steps)
         total = prefill + steps if paired and prefill is not None else None
         first = prefill + inputs if paired and prefill is not None and inputs is not None else None
-        put_estimate(row, "decode", "_ms", median_of(steps))
-        put_estimate(row, "prefill", "_ms", median_of(prefill))
-        put_estimate(row, "vision", "_ms", median_of(samples.phases(name, VISION_PHASES)))
-        put_estimate(row, "language", "_ms", median_of(samples.phases(name, LANGUAGE_PHASES)))
-        put_estimate(row, "total", "_ms", median_of(total))
-        put_estimate(row, "inputs_wall", "_ms", median_of(inputs))
-        put_estimate(row, "first_token", "_ms", median_of(first))
-        put_estimate(row, "share", "_fraction", paired_estimate(paired_ratio, prefill, total))
-        put_estimate(row, "of_decode", "_fraction", paired_estimate(paired_ratio, prefill, steps))
+        estimates = {
+            DECODE: median_of(steps),
+            PREFILL_SUM: median_of(prefill),
+            VISION: median_of(samples.get(name, VISION)),
+            LANGUAGE: median_of(samples.get(name, LANGUAGE)),
+            GENERATED: median_of(total),
+            INPUTS_WALL: median_of(inputs),
+            FIRST_TOKEN: median_of(first),
+            SHARE: paired_estimate(paired_ratio, prefill, total),
+            OF_DECODE: paired_estimate(paired_ratio, prefill, steps),
+        }
+        for quantity in IN_RUNS:
+            put_estimate(row, quantity, estimates[quantity])
         found.append(row)
-    columns = [
-        *_DECODE_FIELDS,
-        "steps",
-        *(f"{name}{part}_ms" for name in DECODE_QUANTITIES for part in ("", "_low", "_high")),
-        *(f"{name}{part}_fraction" for name in ("share", "of_decode") for part in ("", "_low", "_high")),
-    ]
+    columns = [*_DECODE_FIELDS, "steps", *(column for quantity in IN_RUNS for column in quantity.columns)]
     frame = pd.DataFrame(found, columns=columns)
     frame["direct"] = frame["source"] == "measured"
     frame = frame.sort_values(["image_index", "output_tokens", "direct"], ascending=[True, True, False])
@@ -124,7 +135,7 @@ def decode_law(runs: pd.DataFrame) -> DecodeLaw | Unknown:
     if lengths < 2:
         return Unknown(f"a law needs two output lengths at least, and there {'is 1' if lengths == 1 else 'are 0'}")
     steps = runs["steps"].to_numpy(dtype=np.float64)
-    values = runs["decode_ms"].to_numpy(dtype=np.float64)
+    values = runs[DECODE.column].to_numpy(dtype=np.float64)
     images, ones = runs["image_index"].to_numpy(dtype=np.int64), np.ones(len(runs))
     weights = relative_weights(values)
     line = fit_linear({"per_token": steps, "constant": ones}, values, weights=weights, clusters=images)
@@ -155,7 +166,7 @@ def growth(runs: pd.DataFrame) -> pd.DataFrame:
     Columns: from_tokens, to_tokens, images; ratio (T(to) / T(from)), slope_steps (log-log slope over steps)
     and slope_tokens (over output tokens), each with `_low` and `_high`.
     """
-    wide = runs.pivot_table(index="image_index", columns="steps", values="decode_ms", aggfunc="first")
+    wide = runs.pivot_table(index="image_index", columns="steps", values=DECODE.column, aggfunc="first")
     found = []
     for one, other in pairwise(sorted(int(str(steps)) for steps in wide.columns)):
         both = wide[[one, other]].dropna()
@@ -163,16 +174,16 @@ def growth(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         ratios = (both[other] / both[one]).to_numpy(dtype=np.float64)
         row: dict[str, Any] = {"from_tokens": one + 1, "to_tokens": other + 1, "images": len(both)}
-        put_estimate(row, "ratio", "", median_of(ratios))
-        put_estimate(row, "slope_steps", "", median_of(np.log(ratios) / math.log(other / one)))
-        put_estimate(row, "slope_tokens", "", median_of(np.log(ratios) / math.log((other + 1) / (one + 1))))
+        put_estimate(row, RATIO, median_of(ratios))
+        put_estimate(row, SLOPE_STEPS, median_of(np.log(ratios) / math.log(other / one)))
+        put_estimate(row, SLOPE_TOKENS, median_of(np.log(ratios) / math.log((other + 1) / (one + 1))))
         found.append(row)
     columns = ["from_tokens", "to_tokens", "images"]
-    columns += [f"{n}{part}" for n in ("ratio", "slope_steps", "slope_tokens") for part in ("", "_low", "_high")]
+    columns += [column for quantity in (RATIO, SLOPE_STEPS, SLOPE_TOKENS) for column in quantity.columns]
     return pd.DataFrame(found, columns=columns)
 
 
-def by_length(runs: pd.DataFrame, quantity: str, unit: str = "_ms") -> pd.DataFrame:
+def by_length(runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:
     """Median over photographs of a quantity of `decode`, by output length; the interval is over photographs.
 
     Columns: output_tokens, steps, images, value, low, high (low and high are the smallest and largest
@@ -180,7 +191,7 @@ def by_length(runs: pd.DataFrame, quantity: str, unit: str = "_ms") -> pd.DataFr
     """
     found = []
     for steps, group in runs.groupby("steps"):
-        values = group[f"{quantity}{unit}"].dropna().to_numpy(dtype=np.float64)
+        values = group[quantity.column].dropna().to_numpy(dtype=np.float64)
         if not len(values):
             continue
         middle = median_of(values)
@@ -207,7 +218,7 @@ def agreement(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     (derived over direct, minus 1), agrees (the intervals overlap; absent where one has no interval).
     """
     rows = of_subject(table, subject)
-    decodes = rows[(rows["arm"] == "hooks") & (rows["phase"] == "decode") & (rows["stop"] == "length")]
+    decodes = rows_of(rows[rows["stop"] == "length"], DECODE, kind=kinds.GENERATION)
     key = ["image_index", "output_tokens"]
     numbers = ["median_ms", "low_ms", "high_ms"]
     direct, derived = (decodes.loc[decodes["source"] == source, key + numbers] for source in ("measured", "derived"))

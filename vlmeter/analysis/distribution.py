@@ -25,13 +25,24 @@ import pandas as pd
 from scipy import stats as distributions
 
 from vlmeter.analysis.headlines import Headline
-from vlmeter.analysis.reading import Unknown, of_subject
-from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.analysis.reading import Unknown, of_subject, rows_of
 from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
-from vlmeter.table.kinds import REQUESTS
+from vlmeter.table import kinds
+from vlmeter.table.quantities import (
+    COPY,
+    DECODE,
+    FIRST_TOKEN,
+    INPUTS,
+    LONGEST_STEP,
+    PHASES,
+    PREFILL_SUM,
+    PREPROCESS,
+    WHOLE_REQUEST,
+    RowKey,
+)
 
 #: Percentiles that are told, as fractions.
 FRACTIONS = (0.50, 0.90, 0.95, 0.99)
@@ -54,18 +65,10 @@ MIDDLE = (0.40, 0.60)
 #: Bootstrap replicates of what takes a sort and a fit each: ends of intervals move by a twentieth of their width.
 REPLICATES = 400
 
-_INPUTS = ("preprocess", "copy")
-_DURATIONS = (*_INPUTS, *PREFILL_PHASES, "decode", "longest_step")
+_MEASURED = (WHOLE_REQUEST, PREPROCESS, COPY, *PHASES, DECODE, LONGEST_STEP)
 
-#: Durations of `requests`, in milliseconds of device time but for the first, which is wall time.
-DURATIONS: Mapping[str, str] = {
-    "total_ms": "from the opened picture to the last token, as a user waits",
-    "first_token_ms": "time to first token: preprocessing, copy and prefill",
-    "inputs_ms": "preprocessing and copy to the device",
-    "prefill_ms": "sum of the prefill's phases",
-    "decode_ms": "all decode steps",
-    "longest_step_ms": "the longest of the decode steps",
-}
+#: Durations of `requests`: device time but for the first, which is wall time.
+DURATIONS = (WHOLE_REQUEST, FIRST_TOKEN, INPUTS, PREFILL_SUM, DECODE, LONGEST_STEP)
 
 _FIELDS = (
     "number",
@@ -92,24 +95,22 @@ def requests(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     (reasons to doubt it, joined; empty: none seen), disturbed, cell_id.
     """
     rows = of_subject(table, subject)
-    own = rows[(rows["kind"] == REQUESTS) & (rows["arm"] == "request")]
+    own = rows_of(rows, *_MEASURED, kind=kinds.REQUESTS)
     frames = []
     for cell_id, block in own.groupby("cell_id", sort=True):
-        taken = block[["phase", "clock", "samples_ms", "requests"]].to_dict("records")
-        by_phase = {(row["phase"], row["clock"]): row for row in taken}
-        whole = by_phase[("total", "wall")]
-        frame = pd.DataFrame(json.loads(whole["requests"]))
-        frame["total_ms"] = np.asarray(whole["samples_ms"], dtype=np.float64)
-        for phase in _DURATIONS:
-            found = by_phase.get((phase, "device"))
-            frame[f"{phase}_ms"] = np.nan if found is None else np.asarray(found["samples_ms"], dtype=np.float64)
+        by_key = {RowKey(*(row[name] for name in RowKey._fields)): row for row in block.to_dict("records")}
+        frame = pd.DataFrame(json.loads(by_key[WHOLE_REQUEST.rows[kinds.REQUESTS]]["requests"]))
+        for quantity in _MEASURED:
+            found = by_key.get(quantity.rows[kinds.REQUESTS])
+            samples = np.nan if found is None else np.asarray(found["samples_ms"], dtype=np.float64)
+            frame[quantity.column] = samples
         frame["cell_id"] = str(cell_id)
         frames.append(frame)
-    columns = [*_FIELDS, "total_ms", *(f"{phase}_ms" for phase in _DURATIONS), "disturbances", "cell_id"]
+    columns = [*_FIELDS, *(quantity.column for quantity in _MEASURED), "disturbances", "cell_id"]
     result = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-    prefill = result[[f"{phase}_ms" for phase in PREFILL_PHASES]].sum(axis=1, skipna=False)
-    inputs = result[[f"{phase}_ms" for phase in _INPUTS]].sum(axis=1, skipna=False)
-    result["prefill_ms"], result["inputs_ms"], result["first_token_ms"] = prefill, inputs, prefill + inputs
+    for total in (PREFILL_SUM, INPUTS):
+        result[total.column] = result[[part.column for part in total.parts]].sum(axis=1, skipna=False)
+    result[FIRST_TOKEN.column] = result[PREFILL_SUM.column] + result[INPUTS.column]
     result["image_px"] = result["width_px"].astype("float64") * result["height_px"].astype("float64")
     result["disturbances"] = ["; ".join(reasons) for reasons in result["disturbances"]]
     result["disturbed"] = result["disturbances"] != ""
@@ -152,7 +153,7 @@ def sample_of(table: pd.DataFrame, subject: str | None = None) -> Sample:
     """The requests of a subject that count, by the same rule by which rounds of a cell do."""
     rows = of_subject(table, subject)
     found = requests(rows)
-    failed = int(rows.loc[rows["kind"] == REQUESTS, "failed_requests"].fillna(0).sum())
+    failed = int(rows.loc[rows["kind"] == kinds.REQUESTS, "failed_requests"].fillna(0).sum())
     quiet = found[~found["disturbed"].astype(bool)]
     disturbed = len(found) - len(quiet)
     if len(quiet) * 2 < len(found):
@@ -240,11 +241,11 @@ def explain(sample: Sample) -> Explanation | Unknown:
     the gap is found in the same way: a fit on some factors expects so much of it, from what they are on the average in
     the tail and in the middle. Requests of one photograph are resampled together, where some come more than once.
     """
-    found = sample.requests.dropna(subset=["total_ms"])
+    found = sample.requests.dropna(subset=[WHOLE_REQUEST.column])
     least = MIN_SAMPLES_FOR_PERCENTILE[0.95]
     if len(found) < least:
         return Unknown(f"to take a tail apart wants {least} requests, and there are {len(found)}")
-    values = found["total_ms"].to_numpy(dtype=np.float64)
+    values = found[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
     names, fixed = _independent(found)
     if not names:
         return Unknown("all requests are of one kind, so nothing can explain how they differ")
@@ -379,17 +380,17 @@ def slowest(sample: Sample, count: int = SLOWEST) -> pd.DataFrame:
 
     fitted_ms is NaN where the factors could not be fitted.
     """
-    found = sample.requests.dropna(subset=["total_ms"])
+    found = sample.requests.dropna(subset=[WHOLE_REQUEST.column])
     explained = explain(sample)
     fitted = math.nan if isinstance(explained, Unknown) else explained.fit.fitted
-    return found.assign(fitted_ms=fitted).sort_values("total_ms", ascending=False, kind="stable").head(count)
+    return found.assign(fitted_ms=fitted).sort_values(WHOLE_REQUEST.column, ascending=False, kind="stable").head(count)
 
 
 def headlines(sample: Sample) -> list[Headline]:
     """The answer of the first screen: the time that 99 of 100 requests stay below, or as many as can be told."""
     if not sample.size:
         return []
-    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    values = sample.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
     found = {fraction: one for fraction, one in percentiles(values).items() if one is not None}
     if not found:
         return [Headline("slow_request", "a slow request", Unknown(too_few(0.5, sample.size)), "ms")]

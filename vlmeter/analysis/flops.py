@@ -21,27 +21,39 @@ import numpy.typing as npt
 import pandas as pd
 
 from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
-from vlmeter.analysis.reading import NO_ESTIMATE, Unknown
+from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, rows_of
 from vlmeter.numbers.intervals import Array, fit_linear
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
-from vlmeter.table.kinds import GENERATION, PREFILL
+from vlmeter.table import kinds
+from vlmeter.table.quantities import (
+    BUSY_PREFILL,
+    BUSY_STEP,
+    DECODE,
+    GENERATED,
+    HEAD,
+    HOOKS_WALL,
+    LANGUAGE,
+    LLM_BLOCKS,
+    PLAIN_WALL,
+    PROJECTOR,
+    VISION,
+    VISION_ENCODER,
+    Quantity,
+)
 
 #: Phases that share no time with one another: parts of a prefill, and decoding. Embedding and merge do no arithmetic.
-PARTS = ("vision_encoder", "projector", "llm_blocks", "head", "decode")
+IN_PREFILL = (VISION_ENCODER, PROJECTOR, LLM_BLOCKS, HEAD)
+PARTS = tuple(quantity.name for quantity in (*IN_PREFILL, DECODE))
 
 #: What a user waits for, in one piece: a prefill, and a prefill with its decode steps.
 WHOLES = ("prefill", "request")
 
 #: What the phases, and groups of them, are called.
 NAMES = {
-    "vision_encoder": "vision encoder",
-    "projector": "projector",
-    "llm_blocks": "LLM blocks",
-    "head": "head",
-    "decode": "decode",
+    **{quantity.name: quantity.label for quantity in (*IN_PREFILL, DECODE)},
     "parts": "all of these",
-    "prefill": "whole prefill",
-    "request": "prefill and decode",
+    "prefill": PLAIN_WALL.label,
+    "request": GENERATED.words,
     "wholes": "whole prefills and requests",
 }
 
@@ -67,16 +79,13 @@ def points(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Un
     if "floor_ms" not in rows:
         return Unknown("work and the device's ceilings were not measured")
     rows = rows[rows["flops"].notna() & (rows["flops"] > 0) & (rows["floor_ms"] > 0) & (rows["median_ms"] > 0)]
-    hooks = rows[rows["arm"] == "hooks"]
-    dummies, photographs = (hooks[hooks["kind"] == kind] for kind in (PREFILL, GENERATION))
-    longest = photographs.sort_values("output_tokens").drop_duplicates(["image_index", "phase"], keep="last")
-    parts = pd.concat([dummies, longest])
-    parts = parts[(parts["clock"] == "device") & parts["phase"].isin(PARTS[:-1])]
-    decodes = photographs[photographs["phase"] == "decode"].sort_values("source", ascending=False)
+    dummies = rows_of(rows, *IN_PREFILL, kind=kinds.PREFILL)
+    photographs = rows_of(rows, *IN_PREFILL, kind=kinds.GENERATION).sort_values("output_tokens")
+    parts = pd.concat([dummies, photographs.drop_duplicates(["image_index", "phase"], keep="last")])
+    decodes = rows_of(rows, DECODE, kind=kinds.GENERATION).sort_values("source", ascending=False)
     decodes = decodes.drop_duplicates(["image_index", "output_tokens"])  # measured before derived
-    totals = rows[(rows["phase"] == "total") & (rows["clock"] == "wall")]
-    prefills = totals[(totals["kind"] == PREFILL) & (totals["arm"] == "plain")]
-    requests = totals[(totals["kind"] == GENERATION) & (totals["arm"] == "hooks")]
+    prefills = rows_of(rows, PLAIN_WALL, kind=kinds.PREFILL)
+    requests = rows_of(rows, HOOKS_WALL, kind=kinds.GENERATION)
     requests = requests[requests["output_tokens"] > 1]
     found = pd.concat([parts, decodes, prefills.assign(phase="prefill"), requests.assign(phase="request")])
     if found.empty:
@@ -102,7 +111,7 @@ def _paces(table: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     step = step_times.step_bound(table)
     decoding = "cannot tell" if isinstance(step, Unknown) else step.bound
     return [
-        decoding if phase == "decode" else str(known.get(cell, "cannot tell"))
+        decoding if phase == DECODE.name else str(known.get(cell, "cannot tell"))
         for cell, phase in zip(frame["cell_id"], frame["phase"], strict=True)
     ]
 
@@ -239,7 +248,7 @@ def equal_flops(found: pd.DataFrame) -> EqualFlops | Unknown:
 
     The blocks' time at a decode run's FLOPs is read off between its neighbours, on logarithmic axes.
     """
-    decodes, blocks = (found[found["phase"] == phase] for phase in ("decode", "llm_blocks"))
+    decodes, blocks = (found[found["phase"] == phase.name] for phase in (DECODE, LLM_BLOCKS))
     if decodes.empty or blocks.empty:
         return Unknown("prefill and decode were not both measured")
     by_size = blocks.groupby("flops")[["latency_ms", "floor_ms"]].median()
@@ -391,9 +400,10 @@ def _line(size: Array, value: Array, weights: Array, *, free_slope: bool) -> tup
 
 @dataclass(frozen=True)
 class TokenCost:
-    """What one more token of a kind costs, in ms, and on which clock."""
+    """What one more token costs, in ms, and on which clock; quantity: where the cost falls."""
 
     name: str
+    quantity: Quantity
     label: str
     cost: Estimate
     clock: str
@@ -423,35 +433,37 @@ def token_costs(table: pd.DataFrame, subject: str | None = None) -> TokenCosts |
     rows = reading.of_subject(table, subject)
     cells = prefill_cells.vision_cells(rows)
     clock = prefill_cells.cost_clock(cells)
-    busy = clock.quantity == "busy_prefill"
+    busy = clock.quantity is BUSY_PREFILL
     costs = []
     if (vision := _slope(cells, clock.quantity, "vision_tokens")) is not None:
-        costs.append(TokenCost("vision", "one vision token", vision, clock.name))
-    language = cells.assign(language_ms=cells["busy_prefill_ms"] - cells["busy_vision_ms"]) if busy else cells
-    if (text := _slope(language, "language", "prompt_tokens")) is not None:
-        costs.append(TokenCost("text", "one text token", text, clock.name if busy else "device time"))
+        costs.append(TokenCost("vision_token", VISION, "one vision token", vision, clock.name))
+    language = cells.assign(**{LANGUAGE.column: prefill_cells.sides(cells, busy=busy)[1]})
+    if (text := _slope(language, LANGUAGE, "prompt_tokens")) is not None:
+        costs.append(TokenCost("text_token", LANGUAGE, "one text token", text, clock.name if busy else "device time"))
     law = decode_runs.decode_law(decode_runs.decode(rows))
     if not isinstance(law, Unknown):
-        costs.append(TokenCost("output", "one output token", law.line["per_token"], "device time with gaps"))
+        costs.append(
+            TokenCost("output_token", DECODE, "one output token", law.line["per_token"], "device time with gaps")
+        )
     step = step_times.step_bound(rows)
     if not isinstance(step, Unknown):
-        costs.append(TokenCost("output_busy", "one output token", step.busy, "device busy time"))
+        costs.append(TokenCost("output_token_busy", BUSY_STEP, "one output token", step.busy, "device busy time"))
     if not costs:
         return Unknown("neither vision tokens nor output tokens were varied")
     found = TokenCosts(tuple(costs), NO_ESTIMATE)
-    if "vision" not in found or "output" not in found:
+    if "vision_token" not in found or "output_token" not in found:
         return found
-    by = found["vision"].cost
+    by = found["vision_token"].cost
     # A cost that cannot be told from nothing has no ratio.
     known = by.value > 0 and not by.low <= 0
-    return TokenCosts(tuple(costs), prefill_cells.over(found["output"].cost, by) if known else NO_ESTIMATE)
+    return TokenCosts(tuple(costs), prefill_cells.over(found["output_token"].cost, by) if known else NO_ESTIMATE)
 
 
-def _slope(cells: pd.DataFrame, quantity: str, along: str) -> Estimate | None:
+def _slope(cells: pd.DataFrame, quantity: Quantity, along: str) -> Estimate | None:
     """Slope of a quantity over a count; None with fewer than three cells, or where the count does not vary."""
-    known = cells.dropna(subset=[f"{quantity}_ms", along])
+    known = cells.dropna(subset=[quantity.column, along])
     if len(known) < 3 or known[along].nunique() < 2:
         return None
     sizes: npt.NDArray[np.float64] = known[along].to_numpy(dtype=np.float64)
-    fit = fit_linear({"token": sizes, "constant": np.ones(len(sizes))}, known[f"{quantity}_ms"].to_numpy(dtype=float))
+    fit = fit_linear({"token": sizes, "constant": np.ones(len(sizes))}, known[quantity.column].to_numpy(dtype=float))
     return fit["token"]

@@ -11,6 +11,7 @@ from vlmeter.analysis.decode_runs import decode, decode_law
 from vlmeter.analysis.prefill_cells import part_costs, vision_cells
 from vlmeter.analysis.reading import Unknown, median_of, of_subject, scaled
 from vlmeter.numbers.medians import Estimate
+from vlmeter.table.quantities import FIRST_TOKEN
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
         ),
     ]
     first = runs.drop_duplicates("image_index") if len(runs) else runs
-    values = first["first_token_ms"].dropna().to_numpy(dtype=np.float64)
+    values = first[FIRST_TOKEN.column].dropna().to_numpy(dtype=np.float64)
     answers.append(
         Headline(
-            "first_token",
-            "time to first token",
+            FIRST_TOKEN.name,
+            FIRST_TOKEN.label,
             median_of(values) if len(values) else Unknown("no photograph was measured"),
             "ms",
             f"median over {len(values)} photographs; preprocessing, copy and prefill" if len(values) else "",

@@ -13,17 +13,18 @@ from vlmeter.analysis.prediction_model import Model, Request, learn, photograph_
 from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.medians import CONFIDENCE, Estimate, median_estimate
 from vlmeter.numbers.units import percent
+from vlmeter.table.quantities import DECODE, FIRST_TOKEN, INPUTS_WALL, PLAIN_WALL, WHOLE_REQUEST, Quantity
 
 #: What is predicted for cells that were held out.
-QUANTITIES = {"first_token": "time to first token", "total": "whole request"}
+PREDICTED = (FIRST_TOKEN, WHOLE_REQUEST)
 
 
 def held_out(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Unknown:
     """Predict every image size and every photograph from a study without it, and set the measurement beside.
 
-    Columns: group (what was held out), kind (dummy or photograph), quantity (of QUANTITIES), crops, prompt_tokens,
-    output_tokens, predicted_ms with its interval (predicted_low_ms, predicted_high_ms), measured_ms, error_fraction
-    (predicted over measured, minus 1) and inside (whether the interval holds the measurement).
+    Columns: group (what was held out), picture (dummy or photograph), quantity (name of one of PREDICTED), crops,
+    prompt_tokens, output_tokens, predicted_ms with its interval (predicted_low_ms, predicted_high_ms), measured_ms,
+    error_fraction (predicted over measured, minus 1) and inside (whether the interval holds the measurement).
     """
     rows = reading.of_subject(table, subject)
     model = learn(rows)
@@ -31,19 +32,19 @@ def held_out(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | 
         return model
     found = []
     kept: dict[str, Model | None] = {}
-    for group, kind, quantity, request, measured_ms in _measured(rows, model):
+    for group, picture, quantity, request, measured_ms in _measured(rows, model):
         if group not in kept:
             kept[group] = model.without(group)
         own = kept[group]
         if own is None or not _enough(own, quantity):
             continue
-        forecast = own.first_token_of(request) if quantity == "first_token" else own.total_of(request)
+        forecast = own.first_token_of(request) if quantity is FIRST_TOKEN else own.total_of(request)
         predicted = forecast.interval
         found.append(
             {
                 "group": group,
-                "kind": kind,
-                "quantity": quantity,
+                "picture": picture,
+                "quantity": quantity.name,
                 "crops": request.crops,
                 "prompt_tokens": request.prompt_tokens,
                 "output_tokens": request.output_tokens,
@@ -65,27 +66,29 @@ def can_be_held_out(table: pd.DataFrame, model: Model) -> bool:
     return any(_enough(model.without(group), quantity) for group, _, quantity, _, _ in _measured(table, model))
 
 
-def _enough(model: Model | None, quantity: str) -> bool:
-    return model is not None and not (quantity == "total" and isinstance(model.decode, Unknown))
+def _enough(model: Model | None, quantity: Quantity) -> bool:
+    return model is not None and not (quantity is WHOLE_REQUEST and isinstance(model.decode, Unknown))
 
 
-def _measured(rows: pd.DataFrame, model: Model) -> list[tuple[str, str, str, Request, float]]:
-    """What held-out predictions are compared with: group, kind, quantity, request, time in ms."""
+def _measured(rows: pd.DataFrame, model: Model) -> list[tuple[str, str, Quantity, Request, float]]:
+    """What held-out predictions are compared with: group, picture, quantity, request, time in ms."""
     cells, runs = prefill_cells.vision_cells(rows), decode_runs.decode(rows)
-    found: list[tuple[str, str, str, Request, float]] = []
-    dummies = cells.dropna(subset=["inputs_wall_ms", "plain_wall_ms"])
+    found: list[tuple[str, str, Quantity, Request, float]] = []
+    dummies = cells.dropna(subset=[INPUTS_WALL.column, PLAIN_WALL.column])
     for group, row in zip(size_group(dummies), dummies.to_dict("records"), strict=True):
         request = Request(int(row["crops"]), int(row["prompt_tokens"]), 1, photograph=False)
-        found.append((str(group), "dummy", "first_token", request, float(row["inputs_wall_ms"] + row["plain_wall_ms"])))
-    photographs = photograph_runs(runs, "first_token")
+        measured_ms = float(row[INPUTS_WALL.column] + row[PLAIN_WALL.column])
+        found.append((str(group), "dummy", FIRST_TOKEN, request, measured_ms))
+    photographs = photograph_runs(runs, FIRST_TOKEN)
     for group, row in zip(photograph_group(photographs), photographs.to_dict("records"), strict=True):
         request = Request(int(row["crops"]), int(row["prompt_tokens"]), 1)
-        found.append((str(group), "photograph", "first_token", request, float(row["first_token_ms"])))
-    direct = runs[runs["direct"]].dropna(subset=["first_token_ms", "decode_ms"])
+        found.append((str(group), "photograph", FIRST_TOKEN, request, float(row[FIRST_TOKEN.column])))
+    direct = runs[runs["direct"]].dropna(subset=[FIRST_TOKEN.column, DECODE.column])
     if isinstance(model.decode, Part):
         for group, row in zip(photograph_group(direct), direct.to_dict("records"), strict=True):
             request = Request(int(row["crops"]), int(row["prompt_tokens"]), int(row["steps"]) + 1)
-            found.append((str(group), "photograph", "total", request, float(row["first_token_ms"] + row["decode_ms"])))
+            measured_ms = float(row[FIRST_TOKEN.column] + row[DECODE.column])
+            found.append((str(group), "photograph", WHOLE_REQUEST, request, measured_ms))
     return found
 
 
@@ -103,15 +106,15 @@ class Accuracy:
         return f"median error {percent(self.error.value)}, and {self.inside} of {self.count} intervals hold"
 
 
-def accuracy(found: pd.DataFrame, quantity: str | None = None) -> Accuracy | Unknown:
+def accuracy(found: pd.DataFrame, quantity: Quantity | None = None) -> Accuracy | Unknown:
     """Summarise `held_out`, all of it or one quantity.
 
     The error's interval is over groups (lengths of one photograph err together); that of the coverage is the exact
     binomial one (Clopper and Pearson, Biometrika 26, 1934).
     """
-    own = found if quantity is None else found[found["quantity"] == quantity]
+    own = found if quantity is None else found[found["quantity"] == quantity.name]
     if own.empty:
-        return Unknown(f"no {QUANTITIES[quantity] if quantity else 'cell'} was held out")
+        return Unknown(f"no {quantity.label if quantity else 'cell'} was held out")
     errors = own["error_fraction"].abs()
     by_group = median_estimate(errors.groupby(own["group"]).median().tolist())
     count, inside = len(own), int(own["inside"].sum())

@@ -25,7 +25,7 @@ import pandas as pd
 
 from vlmeter.analysis import reading
 from vlmeter.analysis.conditions import trust
-from vlmeter.analysis.held_out import QUANTITIES, Accuracy, accuracy, held_out
+from vlmeter.analysis.held_out import PREDICTED, Accuracy, accuracy, held_out
 from vlmeter.analysis.prediction_model import Request, learn
 from vlmeter.analysis.reading import Unknown
 from vlmeter.common.errors import UserError
@@ -33,6 +33,16 @@ from vlmeter.models.families.base import ImageOptions, ImageTokens, SubjectSpec
 from vlmeter.models.families.registry import get_family
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
+from vlmeter.table.quantities import DECODE, FIRST_TOKEN, INPUTS, PREFILL_SUM, WHOLE_REQUEST, Quantity
+
+#: What is predicted of a request, by the name under which it is told.
+TOLD: Mapping[str, Quantity] = {
+    "preprocess_and_copy": INPUTS,
+    "prefill": PREFILL_SUM,
+    "time_to_first_token": FIRST_TOKEN,
+    "decode": DECODE,
+    "total": WHOLE_REQUEST,
+}
 
 
 def image_tokens(table: pd.DataFrame, *, width_px: int, height_px: int, max_crops: int | None) -> ImageTokens:
@@ -104,14 +114,14 @@ def predict(
     if (conditions := trust(table)).verdict != "quiet":
         notes.append(f"conditions of the study were {conditions.verdict}: {conditions.reasons[0]}")
     forecasts = {
-        "preprocess_and_copy": model.inputs_of(request),
-        "prefill": model.prefill_of(request),
-        "time_to_first_token": model.first_token_of(request),
-        "decode": model.decode_of(request),
-        "total": model.total_of(request),
+        INPUTS: model.inputs_of(request),
+        PREFILL_SUM: model.prefill_of(request),
+        FIRST_TOKEN: model.first_token_of(request),
+        DECODE: model.decode_of(request),
+        WHOLE_REQUEST: model.total_of(request),
     }
     tested = held_out(table)
-    worth = {} if isinstance(tested, Unknown) else {name: accuracy(tested, name) for name in QUANTITIES}
+    worth = {} if isinstance(tested, Unknown) else {quantity: accuracy(tested, quantity) for quantity in PREDICTED}
     first = table.iloc[0]
     return {
         "study": str(first["study"]),
@@ -130,30 +140,20 @@ def predict(
         "output_tokens": output_tokens,
         "predictions": {
             name: {"predicted_ms": found.value, "low_ms": found.low, "high_ms": found.high}
-            for name, found in ((name, forecast.interval) for name, forecast in forecasts.items())
+            for name, found in ((name, forecasts[quantity].interval) for name, quantity in TOLD.items())
         },
         "notes": notes,
         "held_out": {
-            ("time_to_first_token" if name == "first_token" else name): {
+            name: {
                 "predictions": found.count,
                 "median_error_fraction": found.error.value,
                 "inside_fraction": found.coverage.value,
                 "said": found.said(),
             }
-            for name, found in worth.items()
-            if isinstance(found, Accuracy)
+            for name, quantity in TOLD.items()
+            if isinstance(found := worth.get(quantity), Accuracy)
         },
     }
-
-
-#: What the predicted quantities are called.
-LABELS = {
-    "preprocess_and_copy": "preprocessing and copy",
-    "prefill": "prefill",
-    "time_to_first_token": "time to first token",
-    "decode": "decode",
-    "total": "total",
-}
 
 
 def prediction_rows(found: Mapping[str, Any], *, form: str) -> list[dict[str, Any]]:
@@ -162,7 +162,7 @@ def prediction_rows(found: Mapping[str, Any], *, form: str) -> list[dict[str, An
     for name, values in found["predictions"].items():
         if form == "table":
             said = {key.removesuffix("_ms"): duration(value) for key, value in values.items()}
-            rows.append({"quantity": LABELS[name], **said})
+            rows.append({"quantity": TOLD[name].label, **said})
         else:
             rows.append({"quantity": name, **values})
     return rows

@@ -23,7 +23,9 @@ from vlmeter.analysis.prediction_laws import (
 )
 from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.intervals import Array
-from vlmeter.table.kinds import GENERATION, PREFILL, Kind
+from vlmeter.table import kinds
+from vlmeter.table.kinds import Kind
+from vlmeter.table.quantities import BUSY_PREFILL, DECODE, INPUTS_WALL, PLAIN_WALL, PREFILL_SUM, Quantity
 
 #: How far beyond the measured range a prediction may go, as a factor: a law that was seen to hold up to some size is
 #: trusted up to twice that size (attention's quadratic term, caches and other kernels wait beyond), and down to half.
@@ -92,14 +94,14 @@ class Model:
     def ranges(self) -> dict[str, Range]:
         """Measured ranges of crops, prompt tokens, contexts and output tokens."""
         crops, tokens = (self.prefill.seen.features[name] for name in ("crops", "tokens"))
-        images = self.keys.get(PREFILL) or self.keys.get(GENERATION, "")
+        images = self.keys.get(kinds.PREFILL) or self.keys.get(kinds.GENERATION, "")
         found = {
             "crops": Range("crops", "crops", images, crops.min(), crops.max()),
             "prompt_tokens": Range("prompt tokens", "tokens", images, tokens.min(), tokens.max()),
         }
         if isinstance(self.decode, Part):
             steps, prompts = (self.decode.seen.features[name] for name in ("steps", "prompt_tokens"))
-            key = self.keys.get(GENERATION, "")
+            key = self.keys.get(kinds.GENERATION, "")
             # A shorter output than any measured one is between them and none at all, where decoding takes no time.
             found["output_tokens"] = Range(
                 "output tokens", "tokens", key, steps.min() + 1, steps.max() + 1, to_zero=True
@@ -205,7 +207,7 @@ def learn(table: pd.DataFrame, subject: str | None = None) -> Model | Unknown:
 def _keys(rows: pd.DataFrame) -> dict[Kind, str]:
     """Keys of the experiments that asked for the cells of each kind, as they stand in a study."""
     found: dict[Kind, str] = {}
-    for kind in (PREFILL, GENERATION):
+    for kind in (kinds.PREFILL, kinds.GENERATION):
         names = sorted(rows.loc[rows["kind"] == kind, "experiment"].unique())
         if names:
             found[kind] = ", ".join(f"experiments.{name}" for name in names)
@@ -227,47 +229,47 @@ def _numbers(frame: pd.DataFrame, name: str) -> Array:
     return frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def photograph_runs(runs: pd.DataFrame, quantity: str) -> pd.DataFrame:
+def photograph_runs(runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:
     """One row per photograph: its counts, and the median over its runs of a quantity of the prefill or before."""
-    direct = runs[runs["direct"]].dropna(subset=[f"{quantity}_ms"])
+    direct = runs[runs["direct"]].dropna(subset=[quantity.column])
     names = ["image_index", "crops", "prompt_tokens"]
-    return direct.groupby(names, sort=True)[[f"{quantity}_ms"]].median().reset_index()
+    return direct.groupby(names, sort=True)[[quantity.column]].median().reset_index()
 
 
 def _inputs_seen(cells: pd.DataFrame, runs: pd.DataFrame) -> Observations:
-    dummies, photographs = cells.dropna(subset=["inputs_wall_ms"]), photograph_runs(runs, "inputs_wall")
+    dummies, photographs = cells.dropna(subset=[INPUTS_WALL.column]), photograph_runs(runs, INPUTS_WALL)
     kinds = np.concatenate([np.zeros(len(dummies)), np.ones(len(photographs))])
     crops, values = (
-        np.concatenate([_numbers(dummies, name), _numbers(photographs, name)]) for name in ("crops", "inputs_wall_ms")
+        np.concatenate([_numbers(dummies, name), _numbers(photographs, name)]) for name in ("crops", INPUTS_WALL.column)
     )
     groups = np.concatenate([size_group(dummies), photograph_group(photographs)])
     return Observations({"crops": crops, "photograph": kinds}, values, groups)
 
 
 def _prefill_seen(cells: pd.DataFrame) -> Observations:
-    known = cells.dropna(subset=["plain_wall_ms"])
+    known = cells.dropna(subset=[PLAIN_WALL.column])
     signs = {"launch-bound": 1.0, "device-bound": -1.0}
     bound: Array = np.array([signs.get(bound, 0.0) for bound in known["bound"]], dtype=np.float64)
-    return _prefills(known, "plain_wall_ms", _numbers(known, "busy_prefill_ms"), bound, size_group(known))
+    return _prefills(known, PLAIN_WALL, _numbers(known, BUSY_PREFILL.column), bound, size_group(known))
 
 
 def _prefill_of_photographs(runs: pd.DataFrame) -> Observations:
-    known = photograph_runs(runs, "prefill")
+    known = photograph_runs(runs, PREFILL_SUM)
     nothing: Array = np.zeros(len(known), dtype=np.float64)
     unknown: Array = np.full(len(known), math.nan, dtype=np.float64)
-    return _prefills(known, "prefill_ms", unknown, nothing, photograph_group(known))
+    return _prefills(known, PREFILL_SUM, unknown, nothing, photograph_group(known))
 
 
 def _prefills(
-    known: pd.DataFrame, quantity: str, busy_ms: Array, bound: Array, groups: npt.NDArray[np.str_]
+    known: pd.DataFrame, quantity: Quantity, busy_ms: Array, bound: Array, groups: npt.NDArray[np.str_]
 ) -> Observations:
     """Observations of prefills; bound is 1 where the host sets the pace, -1 where the device does, else 0."""
     features = {"crops": _numbers(known, "crops"), "tokens": _numbers(known, "prompt_tokens")}
-    return Observations({**features, "busy_ms": busy_ms, "bound": bound}, _numbers(known, quantity), groups)
+    return Observations({**features, "busy_ms": busy_ms, "bound": bound}, _numbers(known, quantity.column), groups)
 
 
 def _decode_seen(runs: pd.DataFrame) -> Observations:
-    known = runs.dropna(subset=["decode_ms", "prompt_tokens"])
+    known = runs.dropna(subset=[DECODE.column, "prompt_tokens"])
     steps, prompts = _numbers(known, "steps"), _numbers(known, "prompt_tokens")
     features = {"steps": steps, "contexts": steps * prompts + steps * (steps + 1) / 2, "prompt_tokens": prompts}
-    return Observations(features, _numbers(known, "decode_ms"), photograph_group(known))
+    return Observations(features, _numbers(known, DECODE.column), photograph_group(known))

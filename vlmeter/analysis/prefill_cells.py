@@ -16,18 +16,43 @@ from vlmeter.analysis.reading import (
     Samples,
     Unknown,
     cells_of,
-    estimate_in,
+    estimate_of,
     median_of,
     of_subject,
     paired_estimate,
     paired_sum,
     put_estimate,
 )
-from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.intervals import Fit, fit_linear, paired_difference, paired_ratio, standard_error
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
 from vlmeter.numbers.words import plural
-from vlmeter.table.kinds import PREFILL
+from vlmeter.table import kinds
+from vlmeter.table.quantities import (
+    BUSY_PREFILL,
+    BUSY_VISION,
+    CLOSURE,
+    CLOSURE_WALL,
+    FIRST_TOKEN,
+    HOOKS_DEVICE,
+    HOOKS_WALL,
+    INPUTS_WALL,
+    LANGUAGE,
+    METHOD_DIFFERENCE_DEVICE,
+    METHOD_DIFFERENCE_WALL,
+    OVERHEAD,
+    PHASES,
+    PLAIN_DEVICE,
+    PLAIN_LAUNCH,
+    PLAIN_WALL,
+    PREFILL_SUM,
+    SUBTRACTION_DEVICE,
+    SUBTRACTION_WALL,
+    VISION,
+    VISION_ALONE_DEVICE,
+    VISION_ALONE_WALL,
+    WALL_OVER_BUSY,
+    Quantity,
+)
 
 #: Wall time over busy time up to which a cell counts as device-bound: the device then idles for less than a
 #: tenth of the time, so a faster host could gain less than that. (On an H200 the ratio is 1.03 for a
@@ -35,43 +60,19 @@ from vlmeter.table.kinds import PREFILL
 DEVICE_BOUND_RATIO = 1.1
 
 
-#: Phases of which the vision side and the language side of a prefill consist.
-VISION_PHASES = ("vision_encoder", "projector")
+#: Quantities of `vision_cells`, with their intervals.
+IN_CELLS = (
+    *(PLAIN_WALL, PLAIN_DEVICE, PLAIN_LAUNCH, HOOKS_WALL, HOOKS_DEVICE, INPUTS_WALL, FIRST_TOKEN),
+    *(*PHASES, VISION, LANGUAGE, PREFILL_SUM, VISION_ALONE_WALL, VISION_ALONE_DEVICE),
+    *(SUBTRACTION_WALL, SUBTRACTION_DEVICE, METHOD_DIFFERENCE_WALL, METHOD_DIFFERENCE_DEVICE),
+    *(BUSY_PREFILL, BUSY_VISION, CLOSURE, CLOSURE_WALL, OVERHEAD, WALL_OVER_BUSY),
+)
 
-
-LANGUAGE_PHASES = ("merge", "llm_blocks", "head")
-
-
-#: Quantities of `vision_cells` in milliseconds; each has `_low_ms` and `_high_ms` beside it.
-VISION_QUANTITIES = {
-    "plain_wall": "whole prefill without marks, as a user waits for it",
-    "plain_device": "whole prefill without marks, between device events",
-    "plain_launch": "time for which the host hands over the whole prefill",
-    "hooks_wall": "whole prefill with marks, as a user waits for it",
-    "hooks_device": "whole prefill with marks, between device events",
-    "inputs_wall": "preprocessing and copy to the device",
-    "first_token": "time to first token: preprocessing, copy and prefill without marks, wall, paired",
-    **{phase: f"phase {phase} by hooks" for phase in PREFILL_PHASES},
-    "vision": "vision encoder and projector, by hooks",
-    "language": "all phases behind them (merge, LLM blocks, head), by hooks",
-    "phases": "sum of all phases, by hooks",
-    "vision_alone_wall": "vision encoder and projector run by themselves, wall",
-    "vision_alone_device": "vision encoder and projector run by themselves, device events",
-    "subtraction_wall": "language side by subtraction: plain - vision alone, wall, paired",
-    "subtraction_device": "language side by subtraction: plain - vision alone, device events, paired",
-    "method_difference_wall": "language by hooks - by subtraction (wall), paired",
-    "method_difference_device": "language by hooks - by subtraction (device events), paired",
-    "busy_prefill": "device busy with the whole prefill",
-    "busy_vision": "device busy with vision alone",
-}
-
-
-#: Fractions of `vision_cells`; each has `_low_fraction` and `_high_fraction` beside it.
-VISION_FRACTIONS = {
-    "closure": "sum of phases over the plain total, both by device events, minus 1",
-    "closure_wall": "sum of phases over the plain total's wall time, minus 1",
-    "overhead": "wall time with marks over wall time without, minus 1",
-}
+#: What is taken from the whole, what is left, and how far it lies from the hooks, on each clock.
+_SUBTRACTIONS = (
+    (PLAIN_WALL, VISION_ALONE_WALL, SUBTRACTION_WALL, METHOD_DIFFERENCE_WALL),
+    (PLAIN_DEVICE, VISION_ALONE_DEVICE, SUBTRACTION_DEVICE, METHOD_DIFFERENCE_DEVICE),
+)
 
 
 _CELL_FIELDS = (
@@ -96,61 +97,35 @@ _CELL_FIELDS = (
 def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     """One row per finished prefill, in the order of prompt tokens and crops.
 
-    Columns: counts; VISION_QUANTITIES and VISION_FRACTIONS with their intervals; wall_over_busy with its
-    interval; bound ("launch-bound", "device-bound", "cannot tell") and bound_reason.
+    Columns: counts; IN_CELLS with their intervals; bound ("launch-bound", "device-bound", "cannot tell") and
+    bound_reason.
     """
     rows = of_subject(table, subject)
-    samples = Samples(rows)
+    samples = Samples(rows, kinds.PREFILL)
     found = []
-    for cell in cells_of(rows, PREFILL).to_dict("records"):
+    for cell in cells_of(rows, kinds.PREFILL).to_dict("records"):
         name = str(cell["cell_id"])
         row: dict[str, Any] = {field: cell[field] for field in _CELL_FIELDS}
-        plain, hooks = (
-            {clock: samples.get(name, arm, "total", clock) for clock in ("wall", "device", "launch")}
-            for arm in ("plain", "hooks")
-        )
-        alone = {clock: samples.get(name, "vision", "total", clock) for clock in ("wall", "device")}
-        language, phases = samples.phases(name, LANGUAGE_PHASES), samples.phases(name, PREFILL_PHASES)
-        busy = samples.get(name, "busy", "prefill", "busy")
-        inputs = samples.get(name, "inputs", "total", "wall")
-        values = {
-            "plain_wall": median_of(plain["wall"]),
-            "plain_device": median_of(plain["device"]),
-            "plain_launch": median_of(plain["launch"]),
-            "hooks_wall": median_of(hooks["wall"]),
-            "hooks_device": median_of(hooks["device"]),
-            "inputs_wall": median_of(inputs),
-            "first_token": paired_estimate(paired_sum, inputs, plain["wall"]),
-            **{phase: median_of(samples.get(name, "hooks", phase, "device")) for phase in PREFILL_PHASES},
-            "vision": median_of(samples.phases(name, VISION_PHASES)),
-            "language": median_of(language),
-            "phases": median_of(phases),
-            "vision_alone_wall": median_of(alone["wall"]),
-            "vision_alone_device": median_of(alone["device"]),
-            "busy_prefill": median_of(busy),
-            "busy_vision": median_of(samples.get(name, "busy", "vision", "busy")),
-        }
-        for clock in ("wall", "device"):
-            values[f"subtraction_{clock}"] = paired_estimate(paired_difference, plain[clock], alone[clock])
-            if (whole := plain[clock]) is not None and (part := alone[clock]) is not None:
-                difference = paired_estimate(paired_difference, language, whole - part)
-                values[f"method_difference_{clock}"] = difference
-        for quantity in VISION_QUANTITIES:
-            put_estimate(row, quantity, "_ms", values.get(quantity, NO_ESTIMATE))
-        put_estimate(row, "closure", "_fraction", paired_estimate(paired_ratio, phases, plain["device"], minus=1))
-        put_estimate(row, "closure_wall", "_fraction", paired_estimate(paired_ratio, phases, plain["wall"], minus=1))
-        put_estimate(row, "overhead", "_fraction", paired_estimate(paired_ratio, hooks["wall"], plain["wall"], minus=1))
-        ratio = over(values["plain_wall"], values["busy_prefill"])
-        put_estimate(row, "wall_over_busy", "", ratio)
-        row["bound"], row["bound_reason"] = judge_bound(ratio, busy_reason=cell["busy_reason"])
+        taken = {quantity: samples.get(name, quantity) for quantity in IN_CELLS if quantity.rows or quantity.parts}
+        values = {quantity: median_of(own) for quantity, own in taken.items()}
+        values[FIRST_TOKEN] = paired_estimate(paired_sum, taken[INPUTS_WALL], taken[PLAIN_WALL])
+        for plain, alone, left, apart in _SUBTRACTIONS:
+            values[left] = paired_estimate(paired_difference, taken[plain], taken[alone])
+            if (whole := taken[plain]) is not None and (part := taken[alone]) is not None:
+                values[apart] = paired_estimate(paired_difference, taken[LANGUAGE], whole - part)
+        for how, of, whole_pass in (
+            (CLOSURE, PREFILL_SUM, PLAIN_DEVICE),
+            (CLOSURE_WALL, PREFILL_SUM, PLAIN_WALL),
+            (OVERHEAD, HOOKS_WALL, PLAIN_WALL),
+        ):
+            values[how] = paired_estimate(paired_ratio, taken[of], taken[whole_pass], minus=1)
+        values[WALL_OVER_BUSY] = over(values[PLAIN_WALL], values[BUSY_PREFILL])
+        for quantity in IN_CELLS:
+            put_estimate(row, quantity, values.get(quantity, NO_ESTIMATE))
+        row["bound"], row["bound_reason"] = judge_bound(values[WALL_OVER_BUSY], busy_reason=cell["busy_reason"])
         found.append(row)
-    columns = [
-        *_CELL_FIELDS,
-        *(f"{name}{part}_ms" for name in VISION_QUANTITIES for part in ("", "_low", "_high")),
-        *(f"{name}{part}_fraction" for name in VISION_FRACTIONS for part in ("", "_low", "_high")),
-        *("wall_over_busy", "wall_over_busy_low", "wall_over_busy_high", "bound", "bound_reason"),
-    ]
-    frame = pd.DataFrame(found, columns=columns)
+    columns = [*_CELL_FIELDS, *(column for quantity in IN_CELLS for column in quantity.columns)]
+    frame = pd.DataFrame(found, columns=[*columns, "bound", "bound_reason"])
     return frame.sort_values(["prompt_tokens", "crops", "cell_id"]).reset_index(drop=True)
 
 
@@ -221,16 +196,16 @@ def crossover(cells: pd.DataFrame) -> Crossover | Unknown:
     )
 
 
-def pooled(cells: pd.DataFrame, quantity: str, unit: str = "_ms") -> Estimate | Unknown:
+def pooled(cells: pd.DataFrame, quantity: Quantity) -> Estimate | Unknown:
     """Median of a quantity over cells; its interval counts what differs from cell to cell.
 
     With fewer than five cells, which have no interval of their own, it spans the intervals of all of them.
     """
-    known = cells.dropna(subset=[f"{quantity}{unit}"])
+    column, low, high = quantity.columns
+    known = cells.dropna(subset=[column])
     if known.empty:
         return Unknown("no cell was measured in both ways")
-    middle = median_of(known[f"{quantity}{unit}"].to_numpy(dtype=np.float64))
-    low, high = f"{quantity}_low{unit}", f"{quantity}_high{unit}"
+    middle = median_of(known[column].to_numpy(dtype=np.float64))
     if math.isnan(middle.low) and low in known and known[low].notna().all():
         return Estimate(middle.value, float(known[low].min()), float(known[high].max()))
     return middle
@@ -240,7 +215,7 @@ def pooled(cells: pd.DataFrame, quantity: str, unit: str = "_ms") -> Estimate | 
 class CostClock:
     """The time in which costs of crops and tokens are told: a quantity of `vision_cells`, its name, and why."""
 
-    quantity: str
+    quantity: Quantity
     name: str
     why: str
 
@@ -251,27 +226,27 @@ def cost_clock(cells: pd.DataFrame) -> CostClock:
     Wall time, as long as the device sets the pace. Where the host does in some cells, a plane through all wall times
     mixes two regimes and its slopes belong to neither: then the time for which the device is busy, if it is known.
     """
-    timed = cells[cells["plain_wall_ms"].notna()]
+    timed = cells[cells[PLAIN_WALL.column].notna()]
     launch_bound = int((timed["bound"] == "launch-bound").sum())
-    if launch_bound and timed["busy_prefill_ms"].notna().all():
+    if launch_bound and timed[BUSY_PREFILL.column].notna().all():
         why = f"{launch_bound} of {len(timed)} cells are launch-bound: there the host sets what a user waits"
-        return CostClock("busy_prefill", "device busy time", why)
+        return CostClock(BUSY_PREFILL, "device busy time", why)
     why = (
         ""
         if not launch_bound
         else f"{launch_bound} of {len(timed)} cells are launch-bound, so it mixes host and device"
     )
-    return CostClock("plain_wall", "wall time", why)
+    return CostClock(PLAIN_WALL, "wall time", why)
 
 
-def two_factor(cells: pd.DataFrame, quantity: str = "plain_wall") -> Fit | Unknown:
+def two_factor(cells: pd.DataFrame, quantity: Quantity = PLAIN_WALL) -> Fit | Unknown:
     """Fit `quantity = crop * crops + token * prompt_tokens + constant` over `vision_cells`, in milliseconds.
 
     Crops are work for the vision encoder, tokens for the language model; a sweep along one of them cannot
     tell them apart. Least squares over the cells' medians, unweighted, since the medians span a small
     factor.
     """
-    found = cells.dropna(subset=[f"{quantity}_ms"])
+    found = cells.dropna(subset=[quantity.column])
     if len(found) < 4:
         return Unknown(f"two factors and a constant need 4 cells at least, and there are {len(found)}")
     columns = {
@@ -280,7 +255,7 @@ def two_factor(cells: pd.DataFrame, quantity: str = "plain_wall") -> Fit | Unkno
         "constant": np.ones(len(found)),
     }
     try:
-        return fit_linear(columns, found[f"{quantity}_ms"].to_numpy(dtype=np.float64))
+        return fit_linear(columns, found[quantity.column].to_numpy(dtype=np.float64))
     except ValueError:
         return Unknown("crops and tokens do not vary independently of each other in these cells")
 
@@ -307,15 +282,20 @@ def part_costs(cells: pd.DataFrame) -> PartCosts:
     (`two_factor`). The parts are of the clock that `cost_clock` chooses: of busy time, or between marks.
     """
     clock = cost_clock(cells)
-    busy = clock.quantity == "busy_prefill"
-    vision = cells["busy_vision_ms"] if busy else cells["vision_ms"]
-    language = cells["busy_prefill_ms"] - cells["busy_vision_ms"] if busy else cells["language_ms"]
+    vision, language = sides(cells, busy=clock.quantity is BUSY_PREFILL)
     if cells["crops"].nunique() > 1:
         crop = _slope(cells["crops"], vision, name="crops")
         return PartCosts(crop, _slope(cells["prompt_tokens"], language, name="tokens"), clock, "the language side")
     counts = sorted({int(count) for count in cells["crops"].dropna()})
     crop = Unknown(f"every image is cut into {plural(counts[0], 'crop')}" if counts else "no image was measured")
     return PartCosts(crop, _slope(cells["prompt_tokens"], vision + language, name="tokens"), clock, "the whole prefill")
+
+
+def sides(cells: pd.DataFrame, *, busy: bool) -> tuple[pd.Series[float], pd.Series[float]]:
+    """Times of the vision side and of the language side of every cell, in ms: of busy time, or between marks."""
+    if not busy:
+        return cells[VISION.column], cells[LANGUAGE.column]
+    return cells[BUSY_VISION.column], cells[BUSY_PREFILL.column] - cells[BUSY_VISION.column]
 
 
 def _slope(sizes: pd.Series[Any], times_ms: pd.Series[Any], *, name: str) -> Estimate | Unknown:
@@ -342,7 +322,7 @@ class Fall:
         return self.from_ms - self.to_ms
 
 
-def falls(cells: pd.DataFrame, quantity: str, *, spread_fraction: float = 0.0) -> list[Fall] | Unknown:
+def falls(cells: pd.DataFrame, quantity: Quantity, *, spread_fraction: float = 0.0) -> list[Fall] | Unknown:
     """Find where a quantity falls as prompt tokens grow, beyond what noise explains; largest drop first.
 
     Every pair of cells is compared, so each pair has to convince at 5 % over the number of pairs
@@ -350,12 +330,12 @@ def falls(cells: pd.DataFrame, quantity: str, *, spread_fraction: float = 0.0) -
     one cell differs between two visits (see `sentinel_spread`), which the interval within a visit does not
     know.
     """
-    found = cells.dropna(subset=[f"{quantity}_ms", f"{quantity}_low_ms"])
+    found = cells.dropna(subset=[quantity.column, quantity.low])
     if len(found) < 2:
         return Unknown("fewer than two cells have an interval")
     tokens = found["prompt_tokens"].to_numpy(dtype=np.int64)
-    values = found[f"{quantity}_ms"].to_numpy(dtype=np.float64)
-    errors = np.array([standard_error(estimate_in(row, quantity)) for _, row in found.iterrows()])
+    values = found[quantity.column].to_numpy(dtype=np.float64)
+    errors = np.array([standard_error(estimate_of(row, quantity)) for _, row in found.iterrows()])
     variances = np.square(errors) + np.square(spread_fraction * values)
     first, second = np.nonzero(tokens[:, None] < tokens[None, :])
     if not len(first):
@@ -374,12 +354,12 @@ def falls(cells: pd.DataFrame, quantity: str, *, spread_fraction: float = 0.0) -
 def phase_shares(cells: pd.DataFrame) -> pd.DataFrame:
     """Share of each phase in the sum of phases, over `vision_cells`: phase, smallest, median, largest."""
     found = []
-    for phase in PREFILL_PHASES:
-        shares = (cells[f"{phase}_ms"] / cells["phases_ms"]).dropna().to_numpy(dtype=np.float64)
+    for phase in PHASES:
+        shares = (cells[phase.column] / cells[PREFILL_SUM.column]).dropna().to_numpy(dtype=np.float64)
         if len(shares):
             found.append(
                 {
-                    "phase": phase,
+                    "phase": phase.name,
                     "smallest_fraction": float(shares.min()),
                     "median_fraction": float(np.median(shares)),
                     "largest_fraction": float(shares.max()),

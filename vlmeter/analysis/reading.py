@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate, median_estimate
 from vlmeter.table.kinds import Kind
+from vlmeter.table.quantities import WHOLE_PHASE, Quantity
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
 
@@ -42,22 +44,38 @@ def of_subject(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     return table
 
 
-class Samples:
-    """Samples of measured rows by cell, arm, phase and clock."""
+def rows_of(rows: pd.DataFrame, *quantities: Quantity, kind: Kind) -> pd.DataFrame:
+    """Rows of some quantities in cells of a kind, measured and derived ones, in the order of the table."""
+    chosen = np.zeros(len(rows), dtype=bool)
+    for key in {quantity.rows[kind] for quantity in quantities}:
+        chosen |= np.logical_and.reduce([_equal(rows[name], value) for name, value in key._asdict().items()])
+    return rows[chosen & _equal(rows["kind"], kind)]
 
-    def __init__(self, rows: pd.DataFrame) -> None:
-        measured = rows[rows["source"] == "measured"]
+
+def _equal(column: pd.Series[Any], value: str) -> npt.NDArray[np.bool_]:
+    return np.asarray((column == value).to_numpy(dtype=bool, na_value=False))
+
+
+def whole_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row of each cell that was measured: of the whole of one of its arms."""
+    return rows[_equal(rows["phase"], WHOLE_PHASE)].drop_duplicates("cell_id")
+
+
+class Samples:
+    """Samples of the measured rows of cells of a kind."""
+
+    def __init__(self, rows: pd.DataFrame, kind: Kind) -> None:
+        self._kind = kind
+        measured = rows[(rows["source"] == "measured") & (rows["kind"] == kind)]
         keys = zip(*(measured[name] for name in ("cell_id", "arm", "phase", "clock")), strict=True)
         self._found: dict[tuple[str, str, str, str], Array] = dict(zip(keys, measured["samples_ms"], strict=True))
 
-    def get(self, cell: str, arm: str, phase: str, clock: str) -> Array | None:
-        """Samples of one series in milliseconds, or None."""
-        return self._found.get((cell, arm, phase, clock))
-
-    def phases(self, cell: str, phases: Iterable[str]) -> Array | None:
-        """Sum of phases, round by round; None if one is missing."""
-        parts = [self.get(cell, "hooks", phase, "device") for phase in phases]
-        return None if not parts or any(part is None for part in parts) else np.sum(np.array(parts), axis=0)
+    def get(self, cell: str, quantity: Quantity) -> Array | None:
+        """Samples of a quantity in milliseconds, round by round; None where there are none, or a part is missing."""
+        if not quantity.parts:
+            return self._found.get((cell, *quantity.rows[self._kind]))
+        parts = [self.get(cell, part) for part in quantity.parts]
+        return None if any(part is None for part in parts) else np.sum(np.array(parts), axis=0)
 
 
 def median_of(samples: Array | None) -> Estimate:
@@ -80,14 +98,19 @@ def paired_sum(samples: Array, others: Array) -> Estimate:
     return median_of(samples + others)
 
 
-def put_estimate(row: dict[str, Any], name: str, unit: str, estimate: Estimate) -> None:
-    """Write an estimate into a row: `name`, its low and its high end."""
-    for part, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
-        row[f"{name}{part}{unit}"] = value
+def put_estimate(row: dict[str, Any], quantity: Quantity, estimate: Estimate) -> None:
+    """Write an estimate of a quantity into a row of a frame."""
+    row |= dict(zip(quantity.columns, (estimate.value, estimate.low, estimate.high), strict=True))
+
+
+def estimate_of(row: Any, quantity: Quantity) -> Estimate:
+    """Read an estimate of a quantity back from a row of a frame."""
+    value, low, high = (float(row[column]) for column in quantity.columns)
+    return Estimate(value, low, high)
 
 
 def estimate_in(row: Any, name: str, unit: str = "_ms") -> Estimate:
-    """Read an estimate back from a row of a frame of this module: `name`, its low and its high end."""
+    """Read an estimate that is no quantity's, such as a slope, from a row: `name`, its low and its high end."""
     return Estimate(float(row[f"{name}{unit}"]), float(row[f"{name}_low{unit}"]), float(row[f"{name}_high{unit}"]))
 
 

@@ -40,7 +40,24 @@ from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.records.ceilings import Ceilings, one_card
 from vlmeter.records.work import PhaseWork, SubjectWork, Work
-from vlmeter.table.kinds import REQUESTS
+from vlmeter.table import kinds
+from vlmeter.table.quantities import (
+    BUSY_PREFILL,
+    BUSY_STEP,
+    BUSY_VISION,
+    DECODE,
+    INTER_TOKEN,
+    PHASES,
+    VISION,
+    VISION_ALONE_DEVICE,
+    VISION_ALONE_WALL,
+    WHOLE_PASSES,
+    WHOLE_REQUEST,
+    WHOLE_REQUEST_DEVICE,
+    Quantity,
+    RowKey,
+    quantity_at,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,12 +158,12 @@ def physics_table(
     """
     import pandas as pd
 
-    measured = table[(table["status"] == "ok") & table["median_ms"].notna() & (table["clock"] != "launch")]
+    measured = table[(table["status"] == "ok") & table["median_ms"].notna()]
     rows: list[dict[str, object]] = []
     for _, cell in measured.groupby(["subject", "cell_id"], sort=False):
         found = cast("list[dict[str, Any]]", cell.to_dict("records"))
         limits = _ceilings_of(found[0], ceilings)
-        if found[0]["kind"] == REQUESTS:
+        if found[0]["kind"] == kinds.REQUESTS:
             rows += _block_rows(found, works, limits)
             continue
         work = _work_of(found[0], works)
@@ -155,9 +172,9 @@ def physics_table(
             phases, passes = _phases_of(row, work, decoded)
             if phases:
                 rows.append(_row(row, phases, passes, limits))
-    kinds = {"string": "string", "integer": "Int64", "float": "float64"}
+    types = {"string": "string", "integer": "Int64", "float": "float64"}
     frame = pd.DataFrame(rows, columns=[name for name, _, _ in COLUMNS])
-    return frame.astype({name: kinds[kind] for name, kind, _ in COLUMNS})
+    return frame.astype({name: types[dtype] for name, dtype, _ in COLUMNS})
 
 
 def write_physics(table: pd.DataFrame, path: Path) -> None:
@@ -176,8 +193,8 @@ def read_physics(path: Path) -> pd.DataFrame:
     missing = [name for name, _, _ in COLUMNS if name not in physics]
     if missing:
         raise UserError(f"physics table {path} has no column {missing[0]}; delete it and it is made again")
-    kinds = {"string": "string", "integer": "Int64", "float": "float64"}
-    return physics.astype({name: kinds[kind] for name, kind, _ in COLUMNS})
+    types = {"string": "string", "integer": "Int64", "float": "float64"}
+    return physics.astype({name: types[dtype] for name, dtype, _ in COLUMNS})
 
 
 def beside(table: pd.DataFrame, physics: pd.DataFrame) -> pd.DataFrame:
@@ -212,7 +229,7 @@ def _block_rows(
         (shape.crops, shape.vision_tokens, shape.prompt_tokens): shape
         for shape in (works[subject].shapes if subject in works else ())
     }
-    phases: dict[str, list[PhaseWork]] = {}
+    works_of: dict[str, list[PhaseWork]] = {}
     requests = json.loads(packed)
     for request in requests:
         shape = shapes.get((request["crops"], request["vision_tokens"], request["prompt_tokens"]))
@@ -220,14 +237,19 @@ def _block_rows(
             raise UserError(f"work: none was counted for a request of cell {cell_id} of {subject}; count it again")
         steps = shape.decode(request["generated_tokens"] - 1)
         for phase in shape.prefill:
-            phases.setdefault(phase.phase, []).append(phase)
-        phases.setdefault("decode", []).extend(steps)
-        phases.setdefault("total", []).extend([*shape.prefill, *steps])
+            works_of.setdefault(phase.phase, []).append(phase)
+        works_of.setdefault(DECODE.name, []).extend(steps)
+        for whole in (WHOLE_REQUEST, WHOLE_REQUEST_DEVICE):
+            works_of.setdefault(whole.name, []).extend([*shape.prefill, *steps])
     return [
-        _row(row, phases[row["phase"]], len(requests), ceilings, measured_ms=row["mean_ms"])
+        _row(row, works_of[str(quantity)], len(requests), ceilings, measured_ms=row["mean_ms"])
         for row in found
-        if row["arm"] == "request" and row["clock"] != "launch" and phases.get(row["phase"]) and row["mean_ms"] > 0
+        if works_of.get(str(quantity := quantity_at(kinds.REQUESTS, _key(row)))) and row["mean_ms"] > 0
     ]
+
+
+def _key(row: Mapping[str, Any]) -> RowKey:
+    return RowKey(row["arm"], row["phase"], row["clock"])
 
 
 def _ceilings_of(row: Mapping[str, Any], ceilings: Mapping[str, Ceilings]) -> Ceilings:
@@ -248,29 +270,22 @@ def _phases_of(
     row: Mapping[str, Any], work: Work, decoded: dict[int, list[PhaseWork]]
 ) -> tuple[Sequence[PhaseWork], int]:
     """Return the work behind a row, and by how many to divide it; no work where a row has no physics."""
-    by_phase = {phase.phase: phase for phase in work.prefill}
-    vision = [by_phase[name] for name in ("vision_encoder", "projector") if name in by_phase]
-    arm, phase = row["arm"], row["phase"]
     tokens = row["output_tokens"] if row["source"] == "derived" else row["generated_tokens"]
     steps = max(0, int(tokens) - 1)
     if steps not in decoded:
         decoded[steps] = work.decode(steps)
-    if arm == "busy":
-        if phase == "decode_step":
-            return work.decode(1), 1
-        return {"prefill": work.prefill, "vision": vision}.get(phase, ()), 1
-    if arm == "vision" and phase == "total":
-        return vision, 1
-    if arm in ("hooks", "plain"):
-        if phase == "total":
-            return [*work.prefill, *decoded[steps]], 1
-        if phase == "decode":
-            return decoded[steps], 1
-        if phase == "inter_token":
-            return decoded[steps], max(1, steps)
-        if phase in by_phase:
-            return [by_phase[phase]], 1
-    return (), 1
+    by_phase = {phase.phase: phase for phase in work.prefill}
+    vision = [by_phase[part.name] for part in VISION.parts if part.name in by_phase]
+    behind: dict[Quantity | None, tuple[Sequence[PhaseWork], int]] = {
+        **{whole: ([*work.prefill, *decoded[steps]], 1) for whole in WHOLE_PASSES},
+        **{phase: ([by_phase[phase.name]], 1) for phase in PHASES if phase.name in by_phase},
+        **dict.fromkeys((VISION_ALONE_WALL, VISION_ALONE_DEVICE, BUSY_VISION), (vision, 1)),
+        BUSY_PREFILL: (work.prefill, 1),
+        DECODE: (decoded[steps], 1),
+        INTER_TOKEN: (decoded[steps], max(1, steps)),
+    }
+    quantity = quantity_at(row["kind"], _key(row))
+    return (work.decode(1), 1) if quantity is BUSY_STEP else behind.get(quantity, ((), 1))
 
 
 def _row(

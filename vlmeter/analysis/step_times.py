@@ -10,10 +10,11 @@ import pandas as pd
 
 from vlmeter.analysis.decode_runs import FIRST_STEPS
 from vlmeter.analysis.prefill_cells import judge_bound, over
-from vlmeter.analysis.reading import Unknown, median_of, of_subject
+from vlmeter.analysis.reading import Unknown, median_of, of_subject, rows_of
 from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
-from vlmeter.table.kinds import GENERATION
+from vlmeter.table import kinds
+from vlmeter.table.quantities import BUSY_STEP, DECODE_STEP, INTER_TOKEN
 
 #: Points into which a photograph's decode steps are gathered before a line is laid through them.
 STEP_BINS = 64
@@ -39,7 +40,7 @@ def decode_steps(table: pd.DataFrame, subject: str | None = None) -> dict[int, t
     A step's context is the tokens whose keys and values it reads, its own included.
     """
     rows = of_subject(table, subject)
-    fine = rows[(rows["arm"] == "hooks") & (rows["phase"] == "decode_step")]
+    fine = rows_of(rows, DECODE_STEP, kind=kinds.GENERATION)
     fine = fine.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
     found: dict[int, tuple[Array, Array]] = {}
     for row in fine.sort_values("image_index").to_dict("records"):
@@ -86,9 +87,9 @@ def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | U
     The first steps of every run are taken, since the busy step stands right behind the prompt, too.
     """
     rows = of_subject(table, subject)
-    busy_rows = rows[(rows["arm"] == "busy") & (rows["phase"] == "decode_step") & rows["median_ms"].notna()]
+    busy_rows = rows_of(rows[rows["median_ms"].notna()], BUSY_STEP, kind=kinds.GENERATION)
     if busy_rows.empty:
-        reasons = rows.loc[rows["kind"] == GENERATION, "busy_reason"].dropna()
+        reasons = rows.loc[rows["kind"] == kinds.GENERATION, "busy_reason"].dropna()
         return Unknown(str(reasons.iloc[0]) if len(reasons) else "the busy time of a decode step was not measured")
     firsts = [float(np.median(steps[:FIRST_STEPS])) for _, steps in decode_steps(rows).values()]
     if not firsts:
@@ -101,7 +102,7 @@ def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | U
 def inter_token(table: pd.DataFrame, subject: str | None = None) -> Array:
     """Every decode step of every round of the longest run of each photograph, in ms."""
     rows = of_subject(table, subject)
-    fine = rows[(rows["phase"] == "inter_token") & (rows["kind"] == GENERATION)]
+    fine = rows_of(rows, INTER_TOKEN, kind=kinds.GENERATION)
     fine = fine.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
     parts = [np.asarray(samples, dtype=np.float64) for samples in fine["samples_ms"]]
     return np.concatenate(parts) if parts else np.array([])
@@ -143,7 +144,7 @@ def step_unevenness(table: pd.DataFrame, subject: str | None = None) -> StepUnev
     """
     rows = of_subject(table, subject)
     contexts = decode_steps(rows)
-    every = rows[(rows["phase"] == "inter_token") & (rows["kind"] == GENERATION)]
+    every = rows_of(rows, INTER_TOKEN, kind=kinds.GENERATION)
     every = every.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
     ends = []
     for row in every.to_dict("records"):

@@ -20,6 +20,7 @@ from vlmeter.analysis.headlines import Headline
 from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
+from vlmeter.table.quantities import FIRST_TOKEN
 
 #: Images that a figure shows, and rows that all of them have together: more, and it is longer than a page.
 MOST_IMAGES, MOST_ROWS = 6, 36
@@ -27,40 +28,38 @@ MOST_IMAGES, MOST_ROWS = 6, 36
 _COLUMNS = (
     "subject",
     "image",
-    "kind",
+    "picture",
     "pixels",
     "crops",
     "vision_tokens",
     "prompt_tokens",
-    "first_token_ms",
-    "first_token_low_ms",
-    "first_token_high_ms",
+    *FIRST_TOKEN.columns,
 )
 
 
 def first_tokens(table: pd.DataFrame) -> pd.DataFrame:
     """Time to first token of every image that any subject measured, one row per subject and image.
 
-    Columns: subject; image (in words), kind (dummy or photograph), pixels (of a dummy, else absent); crops,
-    vision_tokens and prompt_tokens, counted; first_token with its interval, in ms. Of a dummy image it is the wall time
+    Columns: subject; image (in words), picture (dummy or photograph), pixels (of a dummy, else absent); crops,
+    vision_tokens and prompt_tokens, counted; FIRST_TOKEN with its interval. Of a dummy image it is the wall time
     of preprocessing, copy and prefill, without marks; of a photograph the prefill is the sum of its phases.
     """
     found: list[dict[str, Any]] = []
     for name in reading.subjects_of(table):
         rows = reading.of_subject(table, name)
         cells = prefill_cells.vision_cells(rows)
-        for cell in _records(cells.dropna(subset=["first_token_ms"])):
+        for cell in _records(cells.dropna(subset=[FIRST_TOKEN.column])):
             is_forced = not pd.isna(cell["forced_tiling"]) and bool(cell["forced_tiling"])
             forced = f", {cell['tiling_h']} x {cell['tiling_w']} forced" if is_forced else ""
             image = f"{cell['width_px']} x {cell['height_px']} px{forced}"
             pixels = float(cell["width_px"]) * float(cell["height_px"])
-            found.append({**cell, "subject": name, "image": image, "kind": "dummy", "pixels": pixels})
-        runs = decode_runs.decode(rows).dropna(subset=["first_token_ms"])
+            found.append({**cell, "subject": name, "image": image, "picture": "dummy", "pixels": pixels})
+        runs = decode_runs.decode(rows).dropna(subset=[FIRST_TOKEN.column])
         # all runs of a photograph have the same prefill, and the shortest has the most rounds
         for run in _records(runs.drop_duplicates("image_index")):
             known = not pd.isna(run["image_id"])
             image = f"photograph {run['image_id'] if known else int(run['image_index']) + 1}"
-            found.append({**run, "subject": name, "image": image, "kind": "photograph", "pixels": np.nan})
+            found.append({**run, "subject": name, "image": image, "picture": "photograph", "pixels": np.nan})
     frame = pd.DataFrame(found, columns=list(_COLUMNS))
     return frame.drop_duplicates(["subject", "image"]).reset_index(drop=True)
 
@@ -77,7 +76,7 @@ def shared_images(table: pd.DataFrame) -> pd.DataFrame:
     frame = first_tokens(table)
     subjects = frame.groupby("image")["subject"].transform("nunique")
     shared = frame[subjects >= 2]
-    dummies = shared[shared["kind"] == "dummy"]
+    dummies = shared[shared["picture"] == "dummy"]
     chosen = dummies if len(dummies) else shared
     return chosen.sort_values(["pixels", "image", "subject"]).reset_index(drop=True)
 
@@ -158,4 +157,4 @@ def spread(estimates: Mapping[str, Estimate | Unknown]) -> Spread | Unknown:
 
 def estimates_of(frame: pd.DataFrame) -> dict[str, Estimate]:
     """Times to first token by subject, of rows of one image."""
-    return {str(row["subject"]): reading.estimate_in(row, "first_token") for row in frame.to_dict("records")}
+    return {str(row["subject"]): reading.estimate_of(row, FIRST_TOKEN) for row in frame.to_dict("records")}

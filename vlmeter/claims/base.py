@@ -14,6 +14,7 @@ from vlmeter.analysis import components, conditions, decode_runs, distribution, 
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
 from vlmeter.numbers.medians import Estimate
+from vlmeter.table.quantities import SUBTRACTION_WALL
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 
@@ -112,14 +113,19 @@ class Data:
     @cached_property
     def subtraction_falls(self) -> list[prefill_cells.Fall] | Unknown:
         """Where subtraction's LLM prefill falls."""
-        return prefill_cells.falls(self.cells, "subtraction_wall", spread_fraction=self.spread)
+        return prefill_cells.falls(self.cells, SUBTRACTION_WALL, spread_fraction=self.spread)
+
+    @cached_property
+    def worked(self) -> pd.DataFrame | Unknown:
+        """The subject's rows with work and floors beside them."""
+        if self.physics is None or self.physics.empty:
+            return Unknown("the device's ceilings were not measured")
+        return beside(self.table, self.physics)
 
     @cached_property
     def points(self) -> pd.DataFrame | Unknown:
         """FLOPs and time of every phase of every cell."""
-        if self.physics is None or self.physics.empty:
-            return Unknown("the device's ceilings were not measured")
-        return flops.points(beside(self.table, self.physics))
+        return self.worked if isinstance(self.worked, Unknown) else flops.points(self.worked)
 
     @cached_property
     def models(self) -> flops.Models | Unknown:

@@ -14,6 +14,8 @@ from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.kinds import GENERATION
+from vlmeter.table.quantities import AGREEMENT, INTER_TOKEN, OF_DECODE, RATIO, SHARE, SLOPE_STEPS, STEP_OVER_FLOOR
 
 #: Decode is called linear, and a step's cost constant, up to 2 % of bend or growth: less than runs differ from day
 #: to day.
@@ -73,7 +75,7 @@ def doubling_doubles(data: Data) -> Finding:
     if pairs.empty:
         return cannot_tell("no output length was measured together with its double")
     low, high = 2 * (1 - DOUBLING_FRACTION), 2 * (1 + DOUBLING_FRACTION)
-    ratios = [reading.estimate_in(row, "ratio", "") for row in pairs.to_dict("records")]
+    ratios = [reading.estimate_of(row, RATIO) for row in pairs.to_dict("records")]
     verdicts = [within(ratio, low, high) for ratio in ratios]
     evidence = tuple(
         Evidence.of(f"T({int(row['to_tokens'])}) / T({int(row['from_tokens'])})", ratio, "")
@@ -115,7 +117,7 @@ def log_log_slope_is_one(data: Data) -> Finding:
     verdict = within(slope, 1 - SLOPE_TOLERANCE, 1 + SLOPE_TOLERANCE)
     growth = decode_runs.growth(data.runs)
     local = [
-        (row, within(reading.estimate_in(row, "slope_steps", ""), 1 - SLOPE_TOLERANCE, 1 + SLOPE_TOLERANCE))
+        (row, within(reading.estimate_of(row, SLOPE_STEPS), 1 - SLOPE_TOLERANCE, 1 + SLOPE_TOLERANCE))
         for row in growth.to_dict("records")
     ]
     off = [
@@ -158,8 +160,8 @@ def constant_cost_per_token(data: Data) -> Finding:
 
 def prefill_share_falls(data: Data) -> Finding:
     """The longer the output, the smaller the prefill's share."""
-    shares = decode_runs.by_length(data.runs, "share", "_fraction")
-    ratios = decode_runs.by_length(data.runs, "of_decode", "_fraction")
+    shares = decode_runs.by_length(data.runs, SHARE)
+    ratios = decode_runs.by_length(data.runs, OF_DECODE)
     if len(shares) < 2:
         return cannot_tell("two output lengths are needed")
     first, last = shares.iloc[0], shares.iloc[-1]
@@ -188,11 +190,11 @@ def derived_agrees_with_direct(data: Data) -> Finding:
         return cannot_tell(
             "no output length was both run directly and contained in a longer run of the same photograph"
         )
-    difference = prefill_cells.pooled(found, "difference", "_fraction")
+    difference = prefill_cells.pooled(found, AGREEMENT)
     assert isinstance(difference, Estimate)
     judged = found["agrees"].dropna()
     evidence = (
-        Evidence.of("derived over direct, minus 1", difference, "fraction"),
+        Evidence.of(AGREEMENT.words, difference, "fraction"),
         Evidence("runs whose intervals overlap", int(judged.sum()), None, None, f"of {len(judged)}"),
     )
     verdict = within(difference, -AGREEMENT_FRACTION, AGREEMENT_FRACTION)
@@ -233,19 +235,19 @@ def decode_launch_bound(data: Data) -> Finding:
 
 def decode_near_floor(data: Data) -> Finding:
     """Decode runs near the memory's limit."""
-    if data.physics is None or data.physics.empty:
-        return cannot_tell("the device's ceilings were not measured")
-    rows = data.physics[(data.physics["phase"] == "inter_token") & (data.physics["arm"] == "hooks")]
-    rows = rows[(rows["floor_ms"] > 0) & rows["median_ms"].notna()]
+    if isinstance(data.worked, Unknown):
+        return cannot_tell(data.worked.reason)
+    known = data.worked[(data.worked["floor_ms"] > 0) & data.worked["median_ms"].notna()]
+    rows = reading.rows_of(known, INTER_TOKEN, kind=GENERATION)
     if rows.empty:
         return cannot_tell("no decode step has a floor")
     longest = rows[rows["output_tokens"] == rows["output_tokens"].max()]
     values: Array = (longest["median_ms"] / longest["floor_ms"]).to_numpy(dtype=np.float64)
-    ratio = prefill_cells.pooled(pd.DataFrame({"ratio": values}), "ratio", "")
+    ratio = prefill_cells.pooled(pd.DataFrame({STEP_OVER_FLOOR.column: values}), STEP_OVER_FLOOR)
     assert isinstance(ratio, Estimate)
     floor = float(longest["floor_ms"].median())
     evidence = (
-        Evidence.of("decode step over its floor", ratio, "times"),
+        Evidence.of(STEP_OVER_FLOOR.words, ratio, "times"),
         Evidence("floor of a decode step", floor, None, None, "ms"),
     )
     verdict = within(ratio, 0.0, NEAR_FLOOR_RATIO)

@@ -9,6 +9,7 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, Verdict, cannot_tell, ends_of, within
 from vlmeter.numbers.units import percent, significant
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import QUANTITIES
 
 #: A model predicts latency if it is off by 20 % in the median, over all phases: good enough to choose a device by.
 PREDICTS_FRACTION = 0.2
@@ -39,7 +40,7 @@ def _shares_differ(data: Data, quantity: str, whole: str) -> Finding:
     apart = components.disagreement(found, quantity)
     if isinstance(apart, Unknown):
         return cannot_tell(apart.reason)
-    name = components.QUANTITIES[quantity]
+    name = components.SHARES_OF[quantity]
     distance = apart.distance
     evidence = (
         Evidence("share of the " + name, apart.share, None, None, "fraction"),
@@ -47,7 +48,7 @@ def _shares_differ(data: Data, quantity: str, whole: str) -> Finding:
     )
     near = within(distance, -SHARE_TOLERANCE, SHARE_TOLERANCE)
     said = (
-        f"{components.NAMES[apart.part]} has {percent(apart.share)} of the {name} and "
+        f"{QUANTITIES[apart.part].noun} has {percent(apart.share)} of the {name} and "
         f"{with_interval(apart.time_share, 'fraction')} {whole}"
     )
     if near == "does not hold":
@@ -150,11 +151,11 @@ def output_token_costs_more(data: Data) -> Finding:
     found = flops.token_costs(data.table)
     if isinstance(found, Unknown):
         return cannot_tell(found.reason)
-    if "vision" not in found or "output" not in found:
+    if "vision_token" not in found or "output_token" not in found:
         return cannot_tell("vision tokens and output tokens were not both varied")
     evidence = tuple(Evidence.of(f"{cost.label}, {cost.clock}", cost.cost, "ms") for cost in found.costs)
     times = found.output_over_vision
-    vision, output = found["vision"].cost, found["output"].cost
+    vision, output = found["vision_token"].cost, found["output_token"].cost
     said = f"{with_interval(output, 'ms')} for an output token, {with_interval(vision, 'ms')} for a vision token"
     if math.isnan(times.value):
         return Finding("cannot tell", f"The cost of a vision token is not told from nothing: {said}.", evidence)

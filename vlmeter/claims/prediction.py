@@ -20,8 +20,8 @@ def held_out_predicted(data: Data) -> Finding:
     """A request that was not measured is predicted within a tenth."""
     if isinstance(data.held_out, Unknown):
         return cannot_tell(data.held_out.reason)
-    worth = {name: held_out.accuracy(data.held_out, name) for name in held_out.QUANTITIES}
-    known = {name: found for name, found in worth.items() if not isinstance(found, Unknown)}
+    worth = {quantity: held_out.accuracy(data.held_out, quantity) for quantity in held_out.PREDICTED}
+    known = {quantity: found for quantity, found in worth.items() if not isinstance(found, Unknown)}
     limit = percent(PREDICTION_FRACTION, 1)
     verdicts = [within(found.error, 0.0, PREDICTION_FRACTION) for found in known.values()]
     verdict: Verdict = "cannot tell"
@@ -30,13 +30,12 @@ def held_out_predicted(data: Data) -> Finding:
     elif "does not hold" in verdicts:
         verdict = "does not hold"
     evidence = tuple(
-        Evidence.of(f"{held_out.QUANTITIES[name]}: median error", found.error, "fraction")
-        for name, found in known.items()
+        Evidence.of(f"{quantity.label}: median error", found.error, "fraction") for quantity, found in known.items()
     )
     said = "; ".join(
-        f"{held_out.QUANTITIES[name]} off by {with_interval(found.error, 'fraction')} in the median of "
+        f"{quantity.label} off by {with_interval(found.error, 'fraction')} in the median of "
         f"{plural(found.count, 'prediction')}"
-        for name, found in known.items()
+        for quantity, found in known.items()
     )
     start = {
         "holds": f"Held-out cells are predicted within {limit}",

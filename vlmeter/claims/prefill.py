@@ -14,6 +14,7 @@ from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell, ends_of, w
 from vlmeter.numbers.intervals import rank_correlation
 from vlmeter.numbers.units import duration, duration_range, percent
 from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.quantities import CLOSURE, HEAD, LANGUAGE, MERGE, METHOD_DIFFERENCE_WALL, OVERHEAD, PREFILL_SUM
 
 #: Phases close if their sum is within 1 % of the total that was measured without marks.
 CLOSURE_FRACTION = 0.01
@@ -31,11 +32,11 @@ NOTES_TABLE_TOKENS = {2: 480, 8: 1344, 9: 1344, 10: 1344, 11: 1344}
 def total_is_the_sum(data: Data) -> Finding:
     """T_total = T_vision + T_LLM_prefill: the phases of one marked pass against the total without marks."""
     cells = data.cells
-    closure = prefill_cells.pooled(cells, "closure", "_fraction")
+    closure = prefill_cells.pooled(cells, CLOSURE)
     if isinstance(closure, Unknown):
         return cannot_tell(closure.reason)
-    worst = float(cells["closure_fraction"].abs().max())
-    between = ((cells["merge_ms"] + cells["head_ms"]) / cells["phases_ms"]).dropna()
+    worst = float(cells[CLOSURE.column].abs().max())
+    between = ((cells[MERGE.column] + cells[HEAD.column]) / cells[PREFILL_SUM.column]).dropna()
     evidence = (
         Evidence.of("sum of phases over the total, minus 1", closure, "fraction"),
         Evidence("farthest cell", worst, None, None, "fraction"),
@@ -57,10 +58,10 @@ def total_is_the_sum(data: Data) -> Finding:
 
 def hooks_above_subtraction(data: Data) -> Finding:
     """The notes found hooks 3.31 to 93.13 ms above subtraction."""
-    difference = prefill_cells.pooled(data.cells, "method_difference_wall")
+    difference = prefill_cells.pooled(data.cells, METHOD_DIFFERENCE_WALL)
     if isinstance(difference, Unknown):
         return cannot_tell(difference.reason)
-    values = data.cells["method_difference_wall_ms"].dropna()
+    values = data.cells[METHOD_DIFFERENCE_WALL.column].dropna()
     span = f"from {duration_range(float(values.min()), float(values.max()))} over {plural(len(values), 'cell')}"
     evidence = (Evidence.of("hooks minus subtraction, wall time", difference, "ms"),)
     low, high = ends_of(difference)
@@ -122,12 +123,12 @@ def falls_are_the_hosts(data: Data) -> Finding:
 
 def hooks_rise(data: Data) -> Finding:
     """By hooks, LLM prefill rises with vision tokens."""
-    cells = data.cells.dropna(subset=["language_ms"])
-    found = prefill_cells.falls(cells, "language", spread_fraction=data.spread)
+    cells = data.cells.dropna(subset=[LANGUAGE.column])
+    found = prefill_cells.falls(cells, LANGUAGE, spread_fraction=data.spread)
     if isinstance(found, Unknown):
         return cannot_tell(found.reason)
     tokens = cells["prompt_tokens"].to_numpy(dtype=np.float64)
-    rank = rank_correlation(tokens, cells["language_ms"].to_numpy(dtype=np.float64))
+    rank = rank_correlation(tokens, cells[LANGUAGE.column].to_numpy(dtype=np.float64))
     evidence = (Evidence.of("rank correlation of LLM prefill and tokens", rank, ""),)
     if found:
         worst = found[0]
@@ -140,8 +141,8 @@ def hooks_rise(data: Data) -> Finding:
     if ends_of(rank)[0] > 0:
         return Finding(
             "holds",
-            f"By hooks the LLM prefill rises with tokens, from {duration(float(cells['language_ms'].iloc[0]))} to "
-            f"{duration(float(cells['language_ms'].iloc[-1]))}, and falls nowhere beyond noise (rank correlation "
+            f"By hooks the LLM prefill rises with tokens, from {duration(float(cells[LANGUAGE.column].iloc[0]))} to "
+            f"{duration(float(cells[LANGUAGE.column].iloc[-1]))}, and falls nowhere beyond noise (rank correlation "
             f"{with_interval(rank, '')}).",
             evidence,
         )
@@ -209,10 +210,10 @@ def crops_and_tokens_cost_apart(data: Data) -> Finding:
 
 def hook_overhead_within_bound(data: Data) -> Finding:
     """Marks do not change what they measure."""
-    overhead = prefill_cells.pooled(data.cells, "overhead", "_fraction")
+    overhead = prefill_cells.pooled(data.cells, OVERHEAD)
     if isinstance(overhead, Unknown):
         return cannot_tell(overhead.reason)
-    evidence = (Evidence.of("wall time with marks over without, minus 1", overhead, "fraction"),)
+    evidence = (Evidence.of(OVERHEAD.words, overhead, "fraction"),)
     verdict = within(overhead, -math.inf, OVERHEAD_FRACTION)
     said = f"{with_interval(overhead, 'fraction')} over {plural(len(data.cells), 'cell')}"
     limit = percent(OVERHEAD_FRACTION, 1)

@@ -34,6 +34,7 @@ from vlmeter.numbers.intervals import NORMAL_REACH, Array, serial_correlation
 from vlmeter.numbers.medians import median_estimate
 from vlmeter.table.files import read_table
 from vlmeter.table.kinds import REQUESTS
+from vlmeter.table.quantities import RowKey, is_repeat
 
 BASELINE_FORMAT: Literal["vlmeter-baseline"] = "vlmeter-baseline"
 
@@ -45,9 +46,6 @@ MOST_SAMPLES = 400
 
 #: Characters of what is wrong with a file that a message passes on.
 _SAID_CHARACTERS = 300
-
-#: Rows whose samples are no repeats of one duration: steps at growing context, all steps of all rounds, first calls.
-_NOT_REPEATS = ("first_call", "inter_token")
 
 #: What is read of a table: few columns, so that tables of other versions of vlmeter can be compared.
 FACTS = (
@@ -85,7 +83,7 @@ _COLUMNS = (
 )
 
 
-class _Part(BaseModel):
+class _Kept(BaseModel):
     """Immutable data; unknown keys are refused, NaN is kept out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -95,7 +93,7 @@ class _Part(BaseModel):
 _Ms = Annotated[float, Field(gt=0)]
 
 
-_Named = TypeVar("_Named", bound=_Part)
+_Named = TypeVar("_Named", bound=_Kept)
 
 
 def _with_names(part: _Named, names: Sequence[str]) -> _Named:
@@ -105,7 +103,7 @@ def _with_names(part: _Named, names: Sequence[str]) -> _Named:
     return part
 
 
-class Quantity(_Part):
+class Repeats(_Kept):
     """Repeats of one duration of a cell."""
 
     arm: str
@@ -123,9 +121,9 @@ class Quantity(_Part):
     )
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> RowKey:
         """Arm, phase and clock."""
-        return self.arm, self.phase, self.clock
+        return RowKey(self.arm, self.phase, self.clock)
 
     @model_validator(mode="after")
     def _count_is_that_of_the_samples(self) -> Self:
@@ -134,7 +132,7 @@ class Quantity(_Part):
         return self
 
 
-class CellSamples(_Part):
+class CellSamples(_Kept):
     """One cell: what it is, and what was measured of it."""
 
     cell_id: str
@@ -144,14 +142,14 @@ class CellSamples(_Part):
     drifted: bool = False
     session_id: str
     counts: dict[str, str | int | bool]
-    quantities: list[Quantity]
+    quantities: list[Repeats]
 
     @model_validator(mode="after")
     def _quantities_differ(self) -> Self:
         return _with_names(self, [" ".join(quantity.key) for quantity in self.quantities])
 
 
-class Looks(_Part):
+class Looks(_Kept):
     """The sentinel through one session: the same cell, measured again and again."""
 
     session_id: str
@@ -161,7 +159,7 @@ class Looks(_Part):
     )
 
 
-class SubjectRun(_Part):
+class SubjectRun(_Kept):
     """All cells of one subject of a run."""
 
     subject: str
@@ -181,7 +179,7 @@ class SubjectRun(_Part):
         return _with_names(self, [cell.cell_id for cell in self.cells])
 
 
-class Run(_Part):
+class Run(_Kept):
     """A study, measured once."""
 
     study: str
@@ -198,7 +196,7 @@ class Run(_Part):
         return _with_names(self, [subject.subject for subject in self.subjects])
 
 
-class Baseline(_Part):
+class Baseline(_Kept):
     """What a baseline's file holds."""
 
     format: Literal["vlmeter-baseline"] = BASELINE_FORMAT
@@ -314,9 +312,6 @@ def _looks(rows: pd.DataFrame) -> list[Looks]:
 def _cell(rows: pd.DataFrame) -> CellSamples:
     measured = rows[rows["source"] == "measured"]
     first = (measured if len(measured) else rows).iloc[0]
-    repeats = measured[~measured["phase"].isin(_NOT_REPEATS)]
-    repeats = repeats[(repeats["phase"] != "decode_step") | (repeats["arm"] == "busy")]
-    columns = ("arm", "phase", "clock", "samples_ms")
     return CellSamples(
         cell_id=str(first["cell_id"]),
         experiment=str(first["experiment"]),
@@ -326,9 +321,12 @@ def _cell(rows: pd.DataFrame) -> CellSamples:
         session_id=str(first["session_id"]),
         counts={name: _plain(first[name]) for name in COUNTS if not pd.isna(first[name])},
         quantities=[
-            quantity_of(str(arm), str(phase), str(clock), np.asarray(samples, dtype=np.float64))
-            for arm, phase, clock, samples in zip(*(repeats[name] for name in columns), strict=True)
-            if samples is not None and len(samples) and min(samples) != 0  # of zero there is no ratio
+            repeats_of(key, np.asarray(samples, dtype=np.float64))
+            for *parts, samples in zip(*(measured[name] for name in (*RowKey._fields, "samples_ms")), strict=True)
+            if samples is not None
+            and len(samples)
+            and min(samples) != 0  # of zero there is no ratio
+            and is_repeat(key := RowKey(*map(str, parts)))
         ],
     )
 
@@ -339,17 +337,15 @@ def _plain(value: Any) -> str | int | bool:
     return bool(value) if isinstance(value, (bool, np.bool_)) else int(value)
 
 
-def quantity_of(arm: str, phase: str, clock: str, samples: Array) -> Quantity:
+def repeats_of(key: RowKey, samples: Array) -> Repeats:
     """Describe repeats of one duration; samples in ms, in the order in which they were taken."""
     estimate = median_estimate(samples.tolist())
     serial = serial_correlation(samples)
     kept = samples
     if len(samples) > MOST_SAMPLES:
         kept = np.quantile(samples, (np.arange(MOST_SAMPLES) + 0.5) / MOST_SAMPLES)
-    return Quantity(
-        arm=arm,
-        phase=phase,
-        clock=clock,
+    return Repeats(
+        **key._asdict(),
         median_ms=estimate.value,
         low_ms=None if math.isnan(estimate.low) else estimate.low,
         high_ms=None if math.isnan(estimate.high) else estimate.high,

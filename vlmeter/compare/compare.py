@@ -27,19 +27,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmeter.common.errors import UserError
-from vlmeter.compare.baseline import CellSamples, Quantity
+from vlmeter.compare.baseline import CellSamples, Repeats
 from vlmeter.compare.comparison import (
     ALL_CELLS,
-    BUSY,
-    BUSY_NAME,
     MARGIN_FRACTION,
     OFFSET_PER_WANDER,
     TOTAL_NAME,
-    TOTALS,
     CellComparison,
     Comparison,
     Effect,
-    Key,
     Lost,
     Overall,
     QuantityComparison,
@@ -65,6 +61,7 @@ from vlmeter.numbers.intervals import (
     median_standard_error,
     pooled_serial_correlation,
 )
+from vlmeter.table.quantities import DEVICE_ALONE, WHOLE_CELL, RowKey, is_busy
 
 #: ASSUME: what a session is believed to err by (standard deviation) before the sentinel is heard, and how many looks
 #: that belief is worth. On a quiet H200 the first looks of two sessions, ten minutes apart, differed by 0.15 %
@@ -156,7 +153,7 @@ class _Level:
     samples: int
 
 
-def _level(found: Sequence[Quantity], correlation: float) -> _Level:
+def _level(found: Sequence[Repeats], correlation: float) -> _Level:
     logs, parts, samples = [], [], 0
     for quantity in found:
         values = np.asarray(quantity.samples_ms, dtype=np.float64)
@@ -174,7 +171,7 @@ class _Raw:
     """A cell's difference in logarithms, before it is judged."""
 
     cell: CellSamples
-    key: Key
+    key: RowKey
     a: _Level
     b: _Level
     identical: bool
@@ -195,7 +192,7 @@ def _quantities(
     by_id = [[run.by_id for run in runs] for runs in pair.runs]
     cells = [by_id[0][0][cell_id] for cell_id in pair.cell_ids]
     keys = dict.fromkeys(quantity.key for cell in cells for quantity in cell.quantities)
-    wanted: list[tuple[str, Sequence[Key]]] = [(TOTAL_NAME, TOTALS), (BUSY_NAME, BUSY)]
+    wanted: list[tuple[str, Sequence[RowKey]]] = [(one.name, one.keys) for one in (WHOLE_CELL, DEVICE_ALONE)]
     wanted += [(" ".join(key), (key,)) for key in keys]
     indexed = [
         [{cell_id: {q.key: q for q in run[cell_id].quantities} for cell_id in pair.cell_ids} for run in runs]
@@ -211,17 +208,17 @@ def _quantities(
     return result
 
 
-_Indexed = list[list[dict[str, dict[Key, Quantity]]]]
+_Indexed = list[list[dict[str, dict[RowKey, Repeats]]]]
 
 
-def _correlation(runs: Sequence[Mapping[str, Mapping[Key, Quantity]]], key: Key) -> float:
+def _correlation(runs: Sequence[Mapping[str, Mapping[RowKey, Repeats]]], key: RowKey) -> float:
     found = [quantities[key] for run in runs for quantities in run.values() if key in quantities]
     told = [(q.serial_correlation, q.count) for q in found if q.serial_correlation is not None]
     return pooled_serial_correlation([value for value, _ in told], [count for _, count in told])
 
 
 def _raw(
-    cell: CellSamples, indexed: _Indexed, choices: Sequence[Key], correlations: Mapping[Key, Sequence[float]]
+    cell: CellSamples, indexed: _Indexed, choices: Sequence[RowKey], correlations: Mapping[RowKey, Sequence[float]]
 ) -> _Raw | None:
     """Take the first choice that every run of both sides has."""
     for key in choices:
@@ -239,7 +236,7 @@ def _offset(
 ) -> SessionNoise:
     """How far whole sessions lie apart: told, measured on several runs of a side, or concluded from the wander."""
     wander = noise.wander
-    if all(raw.key[2] == "busy" for raw in raws):
+    if all(is_busy(raw.key) for raw in raws):
         # ASSUME: the sentinel is timed on the wall, where all of the device's wander shows, and the host's besides
         wander = Variance(min(wander.value, PRIOR_NOISE_FRACTION**2), wander.freedom)
     if session_noise_fraction is not None:

@@ -12,11 +12,9 @@ from scipy import special
 from vlmeter.compare.baseline import Run
 from vlmeter.numbers.intervals import Variance, holm
 from vlmeter.numbers.medians import CONFIDENCE
+from vlmeter.table.quantities import DEVICE_ALONE, WHOLE_CELL, RowKey
 
 Verdict = Literal["slower", "faster", "same", "cannot tell"]
-
-
-Key = tuple[str, str, str]
 
 
 #: Chance of a false verdict that is put up with, over all cells of a quantity together.
@@ -32,20 +30,12 @@ MARGIN_FRACTION = 0.01
 OFFSET_PER_WANDER = 2.0
 
 
-#: What a cell as a whole takes, best first: without marks, else with.
-TOTALS: tuple[Key, ...] = (("plain", "total", "wall"), ("hooks", "total", "wall"))
-
-
-#: What it takes of the device alone.
-BUSY: tuple[Key, ...] = (("busy", "prefill", "busy"), ("busy", "decode_step", "busy"))
-
-
 #: Scope of what is said of a subject as a whole.
 ALL_CELLS = "all cells"
 
 
 #: Names of the two quantities that are made of the first key that both sides have.
-TOTAL_NAME, BUSY_NAME = "total", "busy"
+TOTAL_NAME, BUSY_NAME = WHOLE_CELL.name, DEVICE_ALONE.name
 
 
 #: Facts that may differ without a word of warning: they are what a comparison is for.
@@ -80,7 +70,7 @@ class CellComparison:
 
     cell_id: str
     experiment: str
-    quantity: Key
+    quantity: RowKey
     a_ms: float
     b_ms: float
     a_samples: int

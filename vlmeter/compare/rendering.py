@@ -223,13 +223,10 @@ def _overall_data(part: Overall) -> dict[str, Any]:
 
 
 def _cell_data(cell: CellComparison) -> dict[str, Any]:
-    arm, phase, clock = cell.quantity
     return {
         "cell_id": cell.cell_id,
         "experiment": cell.experiment,
-        "arm": arm,
-        "phase": phase,
-        "clock": clock,
+        **cell.quantity._asdict(),
         "a_median_ms": cell.a_ms,
         "b_median_ms": cell.b_ms,
         "a_samples": cell.a_samples,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import subjects
 from vlmeter.figures import side_by_side, style
 from vlmeter.numbers.units import duration, significant
+from vlmeter.table.quantities import FIRST_TOKEN
 
 NAME = "across_first_token"
 TITLE = "Time to first token by vision tokens"
@@ -20,8 +21,8 @@ SECTION = "across"
 def lines(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Per subject the median over images with the same vision tokens, in their order, with its interval."""
     frame = subjects.first_tokens(table)
-    numbers = [f"first_token{part}_ms" for part in ("", "_low", "_high")]
-    dummies = frame[frame["kind"] == "dummy"]
+    numbers = list(FIRST_TOKEN.columns)
+    dummies = frame[frame["picture"] == "dummy"]
     return {
         str(name): rows.groupby("vision_tokens", as_index=False)[numbers].median().sort_values("vision_tokens")
         for name, rows in dummies.groupby("subject")
@@ -41,12 +42,12 @@ def draw(table: pd.DataFrame) -> Figure:
         figure, (axes,) = side_by_side.new_panels([4.4 if len(data) < 8 else 5.2])
         for name, rows in data.items():
             look = drawn[name]
-            x, y = (rows[column].to_numpy(dtype=np.float64) for column in ("vision_tokens", "first_token_ms"))
-            reach = style.bars(y, rows["first_token_low_ms"], rows["first_token_high_ms"])
+            x, y = (rows[column].to_numpy(dtype=np.float64) for column in ("vision_tokens", FIRST_TOKEN.column))
+            reach = style.bars(y, rows[FIRST_TOKEN.low], rows[FIRST_TOKEN.high])
             options: dict[str, Any] = {"color": look.colour, "markersize": 4.5, "elinewidth": 1, "markeredgewidth": 0}
             axes.errorbar(x, y, yerr=reach, fmt=look.mark, linestyle=look.dash, linewidth=1.3, **options)
         every = pd.concat(data.values())
-        log_y = side_by_side.far_apart(every["first_token_ms"])
+        log_y = side_by_side.far_apart(every[FIRST_TOKEN.column])
         if side_by_side.far_apart(every["vision_tokens"]):
             axes.set_xscale("log")
             style.log_axis(axes.xaxis)
@@ -58,11 +59,12 @@ def draw(table: pd.DataFrame) -> Figure:
             style.log_axis(axes.yaxis)
         else:
             style.from_zero(axes)
-        axes.set_ylabel("time to first token (ms)")
+        axes.set_ylabel(f"{FIRST_TOKEN.label} ({FIRST_TOKEN.unit})")
         side_by_side.title(axes, TITLE, table, list(data))
         figure.draw_without_rendering()  # labels are placed by the limits and the size that it has in the end
         ends = {
-            name: (float(r["vision_tokens"].iloc[-1]), float(r["first_token_ms"].iloc[-1])) for name, r in data.items()
+            name: (float(r["vision_tokens"].iloc[-1]), float(r[FIRST_TOKEN.column].iloc[-1]))
+            for name, r in data.items()
         }
         side_by_side.label_lines(axes, ends, drawn)
     return figure
@@ -81,7 +83,7 @@ def caption(table: pd.DataFrame) -> str:
         sentences.append("There is no number of vision tokens that lies within the range of all of them.")
     else:
         at = {
-            name: float(np.interp(high, rows["vision_tokens"].astype(float), rows["first_token_ms"]))
+            name: float(np.interp(high, rows["vision_tokens"].astype(float), rows[FIRST_TOKEN.column]))
             for name, rows in data.items()
         }
         least, most = min(at, key=lambda name: at[name]), max(at, key=lambda name: at[name])

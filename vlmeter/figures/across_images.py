@@ -11,6 +11,7 @@ from vlmeter.analysis import reading, subjects
 from vlmeter.figures import side_by_side, style
 from vlmeter.numbers.units import duration, significant
 from vlmeter.numbers.words import plural
+from vlmeter.table.quantities import FIRST_TOKEN
 
 NAME = "across_images"
 TITLE = "Time to first token of the same image"
@@ -41,7 +42,7 @@ def draw(table: pd.DataFrame) -> Figure:
         for place, ((image, rows), own) in enumerate(zip(found.items(), axes, strict=True)):
             remarks = {str(row["subject"]): _tokens(row) for row in rows.to_dict("records")}
             side_by_side.draw_rows(own, subjects.estimates_of(rows), drawn, remarks=remarks, beside=every)
-            own.set_xlabel(f"{image}: time to first token (ms)")
+            own.set_xlabel(f"{image}: {FIRST_TOKEN.label} ({FIRST_TOKEN.unit})")
             if place == 0:
                 side_by_side.title(own, TITLE, table, _subjects(found))
     return figure
@@ -57,7 +58,7 @@ def caption(table: pd.DataFrame) -> str:
     image, rows = next(reversed(found.items()))
     sentences = [
         "Preprocessing, copy to the device and prefill"
-        + (", without marks." if (rows["kind"] == "dummy").all() else ", summed over its phases.")
+        + (", without marks." if (rows["picture"] == "dummy").all() else ", summed over its phases.")
     ]
     spread = subjects.spread(subjects.estimates_of(rows))
     if not isinstance(spread, reading.Unknown):
@@ -65,9 +66,9 @@ def caption(table: pd.DataFrame) -> str:
         least, most = ends[spread.least], ends[spread.most]
         named = f"An image of {image}" if image[0].isdigit() else f"The {image}"
         sentences.append(
-            f"{named} costs {duration(least['first_token_ms'])} in {spread.least}, where it becomes {_tokens(least)}, "
-            f"and {duration(most['first_token_ms'])} in {spread.most}, where it becomes {_tokens(most)}: "
-            f"{significant(spread.times.value, 2)} times as long."
+            f"{named} costs {duration(least[FIRST_TOKEN.column])} in {spread.least}, where it becomes "
+            f"{_tokens(least)}, and {duration(most[FIRST_TOKEN.column])} in {spread.most}, where it becomes "
+            f"{_tokens(most)}: {significant(spread.times.value, 2)} times as long."
         )
     left = shared["image"].nunique() - len(found)
     if left:

@@ -12,31 +12,28 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import components
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
-from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import DECODE, LANGUAGE, QUANTITIES, VISION, Colour
 
 NAME = "component_profile"
 TITLE = "Shares of the components"
 SECTION = "components"
 
-#: Colour of a quantity.
-COLOURS: Mapping[str, str] = {
-    "parameters": style.COLOURS["inputs"],
-    "flops": style.COLOURS["vision_encoder"],
-    "traffic_bytes": style.COLOURS["projector"],
-    "time_ms": style.COLOURS["prefill"],
-    "joules": style.COLOURS["decode"],
+#: What there are shares of: colour and name.
+LOOKS: Mapping[str, tuple[Colour, str]] = {
+    "parameters": ("grey", components.SHARES_OF["parameters"]),
+    "flops": ("blue", components.SHARES_OF["flops"]),
+    "traffic_bytes": ("sky", components.SHARES_OF["traffic_bytes"]),
+    "time_ms": ("vermilion", components.SHARES_OF["time_ms"]),
+    "joules": ("green", "energy"),
 }
-
-WORDS: Mapping[str, str] = {**components.QUANTITIES, "joules": "energy"}
 
 #: Parts of a whole request, the prefill in two.
 SIDES: Mapping[str, tuple[str, ...]] = {
-    "vision": ("vision_encoder", "projector"),
-    "language": ("merge", "llm_blocks", "head"),
-    "decode": ("decode",),
+    **{side.name: tuple(part.name for part in side.parts) for side in (VISION, LANGUAGE)},
+    DECODE.name: (DECODE.name,),
 }
 
 
@@ -63,11 +60,16 @@ def draw(table: pd.DataFrame) -> Figure:
     """Draw bars: components within the prefill, and below them the sides of a whole request where decode is known."""
     found = components.profile(table)
     assert not isinstance(found, Unknown)
-    within = {name: found.share(name, PREFILL_PHASES) for name in components.QUANTITIES}
+    within = {name: found.share(name, components.IN_PREFILL) for name in components.SHARES_OF}
     with style.styled():
         panels = 2 if found.has_decode else 1
         figure, axes = style.new_figure(panels, height_in=3.4 * panels, share_x=False)
-        _bars(axes[0], {name: shares for name, shares in within.items() if shares}, PREFILL_PHASES, found.prefill_share)
+        _bars(
+            axes[0],
+            {name: shares for name, shares in within.items() if shares},
+            components.IN_PREFILL,
+            found.prefill_share,
+        )
         axes[0].set_ylabel("share of the prefill (%)")
         if found.has_decode:
             _bars(axes[1], _sides(found), tuple(SIDES), {})
@@ -84,7 +86,7 @@ def _bars(
     for place, (name, own) in enumerate(shares.items()):
         x = places + width * (place - (len(shares) - 1) / 2)
         values = 100 * np.array([own[part] for part in parts])
-        axes.bar(x, values, 0.92 * width, color=COLOURS[name], linewidth=0, label=WORDS[name])
+        axes.bar(x, values, 0.92 * width, color=style.COLOURS[LOOKS[name][0]], linewidth=0, label=LOOKS[name][1])
         for at, value in zip(x, values, strict=True):
             text = f"{value:.0f}" if value >= 0.95 else f"{value:.1f}" if value >= 0.05 else "<0.1"
             axes.annotate(
@@ -93,7 +95,7 @@ def _bars(
         if name == "time_ms" and intervals:
             low, high = (100 * np.array([getattr(intervals[part], end) for part in parts]) for end in ("low", "high"))
             axes.errorbar(x, values, yerr=style.bars(values, low, high), fmt="none", ecolor=style.INK, elinewidth=1)
-    axes.set_xticks(places, [style.LABELS.get(part, part) for part in parts])
+    axes.set_xticks(places, [QUANTITIES[part].label for part in parts])
     axes.set_ylim(0, max(axes.get_ylim()[1] * 1.05, 10))
     axes.grid(axis="x", visible=False)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.05), ncols=len(shares), borderaxespad=0)
@@ -108,14 +110,14 @@ def caption(table: pd.DataFrame) -> str:
         apart = components.disagreement(found, quantity)
         if not isinstance(apart, Unknown):
             text += (
-                f" {_begun(style.LABELS.get(apart.part, apart.part))}: {percent(apart.share)} of the "
-                f"{components.QUANTITIES[quantity]}, {with_interval(apart.time_share, 'fraction')} of {whole}."
+                f" {_begun(QUANTITIES[apart.part].label)}: {percent(apart.share)} of the "
+                f"{components.SHARES_OF[quantity]}, {with_interval(apart.time_share, 'fraction')} of {whole}."
             )
     if found.has_decode:
         text += " Decode reads the parameters of LLM blocks and head again for every token, and adds none."
     else:
         text += " Decode was not measured."
-    missing = [WORDS[name] for name in ("flops", "traffic_bytes") if not found.share(name)]
+    missing = [LOOKS[name][1] for name in ("flops", "traffic_bytes") if not found.share(name)]
     if missing:
         text += f" Not drawn, since the work of this subject was not counted: {', '.join(missing)}."
     if not components.energy_parts(found):

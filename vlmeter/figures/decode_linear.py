@@ -11,6 +11,7 @@ from vlmeter.analysis import decode_runs, reading
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import DECODE
 
 NAME = "decode_linear"
 TITLE = "Decode latency by output tokens, both axes linear"
@@ -30,9 +31,9 @@ def draw(table: pd.DataFrame) -> Figure:
     assert isinstance(law, decode_runs.DecodeLaw)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=5.2, ratios=(3, 2))
-        unit, name = style.time_unit(float(runs["decode_ms"].max()))
-        green = style.COLOURS["decode"]
-        upper.plot(runs["output_tokens"], runs["decode_ms"] / unit, "o", markersize=3.5, alpha=0.5, color=green)
+        unit, name = style.time_unit(float(runs[DECODE.column].max()))
+        green = style.colour_of(DECODE)
+        upper.plot(runs["output_tokens"], runs[DECODE.column] / unit, "o", markersize=3.5, alpha=0.5, color=green)
         ends = np.array([float(runs["steps"].min()), float(runs["steps"].max())])
         line = law.line["per_token"].value * ends + law.line["constant"].value
         upper.plot(ends + 1, line / unit, color=style.INK, linewidth=1.2, zorder=1)
@@ -48,9 +49,9 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def residuals(axes: Axes, runs: pd.DataFrame, law: decode_runs.DecodeLaw) -> None:
     """Draw what the line leaves over, in percent of the measured time."""
-    left = 100 * law.line.residuals / runs["decode_ms"].to_numpy(dtype=np.float64)
+    left = 100 * law.line.residuals / runs[DECODE.column].to_numpy(dtype=np.float64)
     axes.axhline(0, color=style.MUTED, linewidth=0.8)
-    axes.plot(runs["output_tokens"], left, "o", markersize=3.5, alpha=0.5, color=style.COLOURS["decode"])
+    axes.plot(runs["output_tokens"], left, "o", markersize=3.5, alpha=0.5, color=style.colour_of(DECODE))
     axes.set_ylabel("measured - fitted (%)")
 
 

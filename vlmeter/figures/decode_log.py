@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import decode_runs, reading
 from vlmeter.figures import style
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import DECODE
 
 NAME = "decode_log"
 TITLE = "Decode latency by output tokens, both axes logarithmic"
@@ -26,17 +27,17 @@ def draw(table: pd.DataFrame) -> Figure:
     runs = decode_runs.decode(table)
     law = decode_runs.decode_law(runs)
     assert isinstance(law, decode_runs.DecodeLaw)
-    lengths = decode_runs.by_length(runs, "decode")
+    lengths = decode_runs.by_length(runs, DECODE)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.4)
-        unit, name = style.time_unit(float(runs["decode_ms"].max()))
-        green = style.COLOURS["decode"]
+        unit, name = style.time_unit(float(runs[DECODE.column].max()))
+        green = style.colour_of(DECODE)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         for direct, group in runs.groupby("direct"):
             axes.plot(
                 group["output_tokens"],
-                group["decode_ms"] / unit,
+                group[DECODE.column] / unit,
                 "o",
                 markersize=3.5,
                 alpha=0.45,

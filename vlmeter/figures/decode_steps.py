@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import reading, step_times
 from vlmeter.figures import style
 from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.quantities import DECODE
 
 NAME = "decode_steps"
 TITLE = "Time of one decode step by context length"
@@ -27,7 +28,7 @@ def draw(table: pd.DataFrame) -> Figure:
     assert isinstance(law, step_times.StepLaw)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.2)
-        green = style.COLOURS["decode"]
+        green = style.colour_of(DECODE)
         for image in np.unique(law.images):
             own = law.images == image
             axes.plot(law.contexts[own], law.values_ms[own], "o", markersize=2.5, alpha=0.4, color=green)

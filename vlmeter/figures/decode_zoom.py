@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
 from vlmeter.numbers.units import duration
+from vlmeter.table.quantities import DECODE, GENERATED, PREFILL_SUM
 
 NAME = "decode_zoom"
 TITLE = "Short outputs: prefill, decode and both"
@@ -37,17 +38,15 @@ def draw(table: pd.DataFrame) -> Figure:
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.0)
         labels = []
-        for quantity, colour in (("total", style.INK), ("decode", style.COLOURS["decode"]), ("prefill", "#D55E00")):
-            data = decode_runs.by_length(runs, quantity)
+        for quantity in (GENERATED, DECODE, PREFILL_SUM):
+            data, colour = decode_runs.by_length(runs, quantity), style.colour_of(quantity)
             if data.empty:
                 continue
             reach = style.bars(data["value"], data["low"], data["high"])
             axes.errorbar(
                 data["output_tokens"], data["value"], yerr=reach, fmt="o-", markersize=4, color=colour, elinewidth=1
             )
-            labels.append(
-                (float(data["value"].iloc[-1]), "prefill + decode" if quantity == "total" else quantity, colour)
-            )
+            labels.append((float(data["value"].iloc[-1]), quantity.label, colour))
         style.from_zero(axes)
         axes.set_xlim(left=0)
         axes.set_xticks(sorted({int(steps) + 1 for steps in runs["steps"]}))
@@ -61,7 +60,7 @@ def draw(table: pd.DataFrame) -> Figure:
 def caption(table: pd.DataFrame) -> str:
     """Say where decode overtakes the prefill."""
     runs = short(table)
-    decode, prefill = decode_runs.by_length(runs, "decode"), decode_runs.by_length(runs, "prefill")
+    decode, prefill = decode_runs.by_length(runs, DECODE), decode_runs.by_length(runs, PREFILL_SUM)
     if prefill.empty:
         return "Medians over photographs with their 95 % intervals."
     both = decode.merge(prefill, on="output_tokens", suffixes=("_decode", "_prefill"))

@@ -14,6 +14,7 @@ from vlmeter.analysis.reading import Unknown, estimate_in
 from vlmeter.figures import style
 from vlmeter.numbers.units import metric, significant
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import QUANTITIES
 
 NAME = "flops_latency"
 TITLE = "FLOPs and latency, phase by phase"
@@ -77,7 +78,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _scatter(axes: Axes, parts: pd.DataFrame, values: pd.Series[float]) -> None:
     for phase, own in parts.groupby("phase", sort=False):
-        colour = style.COLOURS[str(phase)]
+        colour = style.colour_of(QUANTITIES[str(phase)])
         launch = (own["pace"] == "launch-bound").to_numpy(dtype=bool)
         axes.scatter(
             own["flops"],
@@ -99,12 +100,12 @@ def _lines(axes: Axes, parts: pd.DataFrame) -> None:
         slope, constant = np.polyfit(size, value, 1)
         ends = np.array([size.min(), size.max()])
         line = np.exp(slope * ends + constant)
-        axes.plot(np.exp(ends), line, color=style.COLOURS[str(phase)], linewidth=1, alpha=0.6, zorder=2)
+        axes.plot(np.exp(ends), line, color=style.colour_of(QUANTITIES[str(phase)]), linewidth=1, alpha=0.6, zorder=2)
 
 
 def _labels(parts: pd.DataFrame, values: pd.Series[float]) -> list[tuple[float, str, str]]:
     return [
-        (float(values[own.index].iloc[-1]), flops.NAMES[str(phase)], style.COLOURS[str(phase)])
+        (float(values[own.index].iloc[-1]), flops.NAMES[str(phase)], style.colour_of(QUANTITIES[str(phase)]))
         for phase, own in parts.groupby("phase", sort=False)
     ]
 

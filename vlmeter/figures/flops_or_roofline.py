@@ -13,6 +13,7 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import QUANTITIES
 
 NAME = "flops_or_roofline"
 TITLE = "Latency as FLOPs predict it, and as the roofline does"
@@ -55,7 +56,7 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.fill_between(ends, ends / 2, ends * 2, color=style.FAINT, alpha=0.45, linewidth=0, zorder=0)
             for phase, own in frame.groupby("phase", sort=False):
                 name = flops.NAMES[str(phase)]
-                colour = style.COLOURS[str(phase)]
+                colour = style.colour_of(QUANTITIES[str(phase)])
                 axes.scatter(
                     own["latency_ms"], own[f"{model}_ms"], s=15, color=colour, label=name, linewidths=0, zorder=3
                 )

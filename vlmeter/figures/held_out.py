@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,17 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import plural
+from vlmeter.table.quantities import FIRST_TOKEN, WHOLE_REQUEST, Colour, Quantity
 
 NAME = "held_out"
 TITLE = "Predicted and measured, each cell held out"
 SECTION = "prediction"
 
-#: (kind, quantity) of `prediction.held_out`, in the order of the legend: label, colour, mark.
-_LOOKS = {
-    ("dummy", "first_token"): ("time to first token, image size held out", "prefill", "o"),
-    ("photograph", "first_token"): ("time to first token, photograph held out", "vision", "s"),
-    ("photograph", "total"): ("whole request, photograph held out", "decode", "^"),
+#: Image and quantity of `held_out.held_out`, in the order of the legend: what was held out, colour, mark.
+_LOOKS: Mapping[tuple[str, Quantity], tuple[str, Colour, str]] = {
+    ("dummy", FIRST_TOKEN): ("image size", "vermilion", "o"),
+    ("photograph", FIRST_TOKEN): ("photograph", "blue", "s"),
+    ("photograph", WHOLE_REQUEST): ("photograph", "green", "^"),
 }
 
 
@@ -51,8 +53,8 @@ def draw(table: pd.DataFrame) -> Figure:
         # a bad fit may predict less than nothing, which a logarithmic axis cannot show
         above_zero = found["predicted_ms"] > 0
         lowest = min(ends[0], float((found.loc[above_zero, "predicted_ms"] / unit).min()) / 1.5)
-        for (kind, quantity), (label, colour, mark) in _LOOKS.items():
-            own = found[(found["kind"] == kind) & (found["quantity"] == quantity)]
+        for (image, quantity), (left_out, colour, mark) in _LOOKS.items():
+            own = found[(found["picture"] == image) & (found["quantity"] == quantity.name)]
             if own.empty:
                 continue
             x, hue = own["measured_ms"] / unit, style.COLOURS[colour]
@@ -60,7 +62,7 @@ def draw(table: pd.DataFrame) -> Figure:
             parts[0] = parts[0].clip(lower=lowest)
             reach = style.bars(parts[0], np.maximum(parts[1], lowest / 10), parts[2])
             look: dict[str, Any] = {"fmt": mark, "markersize": 4, "color": hue, "elinewidth": 0.9, "markeredgewidth": 0}
-            upper.errorbar(x, parts[0], yerr=reach, label=f"{label} ({len(own)})", **look)
+            upper.errorbar(x, parts[0], yerr=reach, label=f"{quantity.label}, {left_out} held out ({len(own)})", **look)
             errors = [100 * (own[f"predicted_{part}ms"] / own["measured_ms"] - 1) for part in ("", "low_", "high_")]
             lower.errorbar(x, errors[0], yerr=style.bars(*errors), **look)
             out = ~own["inside"].to_numpy(dtype=bool)
@@ -105,11 +107,11 @@ def caption(table: pd.DataFrame) -> str:
         "Every image size and every photograph in turn is left out of the study, predicted from the rest as `vlmeter "
         "predict` does it, and compared with what was measured."
     ]
-    for quantity, name in held_out.QUANTITIES.items():
+    for quantity in held_out.PREDICTED:
         worth = held_out.accuracy(found, quantity)
         if isinstance(worth, Unknown):
             continue
-        own = found[found["quantity"] == quantity]
+        own, name = found[found["quantity"] == quantity.name], quantity.label
         sentences.append(
             f"{name[0].upper()}{name[1:]}: {plural(worth.count, 'prediction')}, {worth.said()} (nominally 95 %); the "
             f"farthest is {percent(float(own['error_fraction'].abs().max()))} off."

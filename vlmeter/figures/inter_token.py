@@ -10,6 +10,7 @@ from vlmeter.analysis import step_times
 from vlmeter.figures import style
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import INTER_TOKEN
 
 NAME = "inter_token"
 TITLE = "Inter-token latency"
@@ -33,7 +34,7 @@ def draw(table: pd.DataFrame) -> Figure:
         limit = float(np.quantile(samples, DRAWN_FRACTION))
         drawn = samples[samples <= limit]
         bins = int(np.clip(np.sqrt(len(drawn)) * 2, 10, 80))
-        axes.hist(drawn, bins=bins, color=style.COLOURS["decode"], alpha=0.75, linewidth=0)
+        axes.hist(drawn, bins=bins, color=style.colour_of(INTER_TOKEN), alpha=0.75, linewidth=0)
         top = axes.get_ylim()[1]
         axes.set_ylim(0, top * 1.3)
         height = 1.28

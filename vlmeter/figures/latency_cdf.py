@@ -13,17 +13,14 @@ from vlmeter.figures import style
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.quantities import DECODE, FIRST_TOKEN, WHOLE_REQUEST
 
 NAME = "latency_cdf"
 TITLE = "Requests done within a time"
 SECTION = "distribution"
 
-#: What is drawn: column of the requests, its name, its colour.
-CURVES = (
-    ("total_ms", "whole request", style.INK),
-    ("first_token_ms", "time to first token", style.COLOURS["prefill"]),
-    ("decode_ms", "decode", style.COLOURS["decode"]),
-)
+#: What is drawn.
+CURVES = (WHOLE_REQUEST, FIRST_TOKEN, DECODE)
 
 
 def needs(table: pd.DataFrame) -> str | None:
@@ -33,10 +30,10 @@ def needs(table: pd.DataFrame) -> str | None:
 
 def _curves(requests: pd.DataFrame) -> list[tuple[str, str, Array]]:
     found = []
-    for column, name, colour in CURVES:
-        values = np.sort(requests[column].dropna().to_numpy(dtype=np.float64))
+    for quantity in CURVES:
+        values = np.sort(requests[quantity.column].dropna().to_numpy(dtype=np.float64))
         if len(values) >= MIN_SAMPLES_FOR_PERCENTILE[0.5] and values[-1] > 0:
-            found.append((name, colour, values))
+            found.append((quantity.label, style.colour_of(quantity), values))
     return found
 
 
@@ -89,7 +86,7 @@ def _mark(axes: Axes, percent_done: float, estimate: Estimate, unit: float) -> N
 def caption(table: pd.DataFrame) -> str:
     """Say how far apart middle and tail are."""
     sample = distribution.sample_of(table)
-    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    values = sample.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
     ratio = distribution.tail_over_middle(values)
     text = f"{plural(sample.size, 'request')}; points are percentiles of the whole request with their 95 % intervals."
     if isinstance(ratio, Unknown):

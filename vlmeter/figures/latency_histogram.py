@@ -13,6 +13,7 @@ from vlmeter.figures import style
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.quantities import FIRST_TOKEN, WHOLE_REQUEST
 
 NAME = "latency_histogram"
 TITLE = "Latency of many requests"
@@ -36,24 +37,24 @@ def _limit(values: Array) -> float:
 def draw(table: pd.DataFrame) -> Figure:
     """Draw a histogram with percentiles as lines, and below it the time to first token on the same axis."""
     sample = distribution.sample_of(table)
-    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    values = sample.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
     unit, unit_name = style.time_unit(float(values.max()))
     limit = _limit(values)
-    first = sample.requests["first_token_ms"].dropna().to_numpy(dtype=np.float64)
+    first = sample.requests[FIRST_TOKEN.column].dropna().to_numpy(dtype=np.float64)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.2)
         bins = np.linspace(0, limit / unit, int(np.clip(np.sqrt(len(values)) * 3, 16, 90)))
         drawn = values[values <= limit] / unit
-        look: dict[str, Any] = {"color": style.COLOURS["decode"], "alpha": 0.8, "linewidth": 0}
-        axes.hist(drawn, bins=bins.tolist(), label="whole request", **look)
+        look: dict[str, Any] = {"color": style.COLOURS["green"], "alpha": 0.8, "linewidth": 0}
+        axes.hist(drawn, bins=bins.tolist(), label=WHOLE_REQUEST.label, **look)
         if len(first):
             axes.hist(
                 first[first <= limit] / unit,
                 bins=bins.tolist(),
                 histtype="step",
-                color=style.COLOURS["prefill"],
+                color=style.colour_of(FIRST_TOKEN),
                 linewidth=1.4,
-                label="time to first token",
+                label=FIRST_TOKEN.label,
             )
         top = axes.get_ylim()[1]
         axes.set_ylim(0, top * 1.42)
@@ -80,7 +81,7 @@ def draw(table: pd.DataFrame) -> Figure:
 def caption(table: pd.DataFrame) -> str:
     """Give the percentiles, why one is missing, and what was left out."""
     sample = distribution.sample_of(table)
-    values = sample.requests["total_ms"].to_numpy(dtype=np.float64)
+    values = sample.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
     found = distribution.percentiles(values)
     said = ", ".join(f"P{100 * part:.0f} {with_interval(one, 'ms')}" for part, one in found.items() if one is not None)
     text = f"{plural(sample.size, 'request')}, each measured once from the picture to the last token: {said}."

@@ -14,6 +14,7 @@ from vlmeter.figures import style
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.quantities import WHOLE_REQUEST
 
 NAME = "latency_tail"
 TITLE = "What makes slow requests slow"
@@ -45,10 +46,10 @@ def draw(table: pd.DataFrame) -> Figure:
         bars = (
             (
                 "gap",
-                style.COLOURS["prefill"],
+                style.COLOURS["vermilion"],
                 f"of the gap from the middle to the slowest {percent(found.tail_fraction, 1)}",
             ),
-            ("variance", style.COLOURS["vision"], "of the variance of latency"),
+            ("variance", style.COLOURS["blue"], "of the variance of latency"),
         )
         for place, (what, colour, label) in enumerate(bars):
             shares: Mapping[str, Estimate] = found.gap if what == "gap" else found.variance
@@ -65,8 +66,8 @@ def draw(table: pd.DataFrame) -> Figure:
         upper.set_ylabel("accounted for by")
         upper.grid(axis="y", visible=False)
         upper.legend(loc="upper center", bbox_to_anchor=(0.42, 1.16), ncols=2)
-        requests = sample.requests.dropna(subset=["total_ms"])
-        measured, fitted = requests["total_ms"].to_numpy(dtype=np.float64), found.fit.fitted
+        requests = sample.requests.dropna(subset=[WHOLE_REQUEST.column])
+        measured, fitted = requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64), found.fit.fitted
         unit, unit_name = style.time_unit(float(measured.max()))
         ends = [float(min(fitted.min(), measured.min())) / unit, float(max(fitted.max(), measured.max())) / unit]
         lower.plot(ends, ends, color=style.MUTED, linewidth=1)
@@ -120,4 +121,4 @@ def caption(table: pd.DataFrame) -> str:
     for reason in found.fixed.values():
         text += f" {reason[0].upper()}{reason[1:]}."
     worst = distribution.slowest(distribution.sample_of(table), 1).iloc[0]
-    return f"{text} The slowest request took {duration(float(worst['total_ms']))}."
+    return f"{text} The slowest request took {duration(float(worst[WHOLE_REQUEST.column]))}."

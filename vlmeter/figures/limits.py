@@ -9,29 +9,30 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vlmeter.analysis import reading
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent, significant
-from vlmeter.table.kinds import PREFILL
+from vlmeter.table import kinds
+from vlmeter.table.quantities import HEAD, INTER_TOKEN, LLM_BLOCKS, PLAIN_WALL, PROJECTOR, VISION_ENCODER, Quantity
 
 NAME = "limits"
 TITLE = "Measured time and the physical limit"
 SECTION = "limits"
 
-#: Phases whose floor means something; the merge only moves a few rows.
-PHASES = ("vision_encoder", "projector", "llm_blocks", "head")
+#: Phases whose floor means something (the merge only moves a few rows), and the whole of them.
+SHOWN = (VISION_ENCODER, PROJECTOR, LLM_BLOCKS, HEAD, PLAIN_WALL)
 
 
-def _prefills(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of phases (with marks, device time) and of whole prefills (without, wall time) of vision-token cells."""
-    known = table[(table["kind"] == PREFILL) & table["floor_ms"].notna() & (table["floor_ms"] > 0)]
-    phases = known[(known["arm"] == "hooks") & (known["clock"] == "device") & known["phase"].isin(PHASES)]
-    totals = known[(known["arm"] == "plain") & (known["clock"] == "wall") & (known["phase"] == "total")]
-    return pd.concat([phases, totals.assign(phase="prefill")])
+def _prefills(table: pd.DataFrame) -> dict[Quantity, pd.DataFrame]:
+    """Rows of phases (with marks, device time) and of whole prefills (without, wall time) that have a floor."""
+    known = table[table["floor_ms"].notna() & (table["floor_ms"] > 0)]
+    found = {quantity: reading.rows_of(known, quantity, kind=kinds.PREFILL) for quantity in SHOWN}
+    return {quantity: rows for quantity, rows in found.items() if len(rows)}
 
 
 def _step(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the mean decode step of the longest runs."""
-    rows = table[(table["phase"] == "inter_token") & table["floor_ms"].notna()]
+    rows = reading.rows_of(table[table["floor_ms"].notna()], INTER_TOKEN, kind=kinds.GENERATION)
     return rows[rows["output_tokens"] == rows["output_tokens"].max()] if len(rows) else rows
 
 
@@ -39,15 +40,17 @@ def needs(table: pd.DataFrame) -> str | None:
     """Floors, which take the device's ceilings and the counted work."""
     if "floor_ms" not in table:
         return "there are no floors: work and ceilings were not joined"
-    if _prefills(table).empty and _step(table).empty:
+    if not _prefills(table) and _step(table).empty:
         return "no prefill and no decode step with a floor was measured"
     return None
 
 
-def _middle(prefills: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the cell of middling size."""
-    order = prefills.drop_duplicates("cell_id").sort_values(["prompt_tokens", "cell_id"])["cell_id"].tolist()
-    return prefills[prefills["cell_id"] == order[len(order) // 2]] if order else prefills
+def _middle(prefills: dict[Quantity, pd.DataFrame]) -> str | None:
+    """Name of the cell of middling size; None without any."""
+    if not prefills:
+        return None
+    cells = pd.concat(prefills.values()).drop_duplicates("cell_id").sort_values(["prompt_tokens", "cell_id"])
+    return str(cells["cell_id"].iloc[len(cells) // 2])
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class _Rung:
     """One line of the lower panel."""
 
     name: str
-    phase: str
+    quantity: Quantity
     median_ms: float
     floor_ms: float
     mfu_fraction: float
@@ -70,16 +73,17 @@ class _Rung:
 def _ladder(table: pd.DataFrame) -> list[_Rung]:
     """What the lower panel shows, top to bottom."""
     rows = []
-    middle, steps = _middle(_prefills(table)), _step(table)
-    for phase in (*PHASES, "prefill"):
-        found = middle[middle["phase"] == phase]
+    prefills, steps = _prefills(table), _step(table)
+    middle = _middle(prefills)
+    for quantity, known in prefills.items():
+        found = known[known["cell_id"] == middle]
         if len(found):
             tokens = f"{found['prompt_tokens'].iloc[0]:,}"
-            name = f"whole prefill,\n{tokens} tokens" if phase == "prefill" else style.LABELS[phase]
-            rows.append(_Rung(name, phase, **{column: float(found[column].iloc[0]) for column in _VALUES}))
+            name = f"{quantity.label},\n{tokens} tokens" if quantity is PLAIN_WALL else quantity.label
+            rows.append(_Rung(name, quantity, **{column: float(found[column].iloc[0]) for column in _VALUES}))
     if len(steps):
         name = f"decode step,\nup to {steps['output_tokens'].iloc[0]:,} tokens"
-        rows.append(_Rung(name, "decode", **{column: float(steps[column].median()) for column in _VALUES}))
+        rows.append(_Rung(name, INTER_TOKEN, **{column: float(steps[column].median()) for column in _VALUES}))
     return rows
 
 
@@ -96,17 +100,14 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_shares(axes: Axes, prefills: pd.DataFrame) -> None:
+def _draw_shares(axes: Axes, prefills: dict[Quantity, pd.DataFrame]) -> None:
     labels = []
-    for phase in (*PHASES, "prefill"):
-        rows = prefills[prefills["phase"] == phase].sort_values(["prompt_tokens", "cell_id"])
-        if rows.empty:
-            continue
+    for quantity, rows in prefills.items():
         by_size = rows.groupby("prompt_tokens", sort=True)["floor_fraction"].median()
-        colour, wide = style.COLOURS[phase], phase == "prefill"
+        colour, width = style.colour_of(quantity), 2.2 if quantity is PLAIN_WALL else 1.3
         x, y = by_size.index.to_numpy(dtype=float), 100 * by_size.to_numpy(dtype=float)
-        axes.plot(x, y, "o-", color=colour, markersize=3.5, linewidth=2.2 if wide else 1.3)
-        labels.append((100 * float(by_size.iloc[-1]), "whole prefill" if wide else style.LABELS[phase], colour))
+        axes.plot(x, y, "o-", color=colour, markersize=3.5, linewidth=width)
+        labels.append((100 * float(by_size.iloc[-1]), quantity.label, colour))
     axes.axhline(100, color=style.MUTED, linewidth=0.8, linestyle="--")
     top = max((label[0] for label in labels), default=0.0)
     axes.set_ylim(0, max(120.0, 1.2 * top))
@@ -123,7 +124,7 @@ def _draw_ladder(axes: Axes, ladder: list[_Rung]) -> None:
     axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
     axes.set_ylim(-0.6, len(ladder) - 0.4)
     for place, rung in zip(places, ladder, strict=True):
-        colour = style.COLOURS[rung.phase]
+        colour = style.colour_of(rung.quantity)
         axes.plot([rung.floor_ms, rung.median_ms], [place, place], color=colour, linewidth=2.5, alpha=0.45)
         axes.plot([rung.floor_ms], [place], "|", color=colour, markersize=13, markeredgewidth=2)
         axes.plot([rung.median_ms], [place], "o", color=colour, markersize=6)

@@ -48,7 +48,7 @@ def draw(table: pd.DataFrame) -> Figure:
     notes, exact = series(table)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.4)
-        red, blue = style.COLOURS["subtraction"], style.COLOURS["vision"]
+        red, blue = style.COLOURS["vermilion"], style.COLOURS["blue"]
         axes.plot([i.width_px for i in exact], [i.crops for i in exact], "o-", color=blue, markersize=6, linewidth=1)
         axes.plot([i.width_px for i in notes], [i.crops for i in notes], "s--", color=red, markersize=5, linewidth=1)
         for crops in missed(table):

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
 from vlmeter.numbers.units import duration
+from vlmeter.table.quantities import DECODE, PREFILL_SUM
 
 NAME = "prefill_and_decode"
 TITLE = "Prefill and decode apart"
@@ -17,7 +18,7 @@ SECTION = "output"
 def needs(table: pd.DataFrame) -> str | None:
     """A generation with its phases."""
     runs = decode_runs.decode(table)
-    return None if runs["prefill_ms"].notna().any() else "no generation of two tokens or more was measured"
+    return None if runs[PREFILL_SUM.column].notna().any() else "no generation of two tokens or more was measured"
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -28,14 +29,11 @@ def draw(table: pd.DataFrame) -> Figure:
         figure, (upper, lower) = style.new_figure(2, height_in=5.2, ratios=(1, 1))
         upper.set_xscale("log", base=2)
         lower.set_yscale("log")
-        for axes, data, quantity, colour in (
-            (upper, direct, "prefill", style.COLOURS["prefill"]),
-            (lower, runs, "decode", style.COLOURS["decode"]),
-        ):
-            middle = decode_runs.by_length(data, quantity)
-            unit, name = style.time_unit(float(data[f"{quantity}_ms"].max()))
+        for axes, data, quantity in ((upper, direct, PREFILL_SUM), (lower, runs, DECODE)):
+            middle, colour = decode_runs.by_length(data, quantity), style.colour_of(quantity)
+            unit, name = style.time_unit(float(data[quantity.column].max()))
             axes.plot(
-                data["output_tokens"], data[f"{quantity}_ms"] / unit, "o", markersize=3.5, alpha=0.35, color=colour
+                data["output_tokens"], data[quantity.column] / unit, "o", markersize=3.5, alpha=0.35, color=colour
             )
             axes.errorbar(
                 middle["output_tokens"],
@@ -48,7 +46,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 linewidth=1,
                 elinewidth=1.2,
             )
-            axes.set_ylabel(f"{quantity} ({name})")
+            axes.set_ylabel(f"{quantity.label} ({name})")
         style.from_zero(upper)
         style.log_axis(lower.xaxis, at={int(steps) + 1 for steps in runs["steps"]})
         style.log_axis(lower.yaxis)
@@ -62,8 +60,8 @@ def caption(table: pd.DataFrame) -> str:
     """Say what varies with what: the prefill with the photograph, decode with the length."""
     runs = decode_runs.decode(table)
     direct = runs[runs["direct"]]
-    prefill = direct["prefill_ms"].dropna()
-    decode = decode_runs.by_length(runs, "decode")
+    prefill = direct[PREFILL_SUM.column].dropna()
+    decode = decode_runs.by_length(runs, DECODE)
     return (
         f"The prefill does not know how many tokens will follow: it takes {duration(float(prefill.min()))} to "
         f"{duration(float(prefill.max()))} depending on the photograph. Decode takes "

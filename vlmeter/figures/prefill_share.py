@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent, significant
+from vlmeter.table.quantities import DECODE, OF_DECODE, PREFILL_SUM, SHARE
 
 NAME = "prefill_share"
 TITLE = "Share of the prefill by output tokens"
@@ -18,17 +19,17 @@ SECTION = "output"
 def needs(table: pd.DataFrame) -> str | None:
     """A generation with its phases."""
     runs = decode_runs.decode(table)
-    return None if runs["share_fraction"].notna().any() else "no generation of two tokens or more was measured"
+    return None if runs[SHARE.column].notna().any() else "no generation of two tokens or more was measured"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw prefill and decode as parts of 100 %, with the interval over photographs at their border."""
-    shares = decode_runs.by_length(decode_runs.decode(table), "share", "_fraction")
+    shares = decode_runs.by_length(decode_runs.decode(table), SHARE)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=3.8)
         x = np.arange(len(shares))
         value = 100 * shares["value"].to_numpy(dtype=np.float64)
-        red, green = style.COLOURS["prefill"], style.COLOURS["decode"]
+        red, green = style.colour_of(PREFILL_SUM), style.colour_of(DECODE)
         axes.bar(x, value, 0.72, color=red)
         axes.bar(x, 100 - value, 0.72, bottom=value, color=green)
         reach = style.bars(value, 100 * shares["low"], 100 * shares["high"])
@@ -51,7 +52,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_ylabel("share of prefill + decode (%)")
         axes.grid(visible=False)
         last = float(value[-1])
-        style.label_ends(axes, [(last / 2, "prefill", red), (50 + last / 2, "decode", green)])
+        style.label_ends(axes, [(last / 2, PREFILL_SUM.label, red), (50 + last / 2, DECODE.label, green)])
         style.title(axes, TITLE, table)
     return figure
 
@@ -59,8 +60,8 @@ def draw(table: pd.DataFrame) -> Figure:
 def caption(table: pd.DataFrame) -> str:
     """Say from what to what the share falls."""
     runs = decode_runs.decode(table)
-    shares = decode_runs.by_length(runs, "share", "_fraction")
-    ratio = decode_runs.by_length(runs, "of_decode", "_fraction")
+    shares = decode_runs.by_length(runs, SHARE)
+    ratio = decode_runs.by_length(runs, OF_DECODE)
     first, last = shares.iloc[0], shares.iloc[-1]
     text = (
         f"At {first['output_tokens']} output tokens the prefill is {percent(first['value'])} of the time "

@@ -31,7 +31,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.axhline(0, color=style.MUTED, linewidth=0.8)
         for session, own in visits.groupby("session_id"):
             axes.plot(
-                own["position"], 100 * own["fraction"], "o-", color=style.COLOURS["vision"], markersize=4, linewidth=1
+                own["position"], 100 * own["fraction"], "o-", color=style.COLOURS["blue"], markersize=4, linewidth=1
             )
             if visits["session_id"].nunique() > 1:
                 last = own.iloc[-1]
@@ -44,7 +44,7 @@ def draw(table: pd.DataFrame) -> Figure:
                     va="center",
                 )
         away = visits[visits["drifted"]]
-        axes.plot(away["position"], 100 * away["fraction"], "o", color=style.COLOURS["prefill"], markersize=7)
+        axes.plot(away["position"], 100 * away["fraction"], "o", color=style.COLOURS["vermilion"], markersize=7)
         if not math.isnan(noise):
             axes.axhspan(-100 * noise, 100 * noise, color=style.FAINT, alpha=0.5, linewidth=0)
             style.note(axes, "grey: within the sentinel's own noise (median)", color=style.MUTED)

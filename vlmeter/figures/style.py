@@ -1,7 +1,7 @@
 """How all figures look: one palette, one set of sizes, labels on the things that they name.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which readers with any common colour
-vision can tell apart; a colour means the same phase in every figure. Figures are made without pyplot, so
+vision can tell apart; a quantity has the same colour in every figure. Figures are made without pyplot, so
 that drawing keeps no state and needs no display.
 """
 
@@ -25,45 +25,30 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from vlmeter.analysis.conditions import trust
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
-from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.intervals import Array
+from vlmeter.table.quantities import PHASES, PLAIN_WALL, Colour, Quantity
 
 INK = "#222222"
 MUTED = "#767676"
 FAINT = "#d9d9d9"
 
-#: Colour of a phase, or of what stands for several.
-COLOURS: Mapping[str, str] = {
-    "inputs": "#999999",
-    "vision_encoder": "#0072B2",
-    "projector": "#56B4E9",
-    "merge": "#999999",
-    "llm_blocks": "#E69F00",
-    "head": "#CC79A7",
-    "decode": "#009E73",
-    "vision": "#0072B2",
-    "language": "#E69F00",
-    "prefill": "#D55E00",
-    "total": INK,
-    "hooks": "#0072B2",
-    "subtraction": "#D55E00",
-    "subtraction_device": "#CC79A7",
-    "busy": "#009E73",
-    "launch": "#CC79A7",
+#: The palette by name; a quantity says which of them is its own (`vlmeter.table.quantities`).
+COLOURS: Mapping[Colour, str] = {
+    "ink": INK,
+    "grey": "#999999",
+    "blue": "#0072B2",
+    "sky": "#56B4E9",
+    "orange": "#E69F00",
+    "purple": "#CC79A7",
+    "green": "#009E73",
+    "vermilion": "#D55E00",
 }
 
-#: What a phase is called in a figure.
-LABELS: Mapping[str, str] = {
-    "vision_encoder": "vision encoder",
-    "projector": "projector",
-    "merge": "embedding, merge",
-    "llm_blocks": "LLM blocks",
-    "head": "head",
-    "decode": "decode",
-    "prefill": "prefill",
-    "vision": "vision",
-    "language": "LLM prefill",
-}
+
+def colour_of(quantity: Quantity) -> str:
+    """Colour of a quantity, the same in every figure."""
+    return COLOURS[quantity.colour]
+
 
 RC: Mapping[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that a figure is the same everywhere
@@ -220,10 +205,17 @@ def bars(values: Any, low: Any, high: Any) -> Any:
     return np.where(np.isnan(lengths), 0.0, np.maximum(lengths, 0.0))
 
 
-def points(axes: Axes, x: Any, frame: pd.DataFrame, quantity: str, **options: Any) -> None:
-    """Draw a quantity of an analysis frame as points with their intervals, in milliseconds."""
-    values, low, high = (frame[f"{quantity}{part}_ms"] for part in ("", "_low", "_high"))
-    style: dict[str, Any] = {"fmt": "o", "markersize": 4, "elinewidth": 1, "markeredgewidth": 0, **options}
+def points(axes: Axes, x: Any, frame: pd.DataFrame, quantity: Quantity, **options: Any) -> None:
+    """Draw a quantity of an analysis frame as points with their intervals, in its colour and unit."""
+    values, low, high = (frame[column] for column in quantity.columns)
+    style: dict[str, Any] = {
+        "fmt": "o",
+        "markersize": 4,
+        "elinewidth": 1,
+        "markeredgewidth": 0,
+        "color": colour_of(quantity),
+        **options,
+    }
     axes.errorbar(x, values, yerr=bars(values, low, high), **style)
 
 
@@ -320,17 +312,17 @@ def stack(
     marks: str = DIAMONDS,
 ) -> None:
     """Stack phases as bars, the uninstrumented total and crop counts on top, the phases' names at the right."""
-    unit, name = time_unit(float(data["plain_wall_ms"].max()))
+    unit, name = time_unit(float(data[PLAIN_WALL.column].max()))
     base = np.zeros(len(data))
     labels = []
-    for phase in PREFILL_PHASES:
-        height = data[f"{phase}_ms"].fillna(0.0).to_numpy(dtype=np.float64) / unit
-        colour = COLOURS[phase]
+    for phase in PHASES:
+        height = data[phase.column].fillna(0.0).to_numpy(dtype=np.float64) / unit
+        colour = colour_of(phase)
         axes.bar(x, height, width, bottom=base, color=colour, linewidth=0.4, edgecolor="white")
-        labels.append((float(base[-1] + height[-1] / 2), LABELS[phase], colour))
+        labels.append((float(base[-1] + height[-1] / 2), phase.label, colour))
         base = base + height
-    plain = data["plain_wall_ms"].to_numpy(dtype=np.float64) / unit
-    reach = bars(plain, data["plain_wall_low_ms"] / unit, data["plain_wall_high_ms"] / unit)
+    plain = data[PLAIN_WALL.column].to_numpy(dtype=np.float64) / unit
+    reach = bars(plain, data[PLAIN_WALL.low] / unit, data[PLAIN_WALL.high] / unit)
     axes.errorbar(x, plain, yerr=reach, fmt="D", markersize=3, color=INK, elinewidth=1, markeredgewidth=0)
     top = np.fmax(np.fmax(base, plain), plain + reach[1])
     for place, height, count in zip(x, top, crops or [], strict=False):

@@ -10,17 +10,14 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import prefill_cells, reading
 from vlmeter.figures import style
 from vlmeter.numbers.units import significant
+from vlmeter.table.quantities import BUSY_PREFILL, PLAIN_DEVICE, PLAIN_LAUNCH, PLAIN_WALL, WALL_OVER_BUSY
 
 NAME = "three_clocks"
 TITLE = "One prefill, by every clock"
 SECTION = "vision"
 
-CLOCKS = (
-    ("plain_wall", "wall time", style.INK, "o"),
-    ("plain_device", "device events", style.COLOURS["vision"], "^"),
-    ("plain_launch", "host launching", style.COLOURS["launch"], "v"),
-    ("busy_prefill", "device busy", style.COLOURS["busy"], "s"),
-)
+#: What is drawn, each with its mark.
+CLOCKS = ((PLAIN_WALL, "o"), (PLAIN_DEVICE, "^"), (PLAIN_LAUNCH, "v"), (BUSY_PREFILL, "s"))
 
 
 def needs(table: pd.DataFrame) -> str | None:
@@ -28,7 +25,7 @@ def needs(table: pd.DataFrame) -> str | None:
     cells = prefill_cells.vision_cells(table)
     if cells.empty:
         return "no vision-token cell was measured"
-    if cells["busy_prefill_ms"].notna().any():
+    if cells[BUSY_PREFILL.column].notna().any():
         return None
     reason = cells["busy_reason"].dropna()
     return str(reason.iloc[0]) if len(reason) else "busy time was not measured"
@@ -40,17 +37,17 @@ def draw(table: pd.DataFrame) -> Figure:
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=5.4, ratios=(3, 2))
         x = cells["prompt_tokens"].to_numpy(dtype=np.float64)
-        for quantity, name, colour, mark in CLOCKS:
-            style.points(upper, x, cells, quantity, color=colour, fmt=mark, label=name)
+        for quantity, mark in CLOCKS:
+            style.points(upper, x, cells, quantity, fmt=mark, label=quantity.clock)
         upper.set_ylabel("time of one prefill (ms)")
         style.from_zero(upper)
-        ratio = cells["wall_over_busy"].to_numpy(dtype=np.float64)
-        reach = style.bars(ratio, cells["wall_over_busy_low"], cells["wall_over_busy_high"])
+        ratio = cells[WALL_OVER_BUSY.column].to_numpy(dtype=np.float64)
+        reach = style.bars(ratio, cells[WALL_OVER_BUSY.low], cells[WALL_OVER_BUSY.high])
         lower.errorbar(x, ratio, yerr=reach, fmt="o", markersize=4, color=style.INK, elinewidth=1, markeredgewidth=0)
         limit = prefill_cells.DEVICE_BOUND_RATIO
         lower.axhline(limit, color=style.MUTED, linewidth=1, linestyle="--")
         lower.set_ylim(min(0.95, float(np.nanmin(ratio)) - 0.03), max(float(np.nanmax(ratio + reach[1])) * 1.05, 1.25))
-        lower.set_ylabel("wall / busy")
+        lower.set_ylabel(WALL_OVER_BUSY.label)
         style.token_axis(lower, "prompt tokens (vision, special and text tokens)")
         _shade(upper, lower, cells)
         upper.legend(loc="lower right", ncols=2)
@@ -66,7 +63,7 @@ def _shade(upper: Axes, lower: Axes, cells: pd.DataFrame) -> None:
         return
     low, high = lower.get_xlim()
     for axes in (upper, lower):
-        axes.axvspan(low, found.last_launch_bound_tokens, color=style.COLOURS["launch"], alpha=0.12, linewidth=0)
+        axes.axvspan(low, found.last_launch_bound_tokens, color=style.colour_of(PLAIN_LAUNCH), alpha=0.12, linewidth=0)
     lower.set_xlim(low, high)
     style.note(upper, "launch-bound: the device waits for the host")
 
@@ -113,7 +110,7 @@ def _growth(cells: pd.DataFrame) -> str:
     first, last = cells.iloc[0], cells.iloc[-1]
     if first["prompt_tokens"] == last["prompt_tokens"]:
         return ""
-    wall, busy = (last[f"{name}_ms"] / first[f"{name}_ms"] for name in ("plain_wall", "busy_prefill"))
+    wall, busy = (last[one.column] / first[one.column] for one in (PLAIN_WALL, BUSY_PREFILL))
     return (
         f"From {first['prompt_tokens']:,} to {last['prompt_tokens']:,} tokens wall time becomes {significant(wall)} "
         f"times as long, busy time {significant(busy)} times."

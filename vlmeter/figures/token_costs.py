@@ -18,8 +18,6 @@ NAME = "token_costs"
 TITLE = "What one more token costs"
 SECTION = "flops"
 
-_COLOURS = {"vision": "vision", "text": "language", "output": "decode", "output_busy": "busy"}
-
 
 def needs(table: pd.DataFrame) -> str | None:
     """A cost that is positive: two kinds of token, to compare."""
@@ -51,7 +49,7 @@ def draw(table: pd.DataFrame) -> Figure:
         places = np.arange(len(costs))[::-1]
         cheapest = min(values)
         for place, cost in zip(places, costs, strict=True):
-            colour = style.COLOURS[_COLOURS[cost.name]]
+            colour = style.colour_of(cost.quantity)
             reach = style.bars([cost.cost.value], [max(cost.cost.low, low / 10)], [cost.cost.high])
             axes.plot([axes.get_xlim()[0], cost.cost.value], [place, place], color=colour, linewidth=6, alpha=0.25)
             axes.errorbar(
@@ -91,6 +89,6 @@ def caption(table: pd.DataFrame) -> str:
     text = f"{said[0].upper()}{said[1:]}. A vision token brings its share of the crops along; a text token does not."
     if not math.isnan(found.output_over_vision.value):
         text += f" One output token costs as much as {with_interval(found.output_over_vision, '')} vision tokens."
-    if (why := prefill_cells.cost_clock(prefill_cells.vision_cells(table)).why) and "vision" in found:
+    if (why := prefill_cells.cost_clock(prefill_cells.vision_cells(table)).why) and "vision_token" in found:
         text += f" {why[0].upper()}{why[1:]}."
     return text

@@ -9,34 +9,35 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
 from vlmeter.numbers.units import duration, significant
+from vlmeter.table.quantities import DECODE, GENERATED, LANGUAGE, VISION
 
 NAME = "total_by_length"
 TITLE = "Prefill and decode, stacked, by output tokens"
 SECTION = "output"
 
-PARTS = (("vision", "vision"), ("language", "LLM prefill"), ("decode", "decode"))
+PARTS = (VISION, LANGUAGE, DECODE)
 
 
 def needs(table: pd.DataFrame) -> str | None:
     """A generation with its phases."""
     runs = decode_runs.decode(table)
-    return None if runs["total_ms"].notna().any() else "no generation of two tokens or more was measured"
+    return None if runs[GENERATED.column].notna().any() else "no generation of two tokens or more was measured"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw one bar per output length; the interval is that of the total over photographs."""
-    runs = decode_runs.decode(table).dropna(subset=["total_ms"])
-    total = decode_runs.by_length(runs, "total")
+    runs = decode_runs.decode(table).dropna(subset=[GENERATED.column])
+    total = decode_runs.by_length(runs, GENERATED)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.2)
         x = np.arange(len(total))
         base = np.zeros(len(total))
         labels = []
-        for quantity, name in PARTS:
+        for quantity in PARTS:
             height = decode_runs.by_length(runs, quantity)["value"].to_numpy(dtype=np.float64) / 1000
-            colour = style.COLOURS[quantity]
+            colour = style.colour_of(quantity)
             axes.bar(x, height, 0.72, bottom=base, color=colour)
-            labels.append((float(base[-1] + height[-1] / 2), name, colour))
+            labels.append((float(base[-1] + height[-1] / 2), quantity.label, colour))
             base = base + height
         value = total["value"].to_numpy(dtype=np.float64) / 1000
         reach = style.bars(value, total["low"] / 1000, total["high"] / 1000)
@@ -54,7 +55,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_ylim(0, float((value + reach[1]).max()) * 1.1)
         axes.set_xlim(-0.6, len(x) - 0.4)
         axes.set_xlabel("output tokens")
-        axes.set_ylabel("prefill + decode (s)")
+        axes.set_ylabel(f"{GENERATED.label} (s)")
         axes.grid(axis="x", visible=False)
         style.label_ends(axes, labels)
         style.title(axes, TITLE, table)
@@ -63,7 +64,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say what a user waits at both ends."""
-    total = decode_runs.by_length(decode_runs.decode(table).dropna(subset=["total_ms"]), "total")
+    total = decode_runs.by_length(decode_runs.decode(table).dropna(subset=[GENERATED.column]), GENERATED)
     first, last = total.iloc[0], total.iloc[-1]
     text = f"{int(first['output_tokens'])} output tokens take {duration(first['value'])} from prefill to last token"
     if len(total) > 1:

@@ -29,7 +29,7 @@ def draw(table: pd.DataFrame) -> Figure:
     """Draw measured over fitted time, and below it residuals over prompt tokens, coloured by crops."""
     cells = prefill_cells.vision_cells(table)
     clock = prefill_cells.cost_clock(cells)
-    measured, low, high = (f"{clock.quantity}{part}_ms" for part in ("", "_low", "_high"))
+    measured, low, high = clock.quantity.columns
     cells = cells.dropna(subset=[measured])
     fit = prefill_cells.two_factor(cells, clock.quantity)
     assert not isinstance(fit, reading.Unknown)

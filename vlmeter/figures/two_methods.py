@@ -12,6 +12,15 @@ from vlmeter.figures import style
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import duration, duration_range
 from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.quantities import (
+    LANGUAGE,
+    METHOD_DIFFERENCE_DEVICE,
+    METHOD_DIFFERENCE_WALL,
+    PLAIN_DEVICE,
+    PLAIN_WALL,
+    SUBTRACTION_DEVICE,
+    SUBTRACTION_WALL,
+)
 
 NAME = "two_methods"
 TITLE = "LLM prefill by hooks and by subtraction"
@@ -25,34 +34,32 @@ SAME_CLOCK_FRACTION = 0.002
 def needs(table: pd.DataFrame) -> str | None:
     """A cell that was measured in both ways."""
     cells = prefill_cells.vision_cells(table)
-    both = cells["language_ms"].notna() & cells["subtraction_wall_ms"].notna()
+    both = cells[LANGUAGE.column].notna() & cells[SUBTRACTION_WALL.column].notna()
     return None if both.any() else "no cell was measured by hooks and by subtraction"
 
 
 def clocks_differ(cells: pd.DataFrame) -> bool:
     """Whether wall time and device events of the plain prefill tell different stories."""
-    return bool((cells["plain_wall_ms"] / cells["plain_device_ms"] - 1).abs().median() > SAME_CLOCK_FRACTION)
+    return bool((cells[PLAIN_WALL.column] / cells[PLAIN_DEVICE.column] - 1).abs().median() > SAME_CLOCK_FRACTION)
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw both methods over prompt tokens, and below them hooks minus subtraction, paired."""
-    cells = prefill_cells.vision_cells(table).dropna(subset=["language_ms", "subtraction_wall_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=[LANGUAGE.column, SUBTRACTION_WALL.column])
     two_clocks = clocks_differ(cells)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=5.4, ratios=(3, 2))
         x = cells["prompt_tokens"].to_numpy(dtype=np.float64)
         step = max((x.max() - x.min()) / 300, 0.2)
-        series = [("wall", "wall time", "s", style.COLOURS["subtraction"], step)]
+        series = [(SUBTRACTION_WALL, METHOD_DIFFERENCE_WALL, "s", step)]
         if two_clocks:
-            series.append(("device", "device events", "^", style.COLOURS["subtraction_device"], 0.0))
-        blue = style.COLOURS["hooks"]
-        style.points(upper, x - step, cells, "language", color=blue, label="hooks (device events)")
-        for clock, name, mark, colour, moved in series:
-            look = {"color": colour, "fmt": mark}
-            style.points(upper, x + moved, cells, f"subtraction_{clock}", label=f"subtraction ({name})", **look)
-            style.points(lower, x + moved, cells, f"method_difference_{clock}", label=f"by {name}", **look)
+            series.append((SUBTRACTION_DEVICE, METHOD_DIFFERENCE_DEVICE, "^", 0.0))
+        style.points(upper, x - step, cells, LANGUAGE, color=style.COLOURS["blue"], label="hooks (device events)")
+        for left, apart, mark, moved in series:
+            style.points(upper, x + moved, cells, left, fmt=mark, label=f"subtraction ({left.label})")
+            style.points(lower, x + moved, cells, apart, fmt=mark, label=f"by {apart.label}")
         _mark_fall(upper, table, cells)
-        upper.set_ylabel("LLM prefill (ms)")
+        upper.set_ylabel(f"{LANGUAGE.label} ({LANGUAGE.unit})")
         upper.legend(loc="upper left")
         lower.axhline(0, color=style.MUTED, linewidth=0.8)
         lower.set_ylabel("hooks - subtraction (ms)")
@@ -65,10 +72,10 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _mark_fall(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame) -> None:
     """Point at the largest fall of subtraction, if there is one beyond noise."""
-    found = prefill_cells.falls(cells, "subtraction_wall", spread_fraction=conditions.sentinel_spread(table))
+    found = prefill_cells.falls(cells, SUBTRACTION_WALL, spread_fraction=conditions.sentinel_spread(table))
     if isinstance(found, reading.Unknown) or not found:
         return
-    worst, red = found[0], style.COLOURS["subtraction"]
+    worst, red = found[0], style.colour_of(SUBTRACTION_WALL)
     axes.annotate(
         "",
         xy=(worst.to_tokens, worst.to_ms),
@@ -81,20 +88,20 @@ def _mark_fall(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame) -> None:
 
 def caption(table: pd.DataFrame) -> str:
     """Say by how much the methods differ, and where subtraction falls."""
-    cells = prefill_cells.vision_cells(table).dropna(subset=["language_ms", "subtraction_wall_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=[LANGUAGE.column, SUBTRACTION_WALL.column])
     sentences = [
         "Both methods measure what a prefill does behind the vision side: subtraction takes the time of vision run "
         "alone from the whole, hooks place marks inside one pass. Samples of one round are paired."
     ]
-    difference = prefill_cells.pooled(cells, "method_difference_wall")
+    difference = prefill_cells.pooled(cells, METHOD_DIFFERENCE_WALL)
     if isinstance(difference, Estimate):
-        values = cells["method_difference_wall_ms"]
+        values = cells[METHOD_DIFFERENCE_WALL.column]
         sentences.append(
             f"Hooks minus subtraction (wall time) is {with_interval(difference, 'ms')} in the median over "
             f"{plural(len(cells), 'cell')}, from {duration_range(float(values.min()), float(values.max()))}."
         )
     spread = conditions.sentinel_spread(table)
-    for quantity, name in (("subtraction_wall", "By subtraction"), ("language", "By hooks")):
+    for quantity, name in ((SUBTRACTION_WALL, "By subtraction"), (LANGUAGE, "By hooks")):
         found = prefill_cells.falls(cells, quantity, spread_fraction=spread)
         if isinstance(found, reading.Unknown):
             continue

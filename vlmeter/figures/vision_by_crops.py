@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from vlmeter.analysis import prefill_cells
 from vlmeter.figures import style
-from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
+from vlmeter.table.quantities import PHASES, PLAIN_WALL, PREFILL_SUM, VISION
 
 NAME = "vision_by_crops"
 TITLE = "Prefill latency by crops and phase"
@@ -20,17 +20,17 @@ SECTION = "vision"
 def needs(table: pd.DataFrame) -> str | None:
     """Any finished vision-token cell will do."""
     cells = prefill_cells.vision_cells(table)
-    return None if cells["phases_ms"].notna().any() else "no vision-token cell was measured"
+    return None if cells[PREFILL_SUM.column].notna().any() else "no vision-token cell was measured"
 
 
 def groups(table: pd.DataFrame) -> pd.DataFrame:
     """Median phases of all cells with the same crops; the ends of plain are its smallest and largest cell."""
-    cells = prefill_cells.vision_cells(table).dropna(subset=["phases_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=[PREFILL_SUM.column])
     by_crops = cells.groupby("crops", as_index=False)
-    numbers = [f"{phase}_ms" for phase in PREFILL_PHASES] + ["plain_wall_ms"]
+    numbers = [phase.column for phase in PHASES] + [PLAIN_WALL.column]
     data = by_crops[numbers].median()
-    data["plain_wall_low_ms"] = by_crops["plain_wall_ms"].min()["plain_wall_ms"]
-    data["plain_wall_high_ms"] = by_crops["plain_wall_ms"].max()["plain_wall_ms"]
+    data[PLAIN_WALL.low] = by_crops[PLAIN_WALL.column].min()[PLAIN_WALL.column]
+    data[PLAIN_WALL.high] = by_crops[PLAIN_WALL.column].max()[PLAIN_WALL.column]
     return data
 
 
@@ -53,10 +53,10 @@ def caption(table: pd.DataFrame) -> str:
     """Say how far the vision side grows, and how far cells of one crop count are apart."""
     data = groups(table)
     first, last = data.iloc[0], data.iloc[-1]
-    vision = data["vision_encoder_ms"] + data["projector_ms"]
+    vision = data[[part.column for part in VISION.parts]].sum(axis=1, skipna=False)
     if len(data) == 1:
         return f"One crop count, {int(first['crops'])}: the vision side takes {duration(float(vision.iloc[0]))}."
-    apart = (data["plain_wall_high_ms"] - data["plain_wall_low_ms"]).to_numpy(dtype=np.float64)
+    apart = (data[PLAIN_WALL.high] - data[PLAIN_WALL.low]).to_numpy(dtype=np.float64)
     widest = int(apart.argmax())
     return (
         f"From {plural(int(first['crops']), 'crop')} to {int(last['crops'])} the vision side (encoder and projector) "

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from vlmeter.analysis import prefill_cells
 from vlmeter.figures import style
-from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.units import duration, duration_range, percent
+from vlmeter.table.quantities import PHASES, PLAIN_WALL, PREFILL_SUM, QUANTITIES
 
 NAME = "vision_by_tokens"
 TITLE = "Prefill latency by vision tokens and phase"
@@ -22,14 +22,13 @@ SECTION = "vision"
 def needs(table: pd.DataFrame) -> str | None:
     """Any finished vision-token cell will do."""
     cells = prefill_cells.vision_cells(table)
-    return None if cells["phases_ms"].notna().any() else "no vision-token cell was measured"
+    return None if cells[PREFILL_SUM.column].notna().any() else "no vision-token cell was measured"
 
 
 def groups(table: pd.DataFrame) -> pd.DataFrame:
     """Median phases of all cells with the same vision tokens and crops, in that order."""
-    cells = prefill_cells.vision_cells(table).dropna(subset=["phases_ms"])
-    numbers = [f"{phase}_ms" for phase in PREFILL_PHASES]
-    numbers += [f"plain_wall{part}_ms" for part in ("", "_low", "_high")]
+    cells = prefill_cells.vision_cells(table).dropna(subset=[PREFILL_SUM.column])
+    numbers = [*(phase.column for phase in PHASES), *PLAIN_WALL.columns]
     return cells.groupby(["vision_tokens", "crops"], as_index=False)[numbers].median()
 
 
@@ -48,7 +47,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say how far latency grows, what dominates, and what equal tokens with unequal crops show."""
-    cells = prefill_cells.vision_cells(table).dropna(subset=["phases_ms"])
+    cells = prefill_cells.vision_cells(table).dropna(subset=[PREFILL_SUM.column])
     first, last = cells.iloc[0], cells.iloc[-1]
     shares = prefill_cells.phase_shares(cells).sort_values("median_fraction", ascending=False)
     top = shares.iloc[0]
@@ -56,15 +55,15 @@ def caption(table: pd.DataFrame) -> str:
     if len(cells) > 1:
         sentences.append(
             f"From {first['vision_tokens']:,} to {last['vision_tokens']:,} vision tokens the prefill takes "
-            f"{duration_range(first['plain_wall_ms'], last['plain_wall_ms'])} of wall time."
+            f"{duration_range(first[PLAIN_WALL.column], last[PLAIN_WALL.column])} of wall time."
         )
     else:
         sentences.append(
-            f"One cell: {first['vision_tokens']:,} vision tokens, {duration(first['plain_wall_ms'])} of wall time."
+            f"One cell: {first['vision_tokens']:,} vision tokens, {duration(first[PLAIN_WALL.column])} of wall time."
         )
     least, most = percent(top["smallest_fraction"]), percent(top["largest_fraction"])
     share = least if least == most else f"{least} to {most}"
-    sentences.append(f"The largest phase is {style.LABELS[str(top['phase'])]}, with {share} of the sum of phases.")
+    sentences.append(f"The largest phase is {QUANTITIES[str(top['phase'])].label}, with {share} of the sum of phases.")
     repeated = prefill_cells.repeated_counts(cells)
     if repeated:
         counts = " and ".join(f"{tokens:,}" for tokens in repeated)

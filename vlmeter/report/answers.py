@@ -9,9 +9,10 @@ import pandas as pd
 
 from vlmeter.analysis import decode_runs, headlines, prefill_cells
 from vlmeter.analysis.reading import Unknown
-from vlmeter.figures.style import COLOURS, LABELS
+from vlmeter.figures.style import colour_of
 from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.quantities import DECODE, INPUTS_WALL, PREFILL_SUM, QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
     if len(shares):
         parts = [
             Part(
-                LABELS[row["phase"]],
-                css_variable(COLOURS[row["phase"]]),
+                QUANTITIES[row["phase"]].label,
+                css_variable(colour_of(QUANTITIES[row["phase"]])),
                 row["median_fraction"],
                 f"{percent(row['median_fraction'])} ({percent(row['smallest_fraction'])} to "
                 f"{percent(row['largest_fraction'])})",
@@ -85,16 +86,17 @@ def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
 
 
 def _request_bar(runs: pd.DataFrame, tokens: int) -> Bar:
-    found = {
-        "preprocessing and copy": ("inputs", decode_runs.by_length(runs, "inputs_wall")),
-        "prefill": ("prefill", decode_runs.by_length(runs, "prefill")),
-        "decode": ("decode", decode_runs.by_length(runs, "decode")),
-    }
-    values = {label: (colour, float(frame["value"].iloc[0])) for label, (colour, frame) in found.items() if len(frame)}
-    whole = sum(value for _, value in values.values())
+    found = {quantity: decode_runs.by_length(runs, quantity) for quantity in (INPUTS_WALL, PREFILL_SUM, DECODE)}
+    values = {quantity: float(frame["value"].iloc[0]) for quantity, frame in found.items() if len(frame)}
+    whole = sum(values.values())
     parts = [
-        Part(label, css_variable(COLOURS[colour]), value / whole, f"{duration(value)}, {percent(value / whole, 3)}")
-        for label, (colour, value) in values.items()
+        Part(
+            quantity.label,
+            css_variable(colour_of(quantity)),
+            value / whole,
+            f"{duration(value)}, {percent(value / whole, 3)}",
+        )
+        for quantity, value in values.items()
     ]
     note = f"medians over {plural(runs['image_index'].nunique(), 'photograph')}, {duration(whole)} in all"
     return Bar(f"A request with {plural(tokens, 'output token')}", note, parts)

@@ -10,12 +10,24 @@ import pandas as pd
 
 from vlmeter.analysis import reading
 from vlmeter.report.grids import Grid, Value, count_value, is_true, measured_value, whole_number, word_value
+from vlmeter.table.quantities import (
+    BUSY_PREFILL,
+    CLOSURE,
+    DECODE,
+    FIRST_TOKEN,
+    LANGUAGE,
+    PLAIN_WALL,
+    PREFILL_SUM,
+    SHARE,
+    SUBTRACTION_WALL,
+    VISION,
+)
 
 
 def flags_of(table: pd.DataFrame) -> dict[str, list[str]]:
     """Collect what a reader should know before trusting a cell's numbers, by the cell's name."""
     flags: dict[str, list[str]] = {}
-    totals = table[table["phase"] == "total"].drop_duplicates("cell_id")
+    totals = reading.whole_rows(table)
     for row in totals.to_dict("records"):
         disturbed, rounds = whole_number(row["disturbed_samples"]), whole_number(row["rounds"])
         found = {
@@ -48,22 +60,21 @@ def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str) 
         ("crops", "pieces of the image that the vision encoder sees, the whole image in small among them"),
         ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
         ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
-        ("whole prefill", "without marks, as a user waits (wall time)"),
-        ("device busy", "device time of the same work with no host in the way"),
-        ("vision", "vision encoder and projector, by hooks"),
-        ("LLM prefill, hooks", "everything behind the vision side, by marks inside one pass"),
-        ("LLM prefill, subtraction", "whole prefill minus vision run alone (wall time)"),
-        ("closure", "sum of all phases over the whole, minus 1; 0 is perfect"),
+        (PLAIN_WALL.label, "without marks, as a user waits (wall time)"),
+        (BUSY_PREFILL.clock, "device time of the same work with no host in the way"),
+        (VISION.label, VISION.words),
+        (f"{LANGUAGE.label}, hooks", LANGUAGE.words),
+        (f"{LANGUAGE.label}, subtraction", SUBTRACTION_WALL.words),
+        (CLOSURE.label, CLOSURE.words),
         ("who sets the pace", "launch-bound: the host; device-bound: the device"),
         ("flags", "what a reader should know before trusting the row; empty: nothing"),
     ]
-    quantities = ("plain_wall", "busy_prefill", "vision", "language", "subtraction_wall")
+    quantities = (PLAIN_WALL, BUSY_PREFILL, VISION, LANGUAGE, SUBTRACTION_WALL, CLOSURE)
     rows = [
         [
             _image(row),
             *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
             *(measured_value(row, quantity) for quantity in quantities),
-            measured_value(row, "closure", "_fraction"),
             word_value(row["bound"]),
             word_value("; ".join(flags.get(row["cell_id"], []))),
         ]
@@ -81,10 +92,10 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -
         ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
         ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
         ("output tokens", "tokens generated; the first comes out of the prefill"),
-        ("time to first token", "preprocessing, copy to the device and prefill"),
-        ("prefill", "sum of the prefill's phases"),
-        ("decode", "all decode steps"),
-        ("prefill share", "prefill over prefill and decode"),
+        (FIRST_TOKEN.label, "preprocessing, copy to the device and prefill"),
+        (PREFILL_SUM.label, "sum of the prefill's phases"),
+        (DECODE.label, "all decode steps"),
+        (SHARE.label, SHARE.words),
         ("how", "run by itself, or read off the first steps of a longer run of the same photograph"),
         ("flags", "what a reader should know before trusting the row; empty: nothing"),
     ]
@@ -94,8 +105,7 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -
             word_value(row["question_id"]),
             *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
             Value(f"{row['steps'] + 1:,}", float(row["steps"] + 1)),
-            *(measured_value(row, quantity) for quantity in ("first_token", "prefill", "decode")),
-            measured_value(row, "share", "_fraction"),
+            *(measured_value(row, quantity) for quantity in (FIRST_TOKEN, PREFILL_SUM, DECODE, SHARE)),
             word_value("read off a longer run" if row["source"] == "derived" else "run by itself"),
             word_value("; ".join(flags.get(row["cell_id"], []))),
         ]

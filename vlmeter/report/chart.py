@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from vlmeter.figures.style import COLOURS, LABELS
-from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.experiments.registry import EXPERIMENTS, get_experiment
+from vlmeter.figures.style import colour_of
 from vlmeter.report.answers import css_variable
+from vlmeter.table import kinds
+from vlmeter.table.kinds import Kind
+from vlmeter.table.quantities import (
+    BUSY_PREFILL,
+    DECODE,
+    DECODE_STEP,
+    INPUTS_WALL,
+    LLM_BLOCKS,
+    PHASES,
+    PLAIN_LAUNCH,
+    PLAIN_WALL,
+    VISION_ALONE_WALL,
+    VISION_ENCODER,
+    Quantity,
+)
 
-_DRAWN_AT_FIRST = ("vision_encoder", "llm_blocks")
-
-
-#: What the chart can draw, by experiment: (label, colour, arm, phase, clock, whether it is drawn at first).
-SERIES: Mapping[str, Sequence[tuple[str, str, str, str, str, bool]]] = {
-    "vision_tokens": (
-        ("whole prefill, as a user waits", css_variable(COLOURS["total"]), "plain", "total", "wall", True),
-        ("whole prefill, device busy", css_variable(COLOURS["busy"]), "busy", "prefill", "busy", False),
-        ("whole prefill, host hands over", css_variable(COLOURS["launch"]), "plain", "total", "launch", False),
-        *((LABELS[p], css_variable(COLOURS[p]), "hooks", p, "device", p in _DRAWN_AT_FIRST) for p in PREFILL_PHASES),
-        ("vision run alone, as a user waits", css_variable(COLOURS["subtraction"]), "vision", "total", "wall", False),
-        ("preprocessing and copy", css_variable(COLOURS["inputs"]), "inputs", "total", "wall", False),
-    ),
-    "output_tokens": (
-        ("decode, all steps", css_variable(COLOURS["decode"]), "hooks", "decode", "device", True),
-        ("one decode step", css_variable(COLOURS["hooks"]), "hooks", "decode_step", "device", False),
-        *((LABELS[p], css_variable(COLOURS[p]), "hooks", p, "device", p in _DRAWN_AT_FIRST) for p in PREFILL_PHASES),
-        ("preprocessing and copy", css_variable(COLOURS["inputs"]), "inputs", "total", "wall", False),
-    ),
+#: What the chart can draw of cells of each kind.
+DRAWN: Mapping[Kind, Sequence[Quantity]] = {
+    kinds.PREFILL: (PLAIN_WALL, BUSY_PREFILL, PLAIN_LAUNCH, *PHASES, VISION_ALONE_WALL, INPUTS_WALL),
+    kinds.GENERATION: (DECODE, DECODE_STEP, *PHASES, INPUTS_WALL),
 }
+
+_DRAWN_AT_FIRST = (PLAIN_WALL, VISION_ENCODER, LLM_BLOCKS, DECODE)
+
+
+def series() -> dict[str, list[dict[str, Any]]]:
+    """What the page's script needs of each quantity: words, colour, its rows, whether it is shown at first."""
+    return {
+        kind: [
+            {
+                "label": quantity.words,
+                "colour": css_variable(colour_of(quantity)),
+                **quantity.rows[kind]._asdict(),
+                "shown": quantity in _DRAWN_AT_FIRST,
+            }
+            for quantity in quantities
+        ]
+        for kind, quantities in DRAWN.items()
+    }
+
+
+def questions() -> dict[str, str]:
+    """What each experiment asks, by its name."""
+    return {name: get_experiment(name).question for name in EXPERIMENTS}

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from vlmeter.analysis import components
-from vlmeter.figures.style import LABELS
 from vlmeter.numbers.units import duration, metric, percent, size
 from vlmeter.report.grids import Grid, Value, count_value, estimate_value, word_value
+from vlmeter.table.quantities import PREFILL_SUM, QUANTITIES, REPEATED_PREFILL, REPEATED_VISION, VISION, WHOLE_REQUEST
 
 
 def _flops(count: Any) -> str:
@@ -36,10 +36,10 @@ def component_grid(found: components.Profile, name: str) -> Grid:
         ("of time", "share of the time of prefill and decode, with its 95 % interval"),
         ("peak memory", "most device memory in use during the phase; empty: nothing counts it"),
     ]
-    shares = {quantity: found.share(quantity) for quantity in components.QUANTITIES}
+    shares = {quantity: found.share(quantity) for quantity in components.SHARES_OF}
     rows = [
         [
-            word_value(LABELS.get(row["part"], row["part"])),
+            word_value(QUANTITIES[row["part"]].label),
             count_value(row["parameters"]),
             _share(shares["parameters"], row["part"]),
             Value(_flops(row["flops"]), float(row["flops"])),
@@ -61,9 +61,9 @@ def _share(shares: Mapping[str, float], part: str) -> Value:
 
 #: What was given to the energy counter, in words.
 _ENERGY = {
-    "request": "a whole request, in the mean",
-    "prefill": "one prefill, repeated without a pause",
-    "vision": "vision encoder and projector alone, repeated without a pause",
+    WHOLE_REQUEST.name: "a whole request, in the mean",
+    PREFILL_SUM.name: REPEATED_PREFILL.words,
+    VISION.name: REPEATED_VISION.words,
 }
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from vlmeter.analysis import reading
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import Quantity
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,9 @@ def count_value(value: Any) -> Value:
     return Value("", math.nan) if pd.isna(value) else Value(f"{int(value):,}", float(value))
 
 
-def measured_value(row: Any, name: str, unit: str = "_ms") -> Value:
+def measured_value(row: Any, quantity: Quantity) -> Value:
     """A quantity of an analysis frame, with its interval."""
-    estimate = reading.estimate_in(row, name, unit)
-    return estimate_value(estimate, {"_ms": "ms", "_fraction": "fraction", "": ""}[unit])
+    return estimate_value(reading.estimate_of(row, quantity), "" if quantity.unit == "times" else quantity.unit)
 
 
 def estimate_value(estimate: Estimate, unit: str) -> Value:

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from vlmeter.figures.style import LABELS
-from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.analysis.reading import rows_of
 from vlmeter.numbers.medians import Estimate, median_estimate
 from vlmeter.numbers.units import duration_range, percent
 from vlmeter.numbers.words import plural, with_interval
 from vlmeter.report.answers import Answer, in_two
 from vlmeter.report.grids import Grid, Value, count_value, estimate_value, word_value
+from vlmeter.table import kinds
+from vlmeter.table.kinds import Kind
+from vlmeter.table.quantities import BUSY_PREFILL, DECODE, PHASES, PLAIN_WALL, Quantity
 
 
 @dataclass(frozen=True)
 class Limit:
     """How far one kind of work is from the fastest that the device could do it."""
 
-    name: str
-    label: str
+    quantity: Quantity
     cells: int
     times: Estimate
     measured: str
@@ -34,43 +35,33 @@ class Limit:
     def answer(self) -> Answer:
         """The distance as an answer of the first screen."""
         value, interval = in_two(with_interval(self.times, "times"))
-        note = (
-            f"{self.label}; median over {plural(self.cells, 'cell')}; the floor is the least time the device could take"
-        )
-        return Answer(f"limit_{self.name}", f"{self.name} over its floor", value, interval, note)
+        cells = plural(self.cells, "cell")
+        note = f"{self.quantity.words}; median over {cells}; the floor is the least time the device could take"
+        return Answer(f"limit_{self.quantity}", f"{self.quantity.label} over its floor", value, interval, note)
 
 
-#: What is compared with its floor: name, label, and arm, phase, clock and experiment of its rows.
-_LIMITS = (
-    ("prefill", "whole prefill, as a user waits", "plain", "total", "wall", "vision_tokens"),
-    ("prefill_busy", "whole prefill, device busy", "busy", "prefill", "busy", "vision_tokens"),
-    *((phase, LABELS[phase], "hooks", phase, "device", "vision_tokens") for phase in PREFILL_PHASES),
-    ("decode", "decode, all steps", "hooks", "decode", "device", "output_tokens"),
+#: What is compared with its floor, and in cells of which kind.
+_LIMITS: Sequence[tuple[Quantity, Kind]] = (
+    *((quantity, kinds.PREFILL) for quantity in (PLAIN_WALL, BUSY_PREFILL, *PHASES)),
+    (DECODE, kinds.GENERATION),
 )
 
 
 #: Limits that the first screen names.
-ON_FIRST_SCREEN = ("prefill", "decode")
+ON_FIRST_SCREEN = (PLAIN_WALL, DECODE)
 
 
-def limits_of(physics: pd.DataFrame) -> list[Limit]:
-    """Set the phases of one subject beside their floors."""
+def limits_of(table: pd.DataFrame) -> list[Limit]:
+    """Set the phases of one subject beside their floors; the table has work beside it (`roofline.beside`)."""
     found = []
-    for name, label, arm, phase, clock, experiment in _LIMITS:
-        rows = physics[
-            (physics["arm"] == arm)
-            & (physics["phase"] == phase)
-            & (physics["clock"] == clock)
-            & (physics["experiment"] == experiment)
-            & (physics["source"] == "measured")
-            & (physics["floor_ms"] > 0)
-        ]
+    known = table[(table["source"] == "measured") & (table["floor_ms"] > 0)]
+    for quantity, kind in _LIMITS:
+        rows = rows_of(known, quantity, kind=kind)
         if rows.empty:
             continue
         found.append(
             Limit(
-                name,
-                label,
+                quantity,
                 len(rows),
                 median_estimate((rows["median_ms"] / rows["floor_ms"]).tolist()),
                 _range(rows["median_ms"]),
@@ -101,7 +92,7 @@ def limits_grid(limits: Sequence[Limit], name: str) -> Grid:
     ]
     rows = [
         [
-            word_value(limit.label),
+            word_value(limit.quantity.words),
             count_value(limit.cells),
             word_value(limit.measured),
             word_value(limit.floor),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from vlmeter.analysis import flops, held_out
-from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.reading import Unknown, estimate_in
 from vlmeter.analysis.roofline import beside
 from vlmeter.numbers.units import duration, metric, percent
-from vlmeter.report.grids import Grid, Value, count_value, estimate_value, measured_value, word_value
+from vlmeter.report.grids import Grid, Value, count_value, estimate_value, word_value
+from vlmeter.table.quantities import QUANTITIES
 
 
 def flops_grids(table: pd.DataFrame, physics: pd.DataFrame | None, name: str) -> list[Grid]:
@@ -35,7 +36,7 @@ def _relations_grid(relations: pd.DataFrame, name: str) -> Grid:
             count_value(row["points"]),
             count_value(row["cells"]),
             word_value(_flops_range(row["smallest_flops"], row["largest_flops"])),
-            *(measured_value(row, quantity, "") for quantity in flops.RELATION_QUANTITIES),
+            *(estimate_value(estimate_in(row, quantity, ""), "") for quantity in flops.RELATION_QUANTITIES),
         ]
         for row in relations.to_dict("records")
     ]
@@ -92,9 +93,9 @@ def held_out_grid(table: pd.DataFrame, name: str) -> Grid:
         else [
             [
                 word_value(row["group"]),
-                word_value(held_out.QUANTITIES[row["quantity"]]),
+                word_value(QUANTITIES[row["quantity"]].label),
                 count_value(row["output_tokens"]),
-                measured_value(row, "predicted"),
+                estimate_value(estimate_in(row, "predicted"), "ms"),
                 Value(duration(row["measured_ms"]), row["measured_ms"]),
                 Value(percent(row["error_fraction"]), row["error_fraction"]),
                 word_value("yes" if row["inside"] else "no"),

@@ -33,7 +33,7 @@ from vlmeter.claims.base import Claim
 from vlmeter.claims.files import read_claims
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
-from vlmeter.report.chart import SERIES
+from vlmeter.report.chart import questions, series
 from vlmeter.report.grids import Grid, word_value
 from vlmeter.report.pictures import DARK_COLOURS, FigureFiles
 from vlmeter.report.side_by_side import side_by_side_view
@@ -121,7 +121,8 @@ def render(inputs: ReportInputs) -> str:
             commits=sorted(set(table["commit"].dropna())),
             reproduction=inputs.reproduction,
             dictionary=_dictionary_grid(),
-            series=SERIES,
+            series=series(),
+            questions=questions(),
             colours=DARK_COLOURS,
             table_rows=len(table),
             table_data=_packed(_columnar(table, physics)),

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from vlmeter.analysis import distribution
 from vlmeter.numbers.units import duration
 from vlmeter.report.grids import Grid, Value, count_value, estimate_value, word_value
+from vlmeter.table.quantities import DECODE, FIRST_TOKEN, LONGEST_STEP, WHOLE_REQUEST
 
 
 def percentile_grid(sample: distribution.Sample, name: str) -> Grid:
@@ -24,15 +25,15 @@ def percentile_grid(sample: distribution.Sample, name: str) -> Grid:
         ("absent", "why a percentile is not told"),
     ]
     rows = []
-    for column, label in distribution.DURATIONS.items():
-        values = sample.requests[column].dropna().to_numpy(dtype=float)
+    for quantity in distribution.DURATIONS:
+        values = sample.requests[quantity.column].dropna().to_numpy(dtype=float)
         if not len(values) or values.max() <= 0:
             continue
         found = distribution.percentiles(values)
         missing = [distribution.too_few(part, len(values)) for part, one in found.items() if one is None]
         rows.append(
             [
-                word_value(label),
+                word_value(quantity.words),
                 count_value(len(values)),
                 *(Value("", math.nan) if one is None else estimate_value(one, "ms") for one in found.values()),
                 Value(duration(float(values.max())), float(values.max())),
@@ -50,22 +51,20 @@ def slowest_grid(sample: distribution.Sample, thumbnails: Mapping[int, str], nam
         ("latency", "from the opened picture to the last token"),
         ("expected", "what output tokens, prompt tokens, crops and pixels let one expect (the fit above)"),
         ("to the first token", "preprocessing, copy and prefill"),
-        ("decode", "all decode steps"),
-        ("longest step", "the longest of the decode steps"),
+        (DECODE.label, DECODE.words),
+        (LONGEST_STEP.label, LONGEST_STEP.words),
         ("size", "of the photograph, width x height"),
         ("crops", "pieces of the image that the vision encoder sees"),
         ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
         ("output tokens", "tokens generated"),
         ("disturbed by", "what else went on; empty: nothing that was seen"),
     ]
+    times = (WHOLE_REQUEST.column, "fitted_ms", *(one.column for one in (FIRST_TOKEN, DECODE, LONGEST_STEP)))
     rows = [
         [
             Value(str(row["image_id"] or row["image_index"]), str(row["image_id"]), _picture(row, thumbnails)),
             word_value(row["question"]),
-            *(
-                Value("" if pd.isna(row[time]) else duration(row[time]), float(row[time]))
-                for time in ("total_ms", "fitted_ms", "first_token_ms", "decode_ms", "longest_step_ms")
-            ),
+            *(Value("" if pd.isna(row[time]) else duration(row[time]), float(row[time])) for time in times),
             Value(f"{row['width_px']} x {row['height_px']} px", float(row["image_px"])),
             *(count_value(row[count]) for count in ("crops", "prompt_tokens", "generated_tokens")),
             word_value(row["disturbances"]),

@@ -15,6 +15,7 @@ from vlmeter.report.grids import Grid, Value, count_value, measured_value, word_
 from vlmeter.report.pictures import FigureFiles, FigureView, figure_views
 from vlmeter.report.subjects import SubjectView, claim_view
 from vlmeter.study.layout import ACROSS
+from vlmeter.table.quantities import FIRST_TOKEN
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ def _images_grid(shared: pd.DataFrame) -> Grid:
         ("crops", "pieces of the image that the vision encoder sees"),
         ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
         ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
-        ("time to first token", "preprocessing, copy to the device and prefill"),
+        (FIRST_TOKEN.label, "preprocessing, copy to the device and prefill"),
     ]
     rows = [
         [
             Value(row["image"], float(row["pixels"])) if not pd.isna(row["pixels"]) else word_value(row["image"]),
             word_value(row["subject"]),
             *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
-            measured_value(row, "first_token"),
+            measured_value(row, FIRST_TOKEN),
         ]
         for row in shared.to_dict("records")
     ]

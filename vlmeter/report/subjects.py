@@ -79,11 +79,12 @@ def subject_view(
     """Everything that the page shows of one subject."""
     cells, runs = prefill_cells.vision_cells(table), decode_runs.decode(table)
     trust, flags = conditions.trust(table), flags_of(table)
-    limits = [] if physics is None else limits_of(physics)
+    whole = table if physics is None else beside(table, physics)
+    limits = [] if physics is None else limits_of(whole)
     drawn = figure_views(figures)
     left_out = left_out_grid(table, name)
     sample = distribution.sample_of(table)
-    profile = components.profile(table if physics is None else beside(table, physics))
+    profile = components.profile(whole)
     missing = []
     if cells.empty:
         missing.append("No cell of the vision-token experiment was measured.")
@@ -106,7 +107,7 @@ def subject_view(
         answers=[
             *(answer_of(headline) for headline in headlines.headlines(table)),
             *(answer_of(headline) for headline in distribution.headlines(sample)),
-            *(limit.answer for limit in limits if limit.name in ON_FIRST_SCREEN),
+            *(limit.answer for limit in limits if limit.quantity in ON_FIRST_SCREEN),
         ],
         bars=share_bars(cells, runs),
         limits_grid=limits_grid(limits, name) if limits else None,

@@ -30,6 +30,17 @@ from vlmeter.common.errors import UserError
 from vlmeter.records.parts import Energy
 from vlmeter.records.record import RECORD_VERSION, Record, read_record
 from vlmeter.table.columns import COLUMNS, PANDAS, STATISTICS, image_index
+from vlmeter.table.kinds import GENERATION, PREFILL, REQUESTS
+from vlmeter.table.quantities import (
+    DECODE,
+    DECODE_STEP,
+    INTER_TOKEN,
+    MARKED_ARM,
+    PLAIN_WALL,
+    REPEATED_PREFILL,
+    REPEATED_VISION,
+    WHOLE_PHASE,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -42,6 +53,13 @@ _COMPONENT = {
     "llm_blocks": "llm_blocks",
     "head": "head",
 }
+
+
+#: The arm without marks.
+_PLAIN_ARM = PLAIN_WALL.rows[PREFILL].arm
+
+#: Work that was repeated for the energy counter, as a record calls it.
+_REPEATED = {"prefill": REPEATED_PREFILL, "vision": REPEATED_VISION}
 
 
 #: Shortest output length that is derived from a longer run without anyone having asked for it.
@@ -144,7 +162,9 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
     measured: dict[str, Any] = {"source": "measured", "rounds": rounds, "disturbed_samples": disturbed}
     memory = {use.phase: use for use in record.memory}
     uses = {use.what: use for use in record.energy}
-    whole = {"request": "request"} if block else {"plain": "prefill", "hooks": "generation"}
+    marked_arm = MARKED_ARM[record.cell.kind]
+    whole = {marked_arm: "request"} if block else {_PLAIN_ARM: "prefill", marked_arm: "generation"}
+    whole_wall = PLAIN_WALL.rows[PREFILL][1:]
     energy = {arm: uses[what] for arm, what in whole.items() if what in uses}
     for series in record.series:
         if len(series.samples_ms) != rounds:
@@ -154,16 +174,16 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
             )
         samples = np.array(series.samples_ms)
         extra: dict[str, Any] = {}
-        if series.arm in ("hooks", "request") and (use := memory.get(series.phase)):
+        if series.arm == marked_arm and (use := memory.get(series.phase)):
             extra |= {"peak_allocated_bytes": use.peak_allocated_bytes, "reserved_bytes": use.reserved_bytes}
-        if series.arm in ("hooks", "plain", "request") and record.parameters:
-            if series.phase == "total":
+        if series.arm in (_PLAIN_ARM, marked_arm) and record.parameters:
+            if series.phase == WHOLE_PHASE:
                 extra["parameters"] = sum(record.parameters.values())
             elif series.phase in _COMPONENT:
                 extra["parameters"] = record.parameters.get(_COMPONENT[series.phase])
-        if series.phase == "total" and series.clock == "wall" and (of_arm := energy.get(series.arm)):
+        if (series.phase, series.clock) == whole_wall and (of_arm := energy.get(series.arm)):
             extra |= _per_repeat(of_arm)
-        if block and (series.phase, series.clock) == ("total", "wall"):
+        if block and (series.phase, series.clock) == whole_wall:
             extra |= {"requests": _requests(record), "failed_requests": len(record.failed_requests)}
         rows.add(
             place,
@@ -177,9 +197,8 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
         )
     steps = _steps(record)
     if steps.size:
-        step: dict[str, Any] = {"arm": "hooks", "clock": "device", "source": "measured"}
-        rows.add(place, tokens, np.median(steps, axis=0), phase="decode_step", **step)
-        rows.add(place, tokens, steps.ravel(), phase="inter_token", **step)
+        for quantity, samples in ((DECODE_STEP, np.median(steps, axis=0)), (INTER_TOKEN, steps.ravel())):
+            rows.add(place, tokens, samples, **quantity.rows[GENERATION]._asdict(), source="measured")
     for busy in record.busy:
         samples = np.array(busy.samples_ms)
         kind: dict[str, Any] = {
@@ -190,10 +209,10 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
         }
         rows.add(place, tokens, samples, phase=busy.phase, **kind)
     for spent in record.energy if block else []:
-        if spent.what in ("prefill", "vision"):
+        if (repeated := _REPEATED.get(spent.what)) is not None:
             mean_ms = np.array([1000 * spent.span_s / spent.repeats])
-            kind = {"arm": "repeated", "clock": "wall", "source": "measured", **_per_repeat(spent)}
-            rows.add(place, tokens, mean_ms, phase=spent.what, **kind)
+            kind = {**repeated.rows[REQUESTS]._asdict(), "source": "measured", **_per_repeat(spent)}
+            rows.add(place, tokens, mean_ms, **kind)
     for warmup in record.warmups:
         if warmup.wall_ms and not block:
             first = np.array(warmup.wall_ms[:1])
@@ -244,7 +263,7 @@ def _add_derived(rows: _Rows, run: _LongRun, lengths: set[int]) -> None:
         grid.add(doubled)
         doubled *= 2
     sums = np.cumsum(run.steps, axis=1)
-    kind: dict[str, Any] = {"arm": "hooks", "phase": "decode", "clock": "device", "source": "derived"}
+    kind: dict[str, Any] = {**DECODE.rows[GENERATION]._asdict(), "source": "derived"}
     for tokens in sorted(grid):
         if 2 <= tokens < run.output_tokens and tokens - 2 < sums.shape[1]:
             samples = sums[:, tokens - 2]

@@ -105,32 +105,34 @@ const COUNTS = {
   crops: "crops",
   output_tokens: "output tokens",
 };
-const EXPERIMENTS = { vision_tokens: "vision tokens", output_tokens: "output tokens" };
 
 async function makeChart() {
   const { columns, floors_ms: floors } = await theTable();
-  const series = JSON.parse($("#series").textContent);
+  const [series, questions] = ["#series", "#questions"].map((id) => JSON.parse($(id).textContent));
   const form = $("#controls");
   const options = (name, entries) => {
     form.elements[name].replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
   };
   const rowsOf = (experiment) => columns.cell_id.map((_, i) => i)
     .filter((i) => columns.experiment[i] === experiment && columns.median_ms[i] !== null);
-  const experiments = Object.keys(EXPERIMENTS).filter((name) => rowsOf(name).length);
+  // experiments whose cells are of a kind that there are series for, in the order in which vlmeter knows them
+  const order = [...new Set([...Object.keys(questions), ...columns.experiment])];
+  const kindOf = (experiment) => columns.kind[rowsOf(experiment)[0]];
+  const experiments = order.filter((name) => rowsOf(name).length && series[kindOf(name)]);
   if (!experiments.length) {
     $("#chart").textContent = "Nothing was measured, so there is nothing to draw.";
     return;
   }
-  options("experiment", experiments.map((name) => [name, EXPERIMENTS[name]]));
+  options("experiment", experiments.map((name) => [name, questions[name] ?? name]));
 
   function choices() {
     const experiment = form.elements.experiment.value;
     const subjects = [...new Set(rowsOf(experiment).map((i) => columns.subject[i]))];
     options("subject", subjects.map((name) => [name, name]));
-    const along = experiment === "output_tokens" ? ["output_tokens", "vision_tokens", "prompt_tokens", "crops"]
+    const along = kindOf(experiment) === "generation" ? ["output_tokens", "vision_tokens", "prompt_tokens", "crops"]
       : ["vision_tokens", "prompt_tokens", "crops"];
     options("along", along.map((name) => [name, COUNTS[name]]));
-    const boxes = series[experiment].map(([label, colour, , , , shown], n) => {
+    const boxes = series[kindOf(experiment)].map(({ label, colour, shown }, n) => {
       const box = document.createElement("label");
       const input = Object.assign(document.createElement("input"), { type: "checkbox", name: "phase", value: n, checked: shown });
       const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
@@ -145,8 +147,8 @@ async function makeChart() {
     const { experiment, subject, along } = form.elements;
     const style = getComputedStyle(document.documentElement);
     const rows = rowsOf(experiment.value).filter((i) => columns.subject[i] === subject.value);
-    const chosen = $$("[name=phase]:checked", form).map((box) => series[experiment.value][box.value]);
-    return chosen.flatMap(([label, colour, arm, phase, clock]) => {
+    const chosen = $$("[name=phase]:checked", form).map((box) => series[kindOf(experiment.value)][box.value]);
+    return chosen.flatMap(({ label, colour, arm, phase, clock }) => {
       const own = rows
         .filter((i) => columns.arm[i] === arm && columns.phase[i] === phase && columns.clock[i] === clock)
         .sort((a, b) => columns[along.value][a] - columns[along.value][b]);
@@ -225,7 +227,7 @@ function hover(columns, i) {
   const lines = [`${exact(get("median_ms"))} ms`];
   lines[0] += get("low_ms") === null ? " (no interval)" : ` (${exact(get("low_ms"))} to ${exact(get("high_ms"))})`;
   lines.push(`${get("crops")} crops, ${get("vision_tokens")} vision tokens, ${get("prompt_tokens")} prompt tokens`);
-  if (get("experiment") === "output_tokens") lines.push(`${get("output_tokens")} output tokens, photograph ${get("image_id")}`);
+  if (get("kind") === "generation") lines.push(`${get("output_tokens")} output tokens, photograph ${get("image_id")}`);
   else if (get("tiling_h") !== null) lines.push(`tiling ${get("tiling_h")} x ${get("tiling_w")}`);
   lines.push(`${get("samples")} samples, ${get("source")}${get("drifted") ? ", drifted" : ""}`);
   return lines.map((line) => line.replaceAll("<", "&lt;")).join("<br>");
