@@ -13,10 +13,9 @@ from snakemake.utils import min_version
 from vlmeter.measure.resources import host_memory_mb, session_gpus, session_minutes, session_threads
 from vlmeter.measure.ceilings import alike
 from vlmeter.common.errors import UserError
-from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
-from vlmeter.figures.registry import FIGURES, WITH_PHYSICS, get_figure
+from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, WITH_PHYSICS, get_figure
 from vlmeter.common.code import code_digest, digest_of
-from vlmeter.study.layout import ACROSS, Layout
+from vlmeter.study.layout import ALL_SUBJECTS, Layout
 from vlmeter.study.plan import build_plan
 from vlmeter.study.subject import has_limits
 from vlmeter.measure.supervision import OWNER_VARIABLE
@@ -124,7 +123,7 @@ onerror:
 wildcard_constraints:
     subject="|".join(map(re.escape, SUBJECTS)),
     figure="|".join(map(re.escape, FIGURES)),
-    across="|".join(map(re.escape, FIGURES_ACROSS)),
+    side_by_side="|".join(map(re.escape, SIDE_BY_SIDE)),
 
 
 include: "rules/inputs.smk"
@@ -136,7 +135,7 @@ include: "rules/present.smk"
 
 PRODUCTS = products_of(
     PLACES,
-    figures={**dict.fromkeys(SUBJECTS, FIGURES), ACROSS: FIGURES_ACROSS if len(SUBJECTS) > 1 else []},
+    figures={**dict.fromkeys(SUBJECTS, FIGURES), ALL_SUBJECTS: SIDE_BY_SIDE if len(SUBJECTS) > 1 else []},
     on_devices=ON_DEVICES,
     photographs_shown="latency_distribution" in STUDY.experiments.given,
 )

@@ -52,31 +52,31 @@ rule make_thumbnails:
         "../scripts/make_thumbnails.py"
 
 
-rule draw_across:
+rule draw_side_by_side:
     input:
         table=rules.tabulate.output.table,
     output:
         svg=report(
-            LAYOUT.figure(ACROSS, "{across}", "svg"),
-            caption="../report/across.rst",
+            LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "svg"),
+            caption="../report/side_by_side.rst",
             category="Figures",
             subcategory="subjects side by side",
-            labels=lambda wildcards: {"figure": get_figure(wildcards.across).TITLE},
+            labels=lambda wildcards: {"figure": get_figure(wildcards.side_by_side).TITLE},
         ),
-        png=LAYOUT.figure(ACROSS, "{across}", "png"),
-        pdf=LAYOUT.figure(ACROSS, "{across}", "pdf"),
-        caption=LAYOUT.figure(ACROSS, "{across}", "txt"),
+        png=LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "png"),
+        pdf=LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "pdf"),
+        caption=LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "txt"),
     log:
-        LAYOUT.log("draw_across-{across}"),
+        LAYOUT.log("draw_side_by_side-{side_by_side}"),
     localrule: True
     conda:
         "../envs/present.yaml"
     params:
-        code=lambda wildcards: code_digest("vlmeter.figures.registry", FIGURES_ACROSS[wildcards.across]),
+        code=lambda wildcards: code_digest("vlmeter.figures.registry", SIDE_BY_SIDE[wildcards.side_by_side]),
     message:
-        "Drawing {wildcards.across} of all subjects"
+        "Drawing {wildcards.side_by_side} of all subjects"
     script:
-        "../scripts/draw_across.py"
+        "../scripts/draw_side_by_side.py"
 
 
 rule render_report:
@@ -89,9 +89,9 @@ rule render_report:
             figure=FIGURES,
             extension=["svg", "txt"],
         ),
-        across=expand(
-            LAYOUT.figure(ACROSS, "{across}", "{extension}"),
-            across=FIGURES_ACROSS if len(SUBJECTS) > 1 else [],
+        side_by_side=expand(
+            LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "{extension}"),
+            side_by_side=SIDE_BY_SIDE if len(SUBJECTS) > 1 else [],
             extension=["svg", "txt"],
         ),
         physics=[rules.join_physics.output.physics] if ON_DEVICES else [],

@@ -1,12 +1,12 @@
-"""Judge the statements of the analysis, for every subject and across them."""
+"""Judge the statements of the analysis, for every subject and of all of them side by side."""
 
 from pathlib import Path
 
 from vlmeter.analysis.roofline import read_physics
 from vlmeter.claims.files import write_claims
 from vlmeter.claims.registry import judge_all
-from vlmeter.claims.subjects import judge_across
-from vlmeter.study.layout import ACROSS
+from vlmeter.claims.subjects import judge_side_by_side
+from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.table.files import read_table
 from vlmeter.workflow.console import job
 
@@ -14,6 +14,6 @@ with job(snakemake.log[0]):
     table = read_table(Path(snakemake.input.table))
     physics = read_physics(Path(snakemake.input.physics[0])) if snakemake.input.physics else None
     judged = {name: judge_all(table, name, physics=physics) for name in snakemake.params.subjects}
-    if across := judge_across(table):
-        judged[ACROSS] = across
+    if side_by_side := judge_side_by_side(table):
+        judged[ALL_SUBJECTS] = side_by_side
     write_claims(Path(snakemake.output.claims), judged)

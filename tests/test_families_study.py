@@ -14,9 +14,9 @@ import yaml
 from tests.support.imports import ROOT
 from tests.support.workflow import Workflow
 from vlmeter.analysis.subjects import shared_images
-from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
+from vlmeter.figures.registry import SIDE_BY_SIDE
 from vlmeter.models.families.registry import FAMILIES
-from vlmeter.study.layout import ACROSS
+from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.table.files import read_table
 
 
@@ -25,7 +25,7 @@ def test_every_family_is_measured_on_a_cpu_or_says_why_it_cannot_be(tmp_path: Pa
     study = yaml.safe_load((ROOT / "studies" / "families-nano.yaml").read_text(encoding="utf-8"))
     assert {subject["family"] for subject in study["subjects"].values()} == set(FAMILIES)
     workflow = Workflow(tmp_path / "copy", study)
-    ran = workflow.run("--until", "draw_across")
+    ran = workflow.run("--until", "draw_side_by_side")
     assert ran.code == 0, ran.said
     table = read_table(workflow.layout.table)
     unsupported = table[table["status"] == "unsupported"]
@@ -35,5 +35,5 @@ def test_every_family_is_measured_on_a_cpu_or_says_why_it_cannot_be(tmp_path: Pa
     assert set(table.loc[table["status"] == "ok", "subject"]) == measured
     shared = shared_images(table)
     assert set(shared.loc[shared["image"] == "640 x 480 px", "subject"]) == measured
-    for name in FIGURES_ACROSS:
-        assert not workflow.layout.figure(ACROSS, name, "txt").read_text().startswith("Not drawn")
+    for name in SIDE_BY_SIDE:
+        assert not workflow.layout.figure(ALL_SUBJECTS, name, "txt").read_text().startswith("Not drawn")

@@ -22,9 +22,8 @@ from tests.support.imports import ROOT
 from tests.support.sessions import wait_until, wait_until_gone, workers_of
 from tests.support.workflow import PATIENCE_S, Workflow, fake_study
 from vlmeter.analysis.distribution import sample_of
-from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
-from vlmeter.figures.registry import FIGURES
-from vlmeter.study.layout import ACROSS
+from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE
+from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.table.files import read_table
 
 pytestmark = [pytest.mark.xdist_group("workflow"), pytest.mark.timeout(1800)]  # whole runs, some after one another
@@ -385,18 +384,16 @@ def test_the_workflow_can_be_watched_through_the_rich_logger(workflow: Workflow)
 
 
 @pytest.mark.slow
-def test_figures_and_claims_across_subjects_are_made_where_there_are_several(
-    finished: Workflow, tmp_path: Path
-) -> None:
+def test_figures_and_claims_side_by_side_are_made_where_there_are_several(finished: Workflow, tmp_path: Path) -> None:
     one = fake_study()["subjects"]["one"]
     workflow = Workflow(tmp_path / "copy", fake_study(subjects={"one": one, "two": one}))
-    ran = workflow.run("--until", "draw_across", "judge_claims")
+    ran = workflow.run("--until", "draw_side_by_side", "judge_claims")
     assert ran.code == 0, ran.said
-    for name in FIGURES_ACROSS:
-        assert workflow.layout.figure(ACROSS, name, "svg").exists()
-        assert not workflow.layout.figure(ACROSS, name, "txt").read_text().startswith("Not drawn")
-    assert set(json.loads(workflow.layout.claims.read_text())) == {"one", "two", ACROSS}
-    assert "draw_across" not in finished.run("-n", "--forceall").said, "one subject has nobody beside it"
+    for name in SIDE_BY_SIDE:
+        assert workflow.layout.figure(ALL_SUBJECTS, name, "svg").exists()
+        assert not workflow.layout.figure(ALL_SUBJECTS, name, "txt").read_text().startswith("Not drawn")
+    assert set(json.loads(workflow.layout.claims.read_text())) == {"one", "two", ALL_SUBJECTS}
+    assert "draw_side_by_side" not in finished.run("-n", "--forceall").said, "one subject has nobody beside it"
 
 
 # --- killed -----------------------------------------------------------------------------------------

@@ -13,13 +13,12 @@ from vlmeter.analysis import reading
 from vlmeter.analysis.roofline import COLUMNS, beside, write_physics
 from vlmeter.claims.files import write_claims
 from vlmeter.claims.registry import judge_all
-from vlmeter.claims.subjects import judge_across
-from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
-from vlmeter.figures.registry import FIGURES, draw_or_explain
+from vlmeter.claims.subjects import judge_side_by_side
+from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, draw_or_explain
 from vlmeter.figures.style import save
 from vlmeter.report.page import ReportInputs, Reproduction
 from vlmeter.report.pictures import FigureFiles
-from vlmeter.study.layout import ACROSS
+from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.table.files import write_table
 
 #: How many times as long as its floor everything takes in `physics_of`.
@@ -58,7 +57,7 @@ def inputs_of(
     paths = {name: folder / name for name in ("table.parquet", "table.csv", "claims.json", "physics.parquet")}
     write_table(table, paths["table.parquet"], paths["table.csv"])
     judged = {name: judge_all(table, name, physics=physics) for name in study["subjects"]}
-    write_claims(paths["claims.json"], {**judged, ACROSS: judge_across(table)})
+    write_claims(paths["claims.json"], {**judged, ALL_SUBJECTS: judge_side_by_side(table)})
     environments = folder / "environments.json"
     if environment is not None:
         found = {name: [{"cells": 3, "environment": environment}] for name in study["subjects"]}
@@ -73,7 +72,7 @@ def inputs_of(
         claims=paths["claims.json"],
         figures={
             subject: _figures(folder / "figures" / subject, with_floors if draw else None, subject, captions or {})
-            for subject in (*study["subjects"], *([ACROSS] if many else []))
+            for subject in (*study["subjects"], *([ALL_SUBJECTS] if many else []))
         },
         reproduction=Reproduction("snakemake --configfile study.yaml", "requirements.lock", "ab" * 32),
         environments=environments if environment is not None else None,
@@ -86,14 +85,14 @@ def _figures(
 ) -> dict[str, FigureFiles]:
     """Every figure of a subject, drawn from the table if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = FIGURES_ACROSS if subject == ACROSS else FIGURES
+    names = SIDE_BY_SIDE if subject == ALL_SUBJECTS else FIGURES
     figures = {name: FigureFiles(folder / f"{name}.svg", folder / f"{name}.txt") for name in names}
     for name, files in figures.items():
         caption = captions.get(name, f"What {name} shows.")
         if table is None:
             files.svg.write_text(PLAIN_SVG, encoding="utf-8")
         else:
-            shown = table if subject == ACROSS else reading.of_subject(table, subject)
+            shown = table if subject == ALL_SUBJECTS else reading.of_subject(table, subject)
             figure, caption = draw_or_explain(shown, name)
             save(figure, folder / name)
         files.caption.write_text(f"{caption}\n", encoding="utf-8")

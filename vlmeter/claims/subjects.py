@@ -158,30 +158,32 @@ def _top(estimate: Estimate) -> float:
     return estimate.high if estimate.high == estimate.high else estimate.value
 
 
-#: The claims across subjects, in the order of the report.
-CLAIMS: Mapping[str, Entry] = {
+#: The claims about subjects side by side, in the order of the report.
+SIDE_BY_SIDE_CLAIMS: Mapping[str, Entry] = {
     "same_image_same_tokens": Entry(
         "The same image becomes as many vision tokens in every subject",
         same_image_same_tokens,
-        ("across_images",),
+        ("side_by_side_images",),
         timed=False,
     ),
     "same_image_same_cost": Entry(
-        "The same image costs as much in every subject", same_image_same_cost, ("across_images",)
+        "The same image costs as much in every subject", same_image_same_cost, ("side_by_side_images",)
     ),
     "fewer_tokens_sooner": Entry(
         "The subject that makes fewer vision tokens of an image answers sooner",
         fewer_tokens_sooner,
-        ("across_images", "across_first_token"),
+        ("side_by_side_images", "side_by_side_first_token"),
     ),
     "same_cost_per_output_token": Entry(
-        "An output token costs as much in every subject", same_cost_per_output_token, ("across_decode", "across_costs")
+        "An output token costs as much in every subject",
+        same_cost_per_output_token,
+        ("side_by_side_decode", "side_by_side_costs"),
     ),
 }
 
 
-def judge_across(table: pd.DataFrame) -> list[Claim]:
-    """Judge every claim across the subjects of a table; none where there are fewer than two."""
+def judge_side_by_side(table: pd.DataFrame) -> list[Claim]:
+    """Judge every claim about the subjects of a table side by side; none where there are fewer than two."""
     names = reading.subjects_of(table)
     if len(names) < 2:
         return []
@@ -189,7 +191,7 @@ def judge_across(table: pd.DataFrame) -> list[Claim]:
     bad = [name for name in names if name in measured and conditions.trust(table, name).verdict == "unusable"]
     usable = table[~table["subject"].isin(bad)]
     judged = []
-    for name, entry in CLAIMS.items():
+    for name, entry in SIDE_BY_SIDE_CLAIMS.items():
         found = entry.judge(Data(usable if entry.timed else table))
         left_out = f" Left out, since its numbers cannot be relied on: {', '.join(bad)}." if entry.timed and bad else ""
         judged.append(

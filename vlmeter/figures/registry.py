@@ -3,12 +3,12 @@
 A figure is a module with
 
 - `NAME`, `TITLE` and `SECTION` (vision, output, distribution, components, flops, prediction, limits, session or
-  across);
+  side_by_side);
 - `needs(table)`: why it cannot be drawn from this table, or None;
 - `caption(table)`: what to see in it, in sentences made of the data;
 - `draw(table)`: the figure.
 
-`table` holds the rows of one subject (`analysis.of_subject`), or those of all subjects for a figure of ACROSS.
+`table` holds the rows of one subject (`analysis.of_subject`), or those of all subjects for a figure of SIDE_BY_SIDE.
 `caption` and `draw` are called only if `needs` is None.
 """
 
@@ -52,11 +52,11 @@ FIGURES = {
 }
 
 #: Figures that set the subjects of a study side by side: name -> module. They are drawn where there are two or more.
-ACROSS = {
-    "across_first_token": "vlmeter.figures.across_first_token",
-    "across_images": "vlmeter.figures.across_images",
-    "across_costs": "vlmeter.figures.across_costs",
-    "across_decode": "vlmeter.figures.across_decode",
+SIDE_BY_SIDE = {
+    "side_by_side_first_token": "vlmeter.figures.side_by_side_first_token",
+    "side_by_side_images": "vlmeter.figures.side_by_side_images",
+    "side_by_side_costs": "vlmeter.figures.side_by_side_costs",
+    "side_by_side_decode": "vlmeter.figures.side_by_side_decode",
 }
 
 #: Figures whose table has work and floors beside the measured times (`physics.beside`).
@@ -85,7 +85,7 @@ class FigureModule(Protocol):
 
 def get_figure(name: str) -> FigureModule:
     """Return a figure's module by name."""
-    known = {**FIGURES, **ACROSS}
+    known = {**FIGURES, **SIDE_BY_SIDE}
     if name not in known:
         raise UserError(f"figure {name!r} is not known; legal: {', '.join(known)}")
     return cast(FigureModule, import_module(known[name]))

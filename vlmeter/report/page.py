@@ -39,7 +39,7 @@ from vlmeter.report.pictures import DARK_COLOURS, FigureFiles
 from vlmeter.report.side_by_side import side_by_side_view
 from vlmeter.report.subjects import SubjectView, subject_view
 from vlmeter.report.thumbnails import read_thumbnails
-from vlmeter.study.layout import ACROSS
+from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.table.columns import data_dictionary
 from vlmeter.table.files import read_table
 
@@ -60,7 +60,7 @@ class Reproduction:
 class ReportInputs:
     """All that the report reads.
 
-    study: the study's configuration. figures: subject -> figure's name -> its files, and with ACROSS in the place of a
+    study: the study's configuration. figures: subject -> figure's name -> its files, and with ALL_SUBJECTS in the place of a
     subject those that show all. environments: a JSON file, subject -> list of {cells: number of cells, environment:
     where and with what they were measured}. physics: the table of `vlmeter.analysis.roofline`. thumbnails: of
     `vlmeter.workflow.thumbnails`. The last three may be absent; the page then says so, or does without.
@@ -113,8 +113,8 @@ def render(inputs: ReportInputs) -> str:
             study_yaml=yaml.safe_dump(inputs.study, sort_keys=False, allow_unicode=True, width=100),
             subjects=subjects,
             overview=_overview_grid(subjects),
-            across=side_by_side_view(
-                table, subjects, figures=inputs.figures.get(ACROSS, {}), claims=claims.get(ACROSS, [])
+            side_by_side=side_by_side_view(
+                table, subjects, figures=inputs.figures.get(ALL_SUBJECTS, {}), claims=claims.get(ALL_SUBJECTS, [])
             )
             if len(subjects) > 1
             else None,

@@ -10,16 +10,16 @@ import pandas as pd
 
 from vlmeter.analysis import subjects as compared_subjects
 from vlmeter.claims.base import Claim
-from vlmeter.figures.registry import ACROSS as FIGURES_ACROSS
+from vlmeter.figures.registry import SIDE_BY_SIDE
 from vlmeter.report.grids import Grid, Value, count_value, measured_value, word_value
 from vlmeter.report.pictures import FigureFiles, FigureView, figure_views
 from vlmeter.report.subjects import SubjectView, claim_view
-from vlmeter.study.layout import ACROSS
+from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.table.quantities import FIRST_TOKEN
 
 
 @dataclass(frozen=True)
-class AcrossView:
+class SideBySideView:
     """What the page shows of all subjects together."""
 
     name: str
@@ -36,12 +36,12 @@ def side_by_side_view(
     *,
     figures: Mapping[str, FigureFiles],
     claims: Sequence[Claim],
-) -> AcrossView:
+) -> SideBySideView:
     """Everything that the page shows of all subjects together."""
-    drawn = figure_views(figures, FIGURES_ACROSS)
+    drawn = figure_views(figures, SIDE_BY_SIDE)
     measured = set(table.loc[table["arm"].notna(), "subject"])
-    return AcrossView(
-        name=ACROSS,
+    return SideBySideView(
+        name=ALL_SUBJECTS,
         figures=drawn,
         images=_images_grid(compared_subjects.shared_images(table)),
         claims=[claim_view(claim, drawn) for claim in claims],

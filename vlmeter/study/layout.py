@@ -8,7 +8,7 @@ from pathlib import Path
 from vlmeter.cells.cell import Cell
 
 #: Stands in the place of a subject's name for what shows several; no subject's name begins with an underscore.
-ACROSS = "_across"
+ALL_SUBJECTS = "_side_by_side"
 
 
 def cell_path(results: Path, study: str, cell: Cell) -> Path:
@@ -117,7 +117,7 @@ class Layout:
         return self.root / "physics.parquet"
 
     def figure(self, subject: str, name: str, extension: str) -> Path:
-        """One figure of one subject, or of all of them (ACROSS)."""
+        """One figure of one subject, or of all of them (ALL_SUBJECTS)."""
         return self.root / "figures" / subject / f"{name}.{extension}"
 
     @property

@@ -13,9 +13,9 @@ from vlmeter.figures import side_by_side, style
 from vlmeter.numbers.units import duration, significant
 from vlmeter.table.quantities import FIRST_TOKEN
 
-NAME = "across_first_token"
+NAME = "side_by_side_first_token"
 TITLE = "Time to first token by vision tokens"
-SECTION = "across"
+SECTION = "side_by_side"
 
 
 def lines(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -13,13 +13,13 @@ from vlmeter.numbers.units import duration, significant
 from vlmeter.numbers.words import plural
 from vlmeter.table.quantities import FIRST_TOKEN
 
-NAME = "across_images"
+NAME = "side_by_side_images"
 TITLE = "Time to first token of the same image"
-SECTION = "across"
+SECTION = "side_by_side"
 
 
 def images(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows of `across.shared_images` for each image that is shown."""
+    """Rows of `subjects.shared_images` for each image that is shown."""
     shared = subjects.shared_images(table)
     return {image: shared[shared["image"] == image] for image in subjects.shown_images(shared)}
 

@@ -12,9 +12,9 @@ from vlmeter.figures import side_by_side, style
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import significant
 
-NAME = "across_decode"
+NAME = "side_by_side_decode"
 TITLE = "Decode by output token and by context"
-SECTION = "across"
+SECTION = "side_by_side"
 
 
 def per_token(table: pd.DataFrame) -> dict[str, Estimate | Unknown]:

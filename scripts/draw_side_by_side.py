@@ -10,6 +10,6 @@ from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     table = read_table(Path(snakemake.input.table))
-    figure, caption = draw_or_explain(table, snakemake.wildcards.across)
+    figure, caption = draw_or_explain(table, snakemake.wildcards.side_by_side)
     save(figure, Path(snakemake.output.svg).with_suffix(""))
     write_atomically(Path(snakemake.output.caption), f"{caption}\n".encode())

@@ -22,9 +22,9 @@ from tests.support.subjects import MODELS, as_model, several, unsupported
 from tests.support.tables import CpuLikeRunner, table_of
 from vlmeter.analysis import decode_runs, headlines, prefill_cells, reading, subjects
 from vlmeter.claims.registry import judge_all
-from vlmeter.claims.subjects import CLAIMS, judge_across
+from vlmeter.claims.subjects import SIDE_BY_SIDE_CLAIMS, judge_side_by_side
 from vlmeter.figures import side_by_side
-from vlmeter.figures.registry import ACROSS, FIGURES, draw_or_explain, get_figure
+from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, draw_or_explain, get_figure
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
 from vlmeter.report.page import render
@@ -38,7 +38,7 @@ NO_TORCHVISION = "the processor of Molmo2 needs torchvision, which is not instal
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    return table_of(tmp_path_factory.mktemp("across"), runner=FakeRunner(noise_fraction=0.01))
+    return table_of(tmp_path_factory.mktemp("side_by_side"), runner=FakeRunner(noise_fraction=0.01))
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,10 @@ def test_the_factor_between_least_and_most_has_an_interval_that_is_no_narrower_t
 # --- figures ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ACROSS)
-def test_a_figure_across_subjects_says_what_it_is_with_units_and_numbers(table: pd.DataFrame, name: str) -> None:
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_a_figure_of_several_subjects_says_what_it_is_with_units_and_numbers(table: pd.DataFrame, name: str) -> None:
     figure = get_figure(name)
-    assert (name, "across") == (figure.NAME, figure.SECTION)
+    assert (name, "side_by_side") == (figure.NAME, figure.SECTION)
     assert name not in FIGURES
     labels = [label for axes in drawn(table, name).axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
     assert all("(ms)" in label or "tokens" in label for label in labels)
@@ -143,14 +143,14 @@ def test_a_figure_across_subjects_says_what_it_is_with_units_and_numbers(table: 
     assert not has_nan(caption)
 
 
-@pytest.mark.parametrize("name", ACROSS)
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_with_one_subject_there_is_nothing_to_compare(one: pd.DataFrame, name: str) -> None:
     _, caption = draw_or_explain(one, name)
     assert caption.startswith("Not drawn: ")
     assert draw_or_explain(build_table([]), name)[1].startswith("Not drawn: ")
 
 
-@pytest.mark.parametrize("name", ACROSS)
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_who_is_missing_is_named_in_figure_and_caption(with_missing: pd.DataFrame, name: str) -> None:
     figure = drawn(with_missing, name)
     assert "no numbers of molmo2-nano" in " ".join(texts(figure.axes[0]))
@@ -158,7 +158,7 @@ def test_who_is_missing_is_named_in_figure_and_caption(with_missing: pd.DataFram
 
 
 def test_every_subject_has_a_line_of_its_own_named_at_its_end(table: pd.DataFrame) -> None:
-    (axes,) = drawn(table, "across_first_token").axes
+    (axes,) = drawn(table, "side_by_side_first_token").axes
     found = subjects.first_tokens(table)
     for name in NAMES:
         own = found[(found["subject"] == name) & (found["picture"] == "dummy")]
@@ -172,16 +172,16 @@ def test_every_subject_has_a_line_of_its_own_named_at_its_end(table: pd.DataFram
 
 def test_axes_are_logarithmic_only_where_the_range_asks_for_it(one: pd.DataFrame) -> None:
     near = pd.concat([one, as_model(one, "near", "near", slower=1.1, tokens=1)], ignore_index=True)
-    (axes,) = drawn(near, "across_first_token").axes
+    (axes,) = drawn(near, "side_by_side_first_token").axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
     assert axes.get_ylim()[0] == 0
     far = pd.concat([one, as_model(one, "slow", "slow", slower=50, tokens=20)], ignore_index=True)
-    (axes,) = drawn(far, "across_first_token").axes
+    (axes,) = drawn(far, "side_by_side_first_token").axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
 def test_costs_are_the_answers_of_the_first_screen_in_words_beside_their_points(table: pd.DataFrame) -> None:
-    panels = drawn(table, "across_costs").axes
+    panels = drawn(table, "side_by_side_costs").axes
     for axes, cost in zip(panels, ("per_1000_tokens", "per_crop", "per_output_token"), strict=True):
         assert [label.get_text() for label in axes.get_yticklabels()] == NAMES
         for name in NAMES:
@@ -196,13 +196,13 @@ def test_a_cost_that_is_not_known_is_said_with_its_reason(one: pd.DataFrame) -> 
         crops=pd.array([1] * len(one), dtype="Int64")
     )
     silent = as_model(one[one["experiment"] == "vision_tokens"], "silent", "internvl", slower=2, tokens=1)
-    _, crop, output = drawn(pd.concat([one, whole, silent], ignore_index=True), "across_costs").axes
+    _, crop, output = drawn(pd.concat([one, whole, silent], ignore_index=True), "side_by_side_costs").axes
     assert "not known: every image is cut into 1 crop" in texts(crop)
     assert any(text.startswith("not known: a law needs two output lengths") for text in texts(output))
 
 
 def test_the_same_image_carries_the_vision_tokens_that_it_becomes_in_each(table: pd.DataFrame) -> None:
-    figure = drawn(table, "across_images")
+    figure = drawn(table, "side_by_side_images")
     shared = subjects.shared_images(table)
     shown = subjects.shown_images(shared)
     assert [axes.get_xlabel() for axes in figure.axes] == [f"{image}: time to first token (ms)" for image in shown]
@@ -214,7 +214,7 @@ def test_the_same_image_carries_the_vision_tokens_that_it_becomes_in_each(table:
 
 
 def test_steps_are_drawn_over_their_context_one_line_per_subject(table: pd.DataFrame) -> None:
-    _, lower = drawn(table, "across_decode").axes
+    _, lower = drawn(table, "side_by_side_decode").axes
     for name, (contexts, values) in subjects.steps(table).items():
         assert any(
             len(line.get_xdata()) == len(contexts)
@@ -231,7 +231,7 @@ def test_twelve_subjects_look_unlike_each_other_and_follow_the_dark_page(one: pd
     assert len({(look.colour, look.mark) for look in looks.values()}) == 12
     assert len({look.mark for look in looks.values()}) == 12
     assert {colour.lower() for colour in side_by_side.PALETTE} <= set(DARK_COLOURS)
-    for name in ACROSS:
+    for name in SIDE_BY_SIDE:
         figure, caption = draw_or_explain(twelve, name)
         figure.savefig(io.BytesIO(), format="svg")
         assert not caption.startswith("Not drawn")
@@ -239,7 +239,7 @@ def test_twelve_subjects_look_unlike_each_other_and_follow_the_dark_page(one: pd
 
 def test_names_at_the_ends_of_lines_do_not_touch(one: pd.DataFrame) -> None:
     twelve = pd.concat([as_model(one, f"model-{n}", "molmo", slower=1 + n / 1e4, tokens=1) for n in range(12)])
-    figure = drawn(twelve.reset_index(drop=True), "across_first_token")
+    figure = drawn(twelve.reset_index(drop=True), "side_by_side_first_token")
     figure.draw_without_rendering()
     boxes = sorted(
         (Text.get_window_extent(text) for text in figure.axes[0].texts if text.get_text().startswith("model-")),
@@ -252,7 +252,7 @@ def test_names_at_the_ends_of_lines_do_not_touch(one: pd.DataFrame) -> None:
 def test_a_long_name_is_shortened_in_the_middle_and_a_dollar_sign_is_one(one: pd.DataFrame) -> None:
     assert side_by_side.short("a" * 30 + "-sdpa") == "a" * 12 + "\u2026" + "a" * 7 + "-sdpa"
     odd = pd.concat([one, as_model(one, "cheap$model$<script>", "molmo", slower=2, tokens=1)], ignore_index=True)
-    for name in ACROSS:
+    for name in SIDE_BY_SIDE:
         drawn(odd, name).savefig(io.BytesIO(), format="svg")
 
 
@@ -260,7 +260,7 @@ def test_a_table_with_gaps_still_gives_figures_and_captions(tmp_path: Path, with
     cpu = table_of(tmp_path, runner=CpuLikeRunner(), output={"output_tokens": [1], "sampling": {"min_samples": 1}})
     holes = with_missing[~((with_missing["subject"] == "molmo-nano") & (with_missing["arm"] == "inputs"))]
     for odd in (several(cpu, THREE), holes):
-        for name in ACROSS:
+        for name in SIDE_BY_SIDE:
             assert not has_nan(draw_or_explain(odd, name)[1])
 
 
@@ -268,14 +268,14 @@ def test_a_table_with_gaps_still_gives_figures_and_captions(tmp_path: Path, with
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, str]:
-    return {claim.name: claim.verdict for claim in judge_across(table)}
+    return {claim.name: claim.verdict for claim in judge_side_by_side(table)}
 
 
 def test_equal_models_cost_the_same_and_unlike_ones_do_not(one: pd.DataFrame, table: pd.DataFrame) -> None:
     alike = pd.concat([one, as_model(one, "twin", "molmo", slower=1.0, tokens=1)], ignore_index=True)
     assert verdicts(alike)["same_image_same_tokens"] == "holds"
     assert verdicts(alike)["fewer_tokens_sooner"] == "cannot tell"
-    assert set(verdicts(alike)) == set(CLAIMS)
+    assert set(verdicts(alike)) == set(SIDE_BY_SIDE_CLAIMS)
     found = verdicts(table)
     assert found["same_image_same_tokens"] == "does not hold"
     assert found["same_image_same_cost"] == "does not hold"
@@ -284,7 +284,7 @@ def test_equal_models_cost_the_same_and_unlike_ones_do_not(one: pd.DataFrame, ta
 
 
 def test_a_factor_is_said_with_who_and_how_much(table: pd.DataFrame) -> None:
-    (claim,) = (claim for claim in judge_across(table) if claim.name == "same_image_same_cost")
+    (claim,) = (claim for claim in judge_side_by_side(table) if claim.name == "same_image_same_cost")
     assert "internvl-nano" in claim.statement
     assert "qwen2-5-vl-nano" in claim.statement
     assert claim.evidence[0].value == pytest.approx(1.9 / 0.6)
@@ -293,21 +293,21 @@ def test_a_factor_is_said_with_who_and_how_much(table: pd.DataFrame) -> None:
 
 def test_fewer_tokens_that_answer_later_are_found(one: pd.DataFrame) -> None:
     crossed = pd.concat([one, as_model(one, "small-but-slow", "x", slower=3, tokens=0.5)], ignore_index=True)
-    (claim,) = (claim for claim in judge_across(crossed) if claim.name == "fewer_tokens_sooner")
+    (claim,) = (claim for claim in judge_side_by_side(crossed) if claim.name == "fewer_tokens_sooner")
     assert claim.verdict == "does not hold"
     assert "small-but-slow" in claim.statement
 
 
 def test_a_subject_under_unusable_conditions_has_no_part_in_claims_about_time(one: pd.DataFrame) -> None:
     drifted = as_model(one, "drifted", "x", slower=3, tokens=1).assign(drifted=True)
-    found = {claim.name: claim for claim in judge_across(pd.concat([one, drifted], ignore_index=True))}
+    found = {claim.name: claim for claim in judge_side_by_side(pd.concat([one, drifted], ignore_index=True))}
     assert found["same_image_same_tokens"].verdict == "holds"
     assert found["same_image_same_cost"].verdict == "cannot tell"
     assert "cannot be relied on: drifted" in found["same_image_same_cost"].statement
 
 
-def test_one_subject_has_no_claims_across(one: pd.DataFrame) -> None:
-    assert judge_across(one) == []
+def test_one_subject_has_nothing_beside_it_to_claim(one: pd.DataFrame) -> None:
+    assert judge_side_by_side(one) == []
 
 
 # --- the report -------------------------------------------------------------------------------------
@@ -319,15 +319,17 @@ def study_of_families(names: list[str]) -> dict[str, object]:
 
 def test_the_report_sets_subjects_side_by_side(with_missing: pd.DataFrame, tmp_path: Path) -> None:
     study = study_of_families([*NAMES, "molmo2-nano"])
-    section = parse(render(inputs_of(tmp_path, with_missing, study=study))).find("section", id="across")
-    assert {figure.attributes["id"] for figure in section.find_all("figure")} == {f"_across-{name}" for name in ACROSS}
+    section = parse(render(inputs_of(tmp_path, with_missing, study=study))).find("section", id="side-by-side")
+    assert {figure.attributes["id"] for figure in section.find_all("figure")} == {
+        f"_side_by_side-{name}" for name in SIDE_BY_SIDE
+    }
     assert f"molmo2-nano: {NO_TORCHVISION}" in section.find("div", class_="missing").text
     images = section.find("div", data_grid="images").find("tbody").find_all("tr")
     assert len(images) == len(subjects.shared_images(with_missing))
     claims = {
         item.find("h4").text for item in section.find("ul", class_="claims").find_all("li") if item.find_all("h4")
     }
-    assert all(any(entry.claim in claim for claim in claims) for entry in CLAIMS.values())
+    assert all(any(entry.claim in claim for claim in claims) for entry in SIDE_BY_SIDE_CLAIMS.values())
     rows = section.find("div", data_grid="verdicts").find("tbody").find_all("tr")
     judged = {name: judge_all(with_missing, name) for name in (*NAMES, "molmo2-nano")}
     for row, *found in zip(rows, *judged.values(), strict=True):
@@ -336,10 +338,10 @@ def test_the_report_sets_subjects_side_by_side(with_missing: pd.DataFrame, tmp_p
 
 def test_with_one_subject_nothing_is_set_side_by_side(one: pd.DataFrame, tmp_path: Path) -> None:
     page = parse(render(inputs_of(tmp_path, with_floors(one))))
-    assert not page.find_all("section", id="across")
-    assert not page.find_all("a", href="#across")
+    assert not page.find_all("section", id="side-by-side")
+    assert not page.find_all("a", href="#side-by-side")
 
 
 def test_a_subject_that_was_never_measured_is_named_as_missing(table: pd.DataFrame, tmp_path: Path) -> None:
     page = parse(render(inputs_of(tmp_path, table, study=study_of_families([*NAMES, "never"]))))
-    assert "never: it was not measured" in page.find("section", id="across").find("div", class_="missing").text
+    assert "never: it was not measured" in page.find("section", id="side-by-side").find("div", class_="missing").text

@@ -12,9 +12,9 @@ from vlmeter.figures import side_by_side, style
 from vlmeter.numbers.units import significant
 from vlmeter.numbers.words import plural
 
-NAME = "across_costs"
+NAME = "side_by_side_costs"
 TITLE = "Costs side by side"
-SECTION = "across"
+SECTION = "side_by_side"
 
 #: Answers of the first screen that are costs.
 PANELS = ("per_1000_tokens", "per_crop", "per_output_token")
