@@ -4,9 +4,9 @@
 rule draw_figure:
     input:
         table=rules.tabulate.output.table,
-        physics=lambda wildcards: (
-            [rules.join_physics.output.physics]
-            if wildcards.figure in WITH_PHYSICS and wildcards.subject in ON_DEVICES
+        roofline=lambda wildcards: (
+            [rules.join_roofline.output.roofline]
+            if wildcards.figure in WITH_ROOFLINE and wildcards.subject in ON_DEVICES
             else []
         ),
     output:
@@ -94,7 +94,7 @@ rule render_report:
             side_by_side=SIDE_BY_SIDE if len(SUBJECTS) > 1 else [],
             extension=["svg", "txt"],
         ),
-        physics=[rules.join_physics.output.physics] if ON_DEVICES else [],
+        roofline=[rules.join_roofline.output.roofline] if ON_DEVICES else [],
         thumbnails=(
             [rules.make_thumbnails.output.thumbnails] if "latency_distribution" in STUDY.experiments.given else []
         ),

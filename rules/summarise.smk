@@ -1,4 +1,4 @@
-# In: the records of all subjects, their work and ceilings. Out: one tidy table, the physics beside it, and the
+# In: the records of all subjects, their work and ceilings. Out: one tidy table, the roofline beside it, and the
 # statements of the analysis, judged.
 
 
@@ -28,15 +28,15 @@ rule tabulate:
         "../scripts/tabulate.py"
 
 
-rule join_physics:
+rule join_roofline:
     input:
         table=rules.tabulate.output.table,
         ceilings=[LAYOUT.ceilings(subject) for subject in ON_DEVICES],
         work=expand(rules.count_work.output.work, subject=ON_DEVICES),
     output:
-        physics=LAYOUT.physics,
+        roofline=LAYOUT.roofline,
     log:
-        LAYOUT.log("join_physics"),
+        LAYOUT.log("join_roofline"),
     localrule: True
     conda:
         "../envs/present.yaml"
@@ -46,13 +46,13 @@ rule join_physics:
     message:
         "Setting measured times beside the least time that the device needs"
     script:
-        "../scripts/join_physics.py"
+        "../scripts/join_roofline.py"
 
 
 rule judge_claims:
     input:
         table=rules.tabulate.output.table,
-        physics=[rules.join_physics.output.physics] if ON_DEVICES else [],
+        roofline=[rules.join_roofline.output.roofline] if ON_DEVICES else [],
     output:
         claims=LAYOUT.claims,
     log:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vlmeter.analysis.roofline import read_physics
+from vlmeter.analysis.roofline import read_roofline
 from vlmeter.claims.files import write_claims
 from vlmeter.claims.registry import judge_all
 from vlmeter.claims.subjects import judge_side_by_side
@@ -12,8 +12,8 @@ from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
     table = read_table(Path(snakemake.input.table))
-    physics = read_physics(Path(snakemake.input.physics[0])) if snakemake.input.physics else None
-    judged = {name: judge_all(table, name, physics=physics) for name in snakemake.params.subjects}
+    roofline = read_roofline(Path(snakemake.input.roofline[0])) if snakemake.input.roofline else None
+    judged = {name: judge_all(table, name, roofline=roofline) for name in snakemake.params.subjects}
     if side_by_side := judge_side_by_side(table):
         judged[ALL_SUBJECTS] = side_by_side
     write_claims(Path(snakemake.output.claims), judged)

@@ -37,7 +37,7 @@ with job(snakemake.log[0]):
             lock_sha256=hashlib.sha256(lock.read_bytes()).hexdigest() if lock else "",
         ),
         environments=optional("environments"),
-        physics=optional("physics"),
+        roofline=optional("roofline"),
         thumbnails=optional("thumbnails"),
     )
     write(inputs, Path(snakemake.output.report))

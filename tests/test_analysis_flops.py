@@ -11,7 +11,7 @@ import pytest
 from scipy import stats as reference
 
 from tests.support.fakes import FakeRunner
-from tests.support.physics import with_floors
+from tests.support.roofline import with_floors
 from tests.support.tables import TILINGS, table_of
 from vlmeter.analysis import flops, prefill_cells, step_times
 from vlmeter.analysis.flops import MODELS, PARTS, compare_models, equal_flops, pace_cost, relations, token_costs

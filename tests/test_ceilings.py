@@ -24,7 +24,7 @@ from vlmeter.measure.devices import resolve_device
 from vlmeter.records.ceilings import Ceilings, ceiling_of, read_ceilings, write_ceilings
 from vlmeter.study.subject import Subject
 
-from .support.physics import H200
+from .support.roofline import H200
 
 NANO = Subject(family="molmo", preset="nano", dtype="float32", device="cpu", cpu_threads=1)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
-from tests.support.physics import with_floors
+from tests.support.roofline import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter.analysis import prefill_cells
 from vlmeter.analysis.roofline import COLUMNS
@@ -228,21 +228,21 @@ def test_a_direct_run_unlike_its_derived_one_is_seen(table: pd.DataFrame) -> Non
     assert judged(unlike, "derived_agrees_with_direct").verdict == "does not hold"
 
 
-def physics(table: pd.DataFrame, floor_ms: float) -> pd.DataFrame:
+def roofline(table: pd.DataFrame, floor_ms: float) -> pd.DataFrame:
     rows = table[(table["phase"] == "inter_token") & (table["arm"] == "hooks")]
     return rows.reindex(columns=[name for name, _, _ in COLUMNS]).assign(floor_ms=floor_ms)
 
 
-def test_distance_to_the_floor_is_judged_with_physics_and_not_without(table: pd.DataFrame) -> None:
+def test_distance_to_the_floor_is_judged_with_the_roofline_and_not_without(table: pd.DataFrame) -> None:
     assert judged(table, "decode_near_floor").verdict == "cannot tell"
-    assert judged(table, "decode_near_floor", physics=physics(table, 3.0)).verdict == "holds"
-    far = judged(table, "decode_near_floor", physics=physics(table, 1.0))
+    assert judged(table, "decode_near_floor", roofline=roofline(table, 3.0)).verdict == "holds"
+    far = judged(table, "decode_near_floor", roofline=roofline(table, 1.0))
     assert far.verdict == "does not hold"
     assert "times" in far.statement
 
 
 def floors(table: pd.DataFrame, *, decode_times: float = 1.0, noise: float = 0.05) -> pd.DataFrame:
-    """A physics table of a device on which everything takes about twice its floor; FLOPs are those of the tokens."""
+    """A roofline table of a device on which everything takes about twice its floor; FLOPs are those of the tokens."""
     rows = table[table["median_ms"].notna() & table["phase"].ne("first_call") & table["arm"].isin(["hooks", "plain"])]
     rng = np.random.default_rng(3)
     decode = rows["phase"].eq("decode").to_numpy(dtype=bool)
@@ -250,28 +250,28 @@ def floors(table: pd.DataFrame, *, decode_times: float = 1.0, noise: float = 0.0
     weights = {"vision_encoder": 2e9, "projector": 3e8, "llm_blocks": 1e10, "head": 1e8}
     per_token = rows["phase"].map(weights).fillna(1e10).to_numpy(dtype=float)
     floor_ms = rows["median_ms"] / 2 * np.exp(noise * rng.normal(size=len(rows)))
-    physics = rows.reindex(columns=[name for name, _, _ in COLUMNS])
-    return physics.assign(flops=per_token * tokens, floor_ms=floor_ms, bound="traffic", mfu_fraction=0.1)
+    roofline = rows.reindex(columns=[name for name, _, _ in COLUMNS])
+    return roofline.assign(flops=per_token * tokens, floor_ms=floor_ms, bound="traffic", mfu_fraction=0.1)
 
 
 def test_flops_that_do_not_tell_latency_are_said_not_to_and_the_roofline_to_be_better(table: pd.DataFrame) -> None:
-    physics = floors(table)
-    found = judged(table, "flops_predict_latency", physics=physics)
+    roofline = floors(table)
+    found = judged(table, "flops_predict_latency", roofline=roofline)
     assert found.verdict == "does not hold"
     assert "R²" in found.statement
-    better = judged(table, "roofline_beats_flops", physics=physics)
+    better = judged(table, "roofline_beats_flops", roofline=roofline)
     assert better.verdict == "holds"
     assert better.evidence[-1].low is not None
     assert better.evidence[-1].low > 0
-    assert judged(table, "equal_flops_equal_time", physics=physics).verdict == "does not hold"
+    assert judged(table, "equal_flops_equal_time", roofline=roofline).verdict == "does not hold"
 
 
 def test_flops_that_tell_latency_are_said_to(table: pd.DataFrame) -> None:
     rows = floors(table)
     swapped = rows.assign(flops=1e8 * rows["median_ms"], floor_ms=rows["flops"] / 1e9)
-    assert judged(table, "flops_predict_latency", physics=swapped).verdict == "holds"
-    assert judged(table, "roofline_beats_flops", physics=swapped).verdict == "does not hold"
-    assert judged(table, "equal_flops_equal_time", physics=swapped).verdict == "holds"
+    assert judged(table, "flops_predict_latency", roofline=swapped).verdict == "holds"
+    assert judged(table, "roofline_beats_flops", roofline=swapped).verdict == "does not hold"
+    assert judged(table, "equal_flops_equal_time", roofline=swapped).verdict == "holds"
 
 
 def test_without_ceilings_nothing_is_said_of_flops(table: pd.DataFrame) -> None:
@@ -393,11 +393,11 @@ def test_shares_of_parameters_are_compared_with_shares_of_time(tmp_path: Path) -
     assert judged(same, "parameters_are_not_time").verdict == "does not hold"
 
 
-def test_shares_of_flops_are_judged_with_the_physics_and_not_without(tmp_path: Path) -> None:
+def test_shares_of_flops_are_judged_with_the_roofline_and_not_without(tmp_path: Path) -> None:
     table = requests_table(tmp_path)
     assert judged(table, "flops_are_not_time").verdict == "cannot tell"
     beside = with_floors(table)
-    physics = beside.loc[beside["flops"].notna(), [name for name, _, _ in COLUMNS]]
-    found = judged(table, "flops_are_not_time", physics=physics)
+    roofline = beside.loc[beside["flops"].notna(), [name for name, _, _ in COLUMNS]]
+    found = judged(table, "flops_are_not_time", roofline=roofline)
     assert found.verdict == "holds"
     assert "decode has" in found.statement

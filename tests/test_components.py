@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.support.fakes import FakeRunner
-from tests.support.physics import with_floors
+from tests.support.roofline import with_floors
 from tests.support.tables import records_of, rewrite, table_of
 from vlmeter.analysis import components
 from vlmeter.analysis.components import Profile, disagreement, energy_parts, profile
@@ -75,7 +75,7 @@ def test_without_requests_the_generations_are_profiled_and_without_these_the_pre
     assert isinstance(profile(build_table([])), Unknown)
 
 
-def test_without_physics_there_are_neither_flops_nor_traffic(table: pd.DataFrame) -> None:
+def test_without_the_roofline_there_are_neither_flops_nor_traffic(table: pd.DataFrame) -> None:
     plain = table.drop(columns=["flops", "weight_bytes", "cache_bytes"])
     found = profiled(plain)
     assert found.share("flops") == {}

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
-from tests.support.physics import with_floors
+from tests.support.roofline import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, records_of, rewrite, table_of
 from vlmeter.analysis import (
     components,

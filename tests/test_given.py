@@ -159,4 +159,4 @@ def test_all_that_the_readme_lists_as_results_is_a_product() -> None:
     for name in ("table.parquet", "table.csv", "figures", "claims.json", "report.html"):
         assert f"`{name}" in text
         assert name in listed
-    assert {"environments.json", "physics.parquet", "ceilings", "work", "thumbnails.json"} <= listed
+    assert {"environments.json", "roofline.parquet", "ceilings", "work", "thumbnails.json"} <= listed

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.html import Element, parse
-from tests.support.reports import DECODE_TIMES, PLAIN_SVG, PREFILL_TIMES, STUDY, inputs_of, physics_of
+from tests.support.reports import DECODE_TIMES, PLAIN_SVG, PREFILL_TIMES, STUDY, inputs_of, roofline_of
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, reading
 from vlmeter.analysis.reading import Unknown, rows_of
@@ -48,7 +48,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def page(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Element:
     folder = tmp_path_factory.mktemp("report")
-    return parse(render(inputs_of(folder, table, environment=ENVIRONMENT, physics=physics_of(table))))
+    return parse(render(inputs_of(folder, table, environment=ENVIRONMENT, roofline=roofline_of(table))))
 
 
 def page_of(folder: Path, table: pd.DataFrame, **options: Any) -> Element:
@@ -127,7 +127,7 @@ def test_every_section_of_a_figure_is_a_section_of_the_page(page: Element) -> No
 
 
 def test_claims_stand_there_with_verdict_words_and_numbers(page: Element, table: pd.DataFrame) -> None:
-    claims = judge_all(table, "fake", physics=physics_of(table))
+    claims = judge_all(table, "fake", roofline=roofline_of(table))
     shown = page.find("ul", class_="claims")
     items = [item for item in shown.children if isinstance(item, Element)]
     assert len(items) == len(claims)
@@ -178,7 +178,7 @@ def test_the_table_inside_the_page_is_the_table(page: Element, table: pd.DataFra
     kept = pd.Series(found["columns"]["median_ms"], dtype="float64")
     pd.testing.assert_series_equal(kept, table["median_ms"], check_names=False, check_exact=True)
     floors = pd.Series(found["floors_ms"], dtype="float64")
-    assert floors.notna().sum() == len(physics_of(table))
+    assert floors.notna().sum() == len(roofline_of(table))
     decode = (table["phase"] == "decode").to_numpy()
     assert (kept[decode] / floors[decode]).tolist() == pytest.approx([DECODE_TIMES] * decode.sum())
 
@@ -200,7 +200,7 @@ def test_the_chart_asks_by_the_words_of_the_experiments(page: Element, table: pd
 
 def test_the_limits_show_each_utilisation_in_its_own_column(page: Element, table: pd.DataFrame) -> None:
     """Of arithmetic (MFU) and of bandwidth (MBU): they differ in every row."""
-    worked = beside(table, physics_of(table))
+    worked = beside(table, roofline_of(table))
     rows = {row[0]: row for row in grid_rows(page, "limits-fake")}
     assert {PLAIN_WALL.words, DECODE.words} < set(rows)
     for quantity, kind in ((PLAIN_WALL, PREFILL), (DECODE, GENERATION)):
@@ -405,7 +405,7 @@ def test_numbers_that_are_not_there_are_left_empty(table: pd.DataFrame, tmp_path
     gaps = table.copy()
     numbers = ["median_ms", "low_ms", "high_ms"]
     gaps.loc[gaps["arm"] == "busy", numbers] = float("nan")
-    page = page_of(tmp_path, gaps, physics=physics_of(gaps))
+    page = page_of(tmp_path, gaps, roofline=roofline_of(gaps))
     assert "nan" not in page.find("main").text.lower().split()
     json.loads(unpacked(page, "table-data"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
@@ -444,9 +444,9 @@ def test_without_limits_environment_and_figures_the_page_says_that_they_are_miss
     assert "this figure was not made" in page.find("section", id="vision").text
 
 
-@pytest.mark.parametrize("name", ["claims", "environments", "physics", "table"])
+@pytest.mark.parametrize("name", ["claims", "environments", "roofline", "table"])
 def test_a_file_that_cannot_be_read_is_named(table: pd.DataFrame, tmp_path: Path, name: str) -> None:
-    inputs = inputs_of(tmp_path, table, environment=ENVIRONMENT, physics=physics_of(table))
+    inputs = inputs_of(tmp_path, table, environment=ENVIRONMENT, roofline=roofline_of(table))
     path: Path = getattr(inputs, name)
     path.write_text("no such thing", encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(path.name)):
@@ -464,7 +464,7 @@ def requests_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Element, pd
     )
     thumbnails = folder / "thumbnails.json"
     thumbnails.write_text(json.dumps({"fake": {str(index): THUMBNAIL for index in range(6)}}))
-    inputs = inputs_of(folder, table, physics=physics_of(table))
+    inputs = inputs_of(folder, table, roofline=roofline_of(table))
     return parse(render(replace(inputs, thumbnails=thumbnails))), table
 
 

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browser import WIDTHS_PX, chromium, opened, outside
 from tests.support.fakes import FakeRunner
-from tests.support.reports import inputs_of, physics_of
+from tests.support.reports import inputs_of, roofline_of
 from tests.support.tables import LATENCY, table_of
 from vlmeter.analysis import prefill_cells
 from vlmeter.figures.registry import FIGURES
@@ -47,7 +47,7 @@ def report(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A report with every figure drawn."""
     folder = tmp_path_factory.mktemp("report")
     environment = {"device_model": "fake device", "versions": {"torch": "2"}}
-    inputs = inputs_of(folder, table, draw=True, environment=environment, physics=physics_of(table))
+    inputs = inputs_of(folder, table, draw=True, environment=environment, roofline=roofline_of(table))
     write(inputs, folder / "report.html")
     return folder / "report.html"
 

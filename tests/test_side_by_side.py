@@ -16,8 +16,8 @@ from matplotlib.text import Text
 
 from tests.support.fakes import FakeRunner
 from tests.support.html import parse
-from tests.support.physics import with_floors
 from tests.support.reports import inputs_of
+from tests.support.roofline import with_floors
 from tests.support.subjects import MODELS, as_model, several, unsupported
 from tests.support.tables import CpuLikeRunner, table_of
 from vlmeter.analysis import decode_runs, headlines, prefill_cells, reading, subjects

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vlmeter.analysis import reading
-from vlmeter.analysis.roofline import COLUMNS, beside, write_physics
+from vlmeter.analysis.roofline import COLUMNS, beside, write_roofline
 from vlmeter.claims.files import write_claims
 from vlmeter.claims.registry import judge_all
 from vlmeter.claims.subjects import judge_side_by_side
@@ -21,7 +21,7 @@ from vlmeter.report.pictures import FigureFiles
 from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.table.files import write_table
 
-#: How many times as long as its floor everything takes in `physics_of`.
+#: How many times as long as its floor everything takes in `roofline_of`.
 PREFILL_TIMES, DECODE_TIMES = 4.0, 6.0
 
 STUDY: Mapping[str, Any] = {"study": "small", "subjects": {"fake": {"family": "molmo", "preset": "nano"}}}
@@ -31,8 +31,8 @@ PLAIN_SVG = '<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" view
 width="40" height="20" style="fill: #ffffff"/><rect width="9" height="9" style="fill: #0072B2"/></svg>'
 
 
-def physics_of(table: pd.DataFrame) -> pd.DataFrame:
-    """A physics table in which every prefill takes 4 times its floor, and decode 6 times."""
+def roofline_of(table: pd.DataFrame) -> pd.DataFrame:
+    """A roofline table in which every prefill takes 4 times its floor, and decode 6 times."""
     rows = table[(table["status"] == "ok") & table["median_ms"].notna() & (table["arm"] != "inputs")].copy()
     rows = rows[rows["clock"].isin(["wall", "device", "busy"]) & (rows["phase"] != "first_call")]
     decode = rows["phase"] == "decode"
@@ -49,23 +49,23 @@ def inputs_of(
     *,
     study: Mapping[str, Any] = STUDY,
     environment: Mapping[str, Any] | None = None,
-    physics: pd.DataFrame | None = None,
+    roofline: pd.DataFrame | None = None,
     draw: bool = False,
     captions: Mapping[str, str] | None = None,
 ) -> ReportInputs:
     """Write what a report reads; without `draw` every figure is the same small picture, with a caption of its own."""
-    paths = {name: folder / name for name in ("table.parquet", "table.csv", "claims.json", "physics.parquet")}
+    paths = {name: folder / name for name in ("table.parquet", "table.csv", "claims.json", "roofline.parquet")}
     write_table(table, paths["table.parquet"], paths["table.csv"])
-    judged = {name: judge_all(table, name, physics=physics) for name in study["subjects"]}
+    judged = {name: judge_all(table, name, roofline=roofline) for name in study["subjects"]}
     write_claims(paths["claims.json"], {**judged, ALL_SUBJECTS: judge_side_by_side(table)})
     environments = folder / "environments.json"
     if environment is not None:
         found = {name: [{"cells": 3, "environment": environment}] for name in study["subjects"]}
         environments.write_text(json.dumps(found), encoding="utf-8")
-    if physics is not None:
-        write_physics(physics, paths["physics.parquet"])
+    if roofline is not None:
+        write_roofline(roofline, paths["roofline.parquet"])
     many = len(study["subjects"]) > 1
-    with_floors = table if physics is None else beside(table, physics)
+    with_floors = table if roofline is None else beside(table, roofline)
     return ReportInputs(
         study=study,
         table=paths["table.parquet"],
@@ -76,7 +76,7 @@ def inputs_of(
         },
         reproduction=Reproduction("snakemake --configfile study.yaml", "requirements.lock", "ab" * 32),
         environments=environments if environment is not None else None,
-        physics=paths["physics.parquet"] if physics is not None else None,
+        roofline=paths["roofline.parquet"] if roofline is not None else None,
     )
 
 

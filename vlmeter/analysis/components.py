@@ -70,7 +70,7 @@ class Profile:
     """Parts of a mean request.
 
     parts: a row per part of PARTS that was measured: part, parameters (absent for decode, which uses those of blocks
-    and head again), flops, traffic_bytes (both absent without the physics), time_ms, peak_bytes (absent where nothing
+    and head again), flops, traffic_bytes (both absent without the roofline), time_ms, peak_bytes (absent where nothing
     counts memory). time_share, prefill_share: of the time of all parts, and of those of the prefill, with intervals
     over what was run. joules: of a mean request, and of a middling request's prefill and vision, by quantity; empty
     where the device has no energy counter that was read.
@@ -100,7 +100,7 @@ class Profile:
 
 
 def profile(table: pd.DataFrame, subject: str | None = None) -> Profile | Unknown:
-    """Profile a subject's components; the table may have work beside it (`physics.beside`).
+    """Profile a subject's components; the table may have work beside it (`roofline.beside`).
 
     Disturbed samples count as in the rows that they are in: in blocks all do.
     """

@@ -6,8 +6,8 @@ named in advance. A decode step does little arithmetic and reads all weights, so
 arithmetic; the roofline's floor (`vlmeter.analysis.roofline`) knows that. And where the host sets the pace, no
 property of the work tells the time.
 
-All functions take the table with physics beside it (`physics.beside`). Cells are resampled whole: the phases of one
-cell, and the lengths of one photograph, err together.
+All functions take the table with work and floors beside it (`roofline.beside`). Cells are resampled whole: the phases
+of one cell, and the lengths of one photograph, err together.
 """
 
 from __future__ import annotations
@@ -428,7 +428,7 @@ def token_costs(table: pd.DataFrame, subject: str | None = None) -> TokenCosts |
 
     A vision token brings its share of the crops along, so its cost is the slope of the whole prefill over vision
     tokens. A text token is work for the language model alone: the slope of the phases behind the vision side over
-    prompt tokens. An output token is a decode step. Needs no physics.
+    prompt tokens. An output token is a decode step. Needs no roofline.
     """
     rows = reading.of_subject(table, subject)
     cells = prefill_cells.vision_cells(rows)

@@ -111,7 +111,7 @@ def weight_bound_tokens(flops_per_token: float, weight_bytes: float, ceilings: C
     return weight_bytes / ceilings.copy_bytes_per_s.value * ceilings.matrix_flops_per_s.value / flops_per_token
 
 
-#: The physics table: name, type (as in `vlmeter.table.columns`) and meaning of each column. The first seven are
+#: The roofline table: name, type (as in `vlmeter.table.columns`) and meaning of each column. The first seven are
 #: the key of the row in the tidy table that holds the measured time.
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("subject", "string", "name of the subject"),
@@ -139,7 +139,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def physics_table(
+def roofline_table(
     table: pd.DataFrame, works: Mapping[str, SubjectWork], ceilings: Mapping[str, Ceilings]
 ) -> pd.DataFrame:
     """Set measured times of the tidy table beside what was to do in them and the least time that it could take.
@@ -152,7 +152,7 @@ def physics_table(
     Blocks of requests have the work of a mean request, set beside the mean time of their rows.
 
     Rows: the phases of a prefill, whole prefills, vision alone (device, wall and busy clock, as far as measured),
-    decode times, and single decode steps (`inter_token`, beside the mean step). What has no physics is left out:
+    decode times, and single decode steps (`inter_token`, beside the mean step). What has no work is left out:
     preprocessing and copying on the host, the first use of a shape, the time of launching. Raises UserError where
     ceilings or work do not belong to what was measured.
     """
@@ -177,32 +177,32 @@ def physics_table(
     return frame.astype({name: types[dtype] for name, dtype, _ in COLUMNS})
 
 
-def write_physics(table: pd.DataFrame, path: Path) -> None:
-    """Write the physics table as parquet, atomically."""
+def write_roofline(table: pd.DataFrame, path: Path) -> None:
+    """Write the roofline table as parquet, atomically."""
     write_atomically(path, table.to_parquet(index=False))
 
 
-def read_physics(path: Path) -> pd.DataFrame:
-    """Read the physics table; raises UserError if it is not one of this version."""
+def read_roofline(path: Path) -> pd.DataFrame:
+    """Read the roofline table; raises UserError if it is not one of this version."""
     import pandas as pd
 
     try:
-        physics = pd.read_parquet(path, dtype_backend="numpy_nullable")
+        roofline = pd.read_parquet(path, dtype_backend="numpy_nullable")
     except (OSError, ValueError) as error:
-        raise UserError(f"physics table {path} cannot be read: {error}") from None
-    missing = [name for name, _, _ in COLUMNS if name not in physics]
+        raise UserError(f"roofline table {path} cannot be read: {error}") from None
+    missing = [name for name, _, _ in COLUMNS if name not in roofline]
     if missing:
-        raise UserError(f"physics table {path} has no column {missing[0]}; delete it and it is made again")
+        raise UserError(f"roofline table {path} has no column {missing[0]}; delete it and it is made again")
     types = {"string": "string", "integer": "Int64", "float": "float64"}
-    return physics.astype({name: types[dtype] for name, dtype, _ in COLUMNS})
+    return roofline.astype({name: types[dtype] for name, dtype, _ in COLUMNS})
 
 
-def beside(table: pd.DataFrame, physics: pd.DataFrame) -> pd.DataFrame:
-    """Set work and floors beside the rows of the tidy table; absent where a row has no physics."""
+def beside(table: pd.DataFrame, roofline: pd.DataFrame) -> pd.DataFrame:
+    """Set work and floors beside the rows of the tidy table; absent where a row has no work."""
     names = [name for name, _, _ in COLUMNS]
     key = names[: names.index("experiment")]
     new = [name for name in names if name not in table]
-    return table.merge(physics[key + new], on=key, how="left")
+    return table.merge(roofline[key + new], on=key, how="left")
 
 
 def _work_of(row: Mapping[str, Any], works: Mapping[str, SubjectWork]) -> Work:
@@ -269,7 +269,7 @@ def _ceilings_of(row: Mapping[str, Any], ceilings: Mapping[str, Ceilings]) -> Ce
 def _phases_of(
     row: Mapping[str, Any], work: Work, decoded: dict[int, list[PhaseWork]]
 ) -> tuple[Sequence[PhaseWork], int]:
-    """Return the work behind a row, and by how many to divide it; no work where a row has no physics."""
+    """Return the work behind a row, and by how many to divide it; no work where a row has no work."""
     tokens = row["output_tokens"] if row["source"] == "derived" else row["generated_tokens"]
     steps = max(0, int(tokens) - 1)
     if steps not in decoded:

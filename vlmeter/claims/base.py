@@ -68,9 +68,9 @@ def cannot_tell(reason: str) -> Finding:
 class Data:
     """One subject's rows, and what several claims want of them."""
 
-    def __init__(self, table: pd.DataFrame, physics: pd.DataFrame | None = None) -> None:
+    def __init__(self, table: pd.DataFrame, roofline: pd.DataFrame | None = None) -> None:
         self.table = table
-        self.physics = physics
+        self.roofline = roofline
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -101,8 +101,8 @@ class Data:
     def profile(self) -> components.Profile | Unknown:
         """Parts of a mean request, with their work where it is known."""
         table = self.table
-        if self.physics is not None and "flops" in self.physics and "flops" not in table:
-            table = beside(table, self.physics)
+        if self.roofline is not None and "flops" in self.roofline and "flops" not in table:
+            table = beside(table, self.roofline)
         return components.profile(table)
 
     @cached_property
@@ -118,9 +118,9 @@ class Data:
     @cached_property
     def worked(self) -> pd.DataFrame | Unknown:
         """The subject's rows with work and floors beside them."""
-        if self.physics is None or self.physics.empty:
+        if self.roofline is None or self.roofline.empty:
             return Unknown("the device's ceilings were not measured")
-        return beside(self.table, self.physics)
+        return beside(self.table, self.roofline)
 
     @cached_property
     def points(self) -> pd.DataFrame | Unknown:

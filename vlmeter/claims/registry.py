@@ -127,14 +127,14 @@ CLAIMS: Mapping[str, Entry] = {
 }
 
 
-def judge_all(table: pd.DataFrame, subject: str, *, physics: pd.DataFrame | None = None) -> list[Claim]:
-    """Judge every claim for one subject; `physics` is the physics table, for the claims about limits.
+def judge_all(table: pd.DataFrame, subject: str, *, roofline: pd.DataFrame | None = None) -> list[Claim]:
+    """Judge every claim for one subject; `roofline` is the roofline table, for the claims about limits.
 
     Under unusable conditions (`analysis.trust`) no claim about time is judged: what was measured is said, and why it
     proves nothing.
     """
     rows = reading.of_subject(table, subject)
-    own = None if physics is None else physics[physics["subject"] == subject]
+    own = None if roofline is None else roofline[roofline["subject"] == subject]
     data = Data(rows, own)
     trust = conditions.trust(rows)
     judged = []

@@ -59,8 +59,8 @@ SIDE_BY_SIDE = {
     "side_by_side_decode": "vlmeter.figures.side_by_side_decode",
 }
 
-#: Figures whose table has work and floors beside the measured times (`physics.beside`).
-WITH_PHYSICS = frozenset({"component_profile", "flops_latency", "flops_or_roofline", "limits"})
+#: Figures whose table has work and floors beside the measured times (`roofline.beside`).
+WITH_ROOFLINE = frozenset({"component_profile", "flops_latency", "flops_or_roofline", "limits"})
 
 
 class FigureModule(Protocol):

@@ -12,9 +12,9 @@ from vlmeter.report.grids import Grid, Value, count_value, estimate_value, word_
 from vlmeter.table.quantities import QUANTITIES
 
 
-def flops_grids(table: pd.DataFrame, physics: pd.DataFrame | None, name: str) -> list[Grid]:
+def flops_grids(table: pd.DataFrame, roofline: pd.DataFrame | None, name: str) -> list[Grid]:
     """Tables of the section on FLOPs; empty without counted work and ceilings."""
-    points = Unknown("") if physics is None else flops.points(beside(table, physics))
+    points = Unknown("") if roofline is None else flops.points(beside(table, roofline))
     if isinstance(points, Unknown):
         return []
     grids = [_relations_grid(flops.relations(points), name)]

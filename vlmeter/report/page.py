@@ -28,7 +28,7 @@ from markupsafe import Markup
 
 from vlmeter import __version__
 from vlmeter.analysis import reading
-from vlmeter.analysis.roofline import beside, read_physics
+from vlmeter.analysis.roofline import beside, read_roofline
 from vlmeter.claims.base import Claim
 from vlmeter.claims.files import read_claims
 from vlmeter.common.errors import UserError
@@ -60,10 +60,10 @@ class Reproduction:
 class ReportInputs:
     """All that the report reads.
 
-    study: the study's configuration. figures: subject -> figure's name -> its files, and with ALL_SUBJECTS in the place of a
-    subject those that show all. environments: a JSON file, subject -> list of {cells: number of cells, environment:
-    where and with what they were measured}. physics: the table of `vlmeter.analysis.roofline`. thumbnails: of
-    `vlmeter.workflow.thumbnails`. The last three may be absent; the page then says so, or does without.
+    study: the study's configuration. figures: subject -> figure's name -> its files, and with ALL_SUBJECTS in the place
+    of a subject those that show all. environments: a JSON file, subject -> list of {cells: number of cells,
+    environment: where and with what they were measured}. roofline: the table of `vlmeter.analysis.roofline`.
+    thumbnails: of `vlmeter.workflow.thumbnails`. The last three may be absent; the page then says so, or does without.
     """
 
     study: Mapping[str, Any]
@@ -72,7 +72,7 @@ class ReportInputs:
     figures: Mapping[str, Mapping[str, FigureFiles]]
     reproduction: Reproduction
     environments: Path | None = None
-    physics: Path | None = None
+    roofline: Path | None = None
     thumbnails: Path | None = None
 
 
@@ -90,7 +90,7 @@ def render(inputs: ReportInputs) -> str:
     table = read_table(inputs.table)
     claims = _read_claims(inputs.claims)
     environments = {} if inputs.environments is None else _read_json(inputs.environments)
-    physics = None if inputs.physics is None else read_physics(inputs.physics)
+    roofline = None if inputs.roofline is None else read_roofline(inputs.roofline)
     thumbnails = {} if inputs.thumbnails is None else read_thumbnails(inputs.thumbnails)
     subjects = [
         subject_view(
@@ -100,7 +100,7 @@ def render(inputs: ReportInputs) -> str:
             figures=inputs.figures.get(name, {}),
             claims=claims.get(name, []),
             environments=environments.get(name, []),
-            physics=None if physics is None else physics[physics["subject"] == name],
+            roofline=None if roofline is None else roofline[roofline["subject"] == name],
             thumbnails=thumbnails.get(name, {}),
         )
         for name, config in inputs.study["subjects"].items()
@@ -125,7 +125,7 @@ def render(inputs: ReportInputs) -> str:
             questions=questions(),
             colours=DARK_COLOURS,
             table_rows=len(table),
-            table_data=_packed(_columnar(table, physics)),
+            table_data=_packed(_columnar(table, roofline)),
             plotly=_packed_plotly(),
             version=__version__,
             css=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
@@ -173,13 +173,13 @@ def _packed_plotly() -> str:
     return _packed(str(get_plotlyjs()))
 
 
-def _columnar(table: pd.DataFrame, physics: pd.DataFrame | None) -> str:
+def _columnar(table: pd.DataFrame, roofline: pd.DataFrame | None) -> str:
     """Lay the table out by column as JSON, without the lists of samples, and beside it the floor of each row.
 
     What is absent is null.
     """
     columns = {name: _values(table[name]) for name in table.columns.drop("samples_ms")}
-    floors = [None] * len(table) if physics is None else _values(beside(table, physics)["floor_ms"])
+    floors = [None] * len(table) if roofline is None else _values(beside(table, roofline)["floor_ms"])
     return json.dumps({"columns": columns, "floors_ms": floors}, allow_nan=False)
 
 

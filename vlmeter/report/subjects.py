@@ -73,14 +73,14 @@ def subject_view(
     figures: Mapping[str, FigureFiles],
     claims: Sequence[Claim],
     environments: Sequence[Mapping[str, Any]],
-    physics: pd.DataFrame | None,
+    roofline: pd.DataFrame | None,
     thumbnails: Mapping[int, str],
 ) -> SubjectView:
     """Everything that the page shows of one subject."""
     cells, runs = prefill_cells.vision_cells(table), decode_runs.decode(table)
     trust, flags = conditions.trust(table), flags_of(table)
-    whole = table if physics is None else beside(table, physics)
-    limits = [] if physics is None else limits_of(whole)
+    whole = table if roofline is None else beside(table, roofline)
+    limits = [] if roofline is None else limits_of(whole)
     drawn = figure_views(figures)
     left_out = left_out_grid(table, name)
     sample = distribution.sample_of(table)
@@ -111,7 +111,7 @@ def subject_view(
         ],
         bars=share_bars(cells, runs),
         limits_grid=limits_grid(limits, name) if limits else None,
-        flops_grids=flops_grids(table, physics, name),
+        flops_grids=flops_grids(table, roofline, name),
         held_out=held_out_grid(table, name),
         figures=drawn,
         claims=[claim_view(claim, drawn) for claim in claims],

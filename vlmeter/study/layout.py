@@ -112,9 +112,9 @@ class Layout:
         return self.root / "table.csv"
 
     @property
-    def physics(self) -> Path:
+    def roofline(self) -> Path:
         """Measured times beside work and floors."""
-        return self.root / "physics.parquet"
+        return self.root / "roofline.parquet"
 
     def figure(self, subject: str, name: str, extension: str) -> Path:
         """One figure of one subject, or of all of them (ALL_SUBJECTS)."""

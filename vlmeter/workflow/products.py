@@ -31,7 +31,7 @@ def products_of(
     return [
         (layout.table, layout.table_csv, layout.environments),
         *limits,
-        *([(layout.physics,)] if on_devices else []),
+        *([(layout.roofline,)] if on_devices else []),
         (layout.claims,),
         *drawn,
         *([(layout.thumbnails,)] if photographs_shown else []),

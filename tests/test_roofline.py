@@ -16,9 +16,9 @@ from vlmeter.analysis.roofline import (
     floor_of_all,
     mbu_fraction,
     mfu_fraction,
-    physics_table,
+    roofline_table,
     weight_bound_tokens,
-    write_physics,
+    write_roofline,
 )
 from vlmeter.common.errors import UserError
 from vlmeter.records.ceilings import Ceilings
@@ -26,7 +26,7 @@ from vlmeter.records.work import PhaseWork, ShapeWork, StepWork, SubjectWork, Wo
 from vlmeter.table.build import build_table
 
 from .support.fakes import FakeRunner
-from .support.physics import A100, H200, ceilings_of
+from .support.roofline import A100, H200, ceilings_of
 from .support.studies import run_fake, study_of
 from .support.tables import table_of
 
@@ -159,40 +159,40 @@ def works(table: pd.DataFrame) -> dict[str, SubjectWork]:
 
 
 @pytest.fixture(scope="module")
-def physics(table: pd.DataFrame, works: dict[str, SubjectWork]) -> pd.DataFrame:
-    return physics_table(table, works, {"fake": ONE_TERA})
+def roofline(table: pd.DataFrame, works: dict[str, SubjectWork]) -> pd.DataFrame:
+    return roofline_table(table, works, {"fake": ONE_TERA})
 
 
 KEY = [name for name, _, _ in COLUMNS[:7]]
 
 
-def test_every_row_is_one_of_the_table(table: pd.DataFrame, physics: pd.DataFrame) -> None:
-    assert not physics.duplicated(KEY).any()
-    joined = physics.merge(table, on=KEY, how="left", suffixes=("", "_in_table"), validate="one_to_one")
+def test_every_row_is_one_of_the_table(table: pd.DataFrame, roofline: pd.DataFrame) -> None:
+    assert not roofline.duplicated(KEY).any()
+    joined = roofline.merge(table, on=KEY, how="left", suffixes=("", "_in_table"), validate="one_to_one")
     assert (joined["median_ms"] == joined["median_ms_in_table"]).all()
 
 
-def test_every_phase_of_every_prefill_has_physics(table: pd.DataFrame, physics: pd.DataFrame) -> None:
+def test_every_phase_of_every_prefill_has_work(table: pd.DataFrame, roofline: pd.DataFrame) -> None:
     for cell_id in table["cell_id"].unique():
-        found = physics[(physics["cell_id"] == cell_id) & (physics["arm"] == "hooks")]
+        found = roofline[(roofline["cell_id"] == cell_id) & (roofline["arm"] == "hooks")]
         assert set(PHASES) <= set(found["phase"])
 
 
-def test_what_the_host_does_has_none(physics: pd.DataFrame) -> None:
-    assert not set(physics["phase"]) & {"preprocess", "copy", "first_call"}
-    assert not set(physics["clock"]) & {"launch"}
-    assert "inputs" not in set(physics["arm"])
+def test_what_the_host_does_has_none(roofline: pd.DataFrame) -> None:
+    assert not set(roofline["phase"]) & {"preprocess", "copy", "first_call"}
+    assert not set(roofline["clock"]) & {"launch"}
+    assert "inputs" not in set(roofline["arm"])
 
 
-def one(physics: pd.DataFrame, **key: object) -> pd.Series:
+def one(roofline: pd.DataFrame, **key: object) -> pd.Series:
     for name, value in key.items():
-        physics = physics[physics[name] == value]
-    assert len(physics) == 1
-    return physics.iloc[0]
+        roofline = roofline[roofline[name] == value]
+    assert len(roofline) == 1
+    return roofline.iloc[0]
 
 
-def test_a_phase_is_set_beside_its_own_work(physics: pd.DataFrame) -> None:
-    row = one(physics, cell_id="vision-tiling-2x2", arm="hooks", phase="llm_blocks")
+def test_a_phase_is_set_beside_its_own_work(roofline: pd.DataFrame) -> None:
+    row = one(roofline, cell_id="vision-tiling-2x2", arm="hooks", phase="llm_blocks")
     assert (row["flops"], row["weight_bytes"], row["cache_bytes"]) == (4e9, 1e7, 0)
     assert row["floor_ms"] == pytest.approx(4e9 / 100e12 * 1000)
     assert row["bound"] == "arithmetic"
@@ -202,20 +202,20 @@ def test_a_phase_is_set_beside_its_own_work(physics: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("clock", ["wall", "device"])
-def test_a_whole_prefill_is_the_sum_of_its_phases(physics: pd.DataFrame, clock: str) -> None:
-    row = one(physics, cell_id="vision-tiling-2x2", arm="plain", phase="total", clock=clock)
+def test_a_whole_prefill_is_the_sum_of_its_phases(roofline: pd.DataFrame, clock: str) -> None:
+    row = one(roofline, cell_id="vision-tiling-2x2", arm="plain", phase="total", clock=clock)
     assert row["flops"] == 15e9
     assert row["floor_ms"] == pytest.approx(15e9 / 100e12 * 1000)
 
 
-def test_vision_alone_is_encoder_and_projector(physics: pd.DataFrame) -> None:
-    timed = one(physics, cell_id="vision-tiling-2x2", arm="vision", phase="total", clock="device")
-    busy = one(physics, cell_id="vision-tiling-2x2", arm="busy", phase="vision")
+def test_vision_alone_is_encoder_and_projector(roofline: pd.DataFrame) -> None:
+    timed = one(roofline, cell_id="vision-tiling-2x2", arm="vision", phase="total", clock="device")
+    busy = one(roofline, cell_id="vision-tiling-2x2", arm="busy", phase="vision")
     assert timed["flops"] == busy["flops"] == 3e9
 
 
-def test_a_generation_is_its_prefill_and_all_its_steps(physics: pd.DataFrame) -> None:
-    cell = physics[physics["cell_id"] == "output-image0-n16"]
+def test_a_generation_is_its_prefill_and_all_its_steps(roofline: pd.DataFrame) -> None:
+    cell = roofline[roofline["cell_id"] == "output-image0-n16"]
     prompt = cell["prompt_tokens"].iloc[0]
     contexts = [prompt + number for number in range(1, 16)]
     decode = one(cell, phase="decode", source="measured")
@@ -228,26 +228,26 @@ def test_a_generation_is_its_prefill_and_all_its_steps(physics: pd.DataFrame) ->
     assert total["flops"] == decode["flops"] + 15e9
 
 
-def test_a_step_is_set_beside_the_mean_step(physics: pd.DataFrame) -> None:
-    cell = physics[physics["cell_id"] == "output-image0-n16"]
+def test_a_step_is_set_beside_the_mean_step(roofline: pd.DataFrame) -> None:
+    cell = roofline[roofline["cell_id"] == "output-image0-n16"]
     decode, step = one(cell, phase="decode", source="measured"), one(cell, phase="inter_token")
     assert step["flops"] == pytest.approx(decode["flops"] / 15)
     assert step["floor_ms"] == pytest.approx(decode["floor_ms"] / 15)
 
 
-def test_a_derived_decode_has_the_work_of_its_own_length(physics: pd.DataFrame) -> None:
-    derived = one(physics[physics["cell_id"] == "output-image0-n16"], source="derived", output_tokens=8)
+def test_a_derived_decode_has_the_work_of_its_own_length(roofline: pd.DataFrame) -> None:
+    derived = one(roofline[roofline["cell_id"] == "output-image0-n16"], source="derived", output_tokens=8)
     assert derived["weight_bytes"] == 7 * 10**8
 
 
-def test_the_physics_table_can_be_written_and_read(physics: pd.DataFrame, tmp_path: Path) -> None:
-    path = tmp_path / "physics.parquet"
-    write_physics(physics, path)
+def test_the_roofline_table_can_be_written_and_read(roofline: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "roofline.parquet"
+    write_roofline(roofline, path)
     assert list(pd.read_parquet(path).columns) == [name for name, _, _ in COLUMNS]
 
 
 def test_a_study_without_samples_gives_an_empty_table(table: pd.DataFrame) -> None:
-    empty = physics_table(table[table["status"] == "oom"], {}, {})
+    empty = roofline_table(table[table["status"] == "oom"], {}, {})
     assert list(empty.columns) == [name for name, _, _ in COLUMNS]
     assert empty.empty
 
@@ -264,13 +264,13 @@ def test_ceilings_of_another_device_are_refused(
     table: pd.DataFrame, works: dict[str, SubjectWork], ceilings: dict[str, Ceilings], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        physics_table(table, works, ceilings)
+        roofline_table(table, works, ceilings)
 
 
 def test_a_model_on_several_cards_has_the_floor_of_one(table: pd.DataFrame, works: dict[str, SubjectWork]) -> None:
     """They work one after the other."""
     spread = table.assign(device_model="3 x " + table["device_model"])
-    one, three = (physics_table(rows, works, {"fake": ONE_TERA}) for rows in (table, spread))
+    one, three = (roofline_table(rows, works, {"fake": ONE_TERA}) for rows in (table, spread))
     assert three["floor_ms"].tolist() == pytest.approx(one["floor_ms"].tolist(), nan_ok=True)
     assert three["floor_ms"].notna().any()
 
@@ -279,14 +279,14 @@ def test_work_that_was_not_counted_is_refused(table: pd.DataFrame, works: dict[s
     fewer = {"fake": works["fake"].model_copy(update={"cells": works["fake"].cells[1:]})}
     for wrong in ({}, fewer):
         with pytest.raises(UserError, match="none was counted"):
-            physics_table(table, wrong, {"fake": ONE_TERA})
+            roofline_table(table, wrong, {"fake": ONE_TERA})
 
 
 def test_work_of_other_inputs_is_refused(table: pd.DataFrame, works: dict[str, SubjectWork]) -> None:
     cells = tuple(work.model_copy(update={"crops": work.crops + 1}) for work in works["fake"].cells)
     wrong = {"fake": works["fake"].model_copy(update={"cells": cells})}
     with pytest.raises(UserError, match="was counted for"):
-        physics_table(table, wrong, {"fake": ONE_TERA})
+        roofline_table(table, wrong, {"fake": ONE_TERA})
 
 
 def test_work_survives_its_file(works: dict[str, SubjectWork], tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         read_work(tmp_path / "work.json")
 
 
-def test_physics_needs_no_torch() -> None:
+def test_the_roofline_needs_no_torch() -> None:
     names = "vlmeter.analysis.roofline, vlmeter.measure.ceilings, vlmeter.measure.doctor"
     code = f"import sys; sys.modules['torch'] = None; import {names}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
@@ -349,7 +349,7 @@ def shapes_of(table: pd.DataFrame) -> SubjectWork:
 def test_a_block_has_the_work_of_a_mean_request(requests_table: pd.DataFrame) -> None:
     limits = ceilings_of(copy_bytes_per_s=1e6, matrix_flops_per_s=1e6)
     works = {"fake": shapes_of(requests_table)}
-    found = physics_table(requests_table, works, {"fake": limits})
+    found = roofline_table(requests_table, works, {"fake": limits})
     one = found[(found["cell_id"] == "distribution-block000") & (found["clock"] == "device")].set_index("phase")
     own = requests(requests_table).head(6)
     assert one.loc["vision_encoder", "flops"] == pytest.approx(own["crops"].mean())
@@ -372,7 +372,7 @@ def test_a_block_has_the_work_of_a_mean_request(requests_table: pd.DataFrame) ->
 def test_a_request_whose_work_was_not_counted_is_refused(requests_table: pd.DataFrame) -> None:
     limits = ceilings_of(copy_bytes_per_s=1e6, matrix_flops_per_s=1e6)
     with pytest.raises(UserError, match="none was counted for a request of cell distribution-block000 of fake"):
-        physics_table(requests_table, {"fake": SubjectWork(subject="fake", cells=())}, {"fake": limits})
+        roofline_table(requests_table, {"fake": SubjectWork(subject="fake", cells=())}, {"fake": limits})
 
 
 def test_work_of_shapes_survives_its_file(requests_table: pd.DataFrame, tmp_path: Path) -> None:

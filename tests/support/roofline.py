@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vlmeter.analysis.distribution import requests
-from vlmeter.analysis.roofline import beside, physics_table
+from vlmeter.analysis.roofline import beside, roofline_table
 from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.records.ceilings import Ceiling, Ceilings
 from vlmeter.records.work import PhaseWork, ShapeWork, StepWork, SubjectWork, Work
@@ -67,4 +67,4 @@ def with_floors(table: pd.DataFrame) -> pd.DataFrame:
             cells=tuple(Work(cell_id=cell["cell_id"], **_work_of(cell)) for cell in cells.to_dict("records")),
             shapes=tuple(ShapeWork(**_work_of(shape)) for shape in shapes.to_dict("records")),
         )
-    return beside(table, physics_table(table, works, dict.fromkeys(works, limits)))
+    return beside(table, roofline_table(table, works, dict.fromkeys(works, limits)))
