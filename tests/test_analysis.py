@@ -191,7 +191,7 @@ def test_a_fall_beyond_noise_is_found_and_the_largest_comes_first() -> None:
 def test_a_fall_that_drift_between_visits_explains_is_none() -> None:
     cells = cells_of([10.0, 12.0, 11.0])
     assert only(prefill_cells.falls(cells, X))
-    assert not only(prefill_cells.falls(cells, X, spread_fraction=0.05))
+    assert not only(prefill_cells.falls(cells, X, wander_fraction=0.05))
 
 
 def test_a_flat_quantity_hardly_ever_falls() -> None:
@@ -332,8 +332,8 @@ def test_the_sentinel_is_seen_once_more_than_there_are_batches(noisy: pd.DataFra
     assert visits["position"].tolist() == [0, 10, 20, 30, 36]
     assert visits["fraction"].iloc[0] == 0
     assert not visits["drifted"].any()
-    assert conditions.sentinel_spread(noisy) == pytest.approx(visits["fraction"].std())
-    assert 0 < conditions.sentinel_spread(noisy) < 0.02
+    assert conditions.sentinel_wander(noisy) == pytest.approx(visits["fraction"].std())
+    assert 0 < conditions.sentinel_wander(noisy) < 0.02
 
 
 def test_quiet_conditions_are_called_quiet(exact: pd.DataFrame) -> None:
@@ -465,7 +465,7 @@ def everything(table: pd.DataFrame) -> list[object]:
     return [
         prefill_cells.two_factor(cells),
         prefill_cells.crossover(cells),
-        prefill_cells.falls(cells, SUBTRACTION_WALL, spread_fraction=conditions.sentinel_spread(table)),
+        prefill_cells.falls(cells, SUBTRACTION_WALL, wander_fraction=conditions.sentinel_wander(table)),
         prefill_cells.pooled(cells, CLOSURE),
         prefill_cells.phase_shares(cells),
         prefill_cells.repeated_counts(cells),

@@ -18,8 +18,8 @@ from vlmeter.analysis import prediction, prediction_laws
 from vlmeter.analysis.decode_runs import decode
 from vlmeter.analysis.held_out import accuracy, can_be_held_out, held_out
 from vlmeter.analysis.prediction import choose_subject, predict
-from vlmeter.analysis.prediction_laws import Forecast, Observations, Part, learn_decode, learn_inputs, learn_prefill
-from vlmeter.analysis.prediction_model import FAR_FACTOR, Model, Request, learn
+from vlmeter.analysis.prediction_laws import Forecast, Learnt, Observations, learn_decode, learn_inputs, learn_prefill
+from vlmeter.analysis.prediction_model import FAR_FACTOR, Model, Query, learn
 from vlmeter.analysis.prefill_cells import vision_cells
 from vlmeter.analysis.reading import Unknown
 from vlmeter.cli.main import main
@@ -50,7 +50,7 @@ def model_of(table: pd.DataFrame) -> Model:
     return found
 
 
-def declared_ms(runner: FakeRunner, request: Request) -> tuple[float, float]:
+def declared_ms(runner: FakeRunner, request: Query) -> tuple[float, float]:
     """Time to first token and total that the fake subject takes by its own declaration."""
     inputs = 2 * 0.5 * request.crops
     prefill = sum(runner.duration_ms(p, crops=request.crops, tokens=request.prompt_tokens) for p in PREFILL_PHASES)
@@ -66,7 +66,7 @@ def declared_ms(runner: FakeRunner, request: Request) -> tuple[float, float]:
 
 @pytest.mark.parametrize("output_tokens", [1, 2, 50, 100])
 def test_a_request_that_was_not_measured_takes_what_the_law_says(exact: pd.DataFrame, output_tokens: int) -> None:
-    request = Request(crops=8, prompt_tokens=700, output_tokens=output_tokens)
+    request = Query(crops=8, prompt_tokens=700, output_tokens=output_tokens)
     model = model_of(exact)
     first_token, total = declared_ms(FakeRunner(), request)
     assert model.first_token_of(request).value_ms == pytest.approx(first_token)
@@ -130,7 +130,7 @@ def test_where_the_host_sets_the_pace_no_prefill_is_shorter_than_its_launches(tm
     cells = vision_cells(table_of(tmp_path / "again", runner=runner))
     host_ms = float(cells.loc[cells["bound"] == "launch-bound", "plain_wall_ms"].median())
     assert set(cells["bound"]) == {"launch-bound", "device-bound"}
-    small, large = Request(2, 340, 1), Request(13, 1400, 1)
+    small, large = Query(2, 340, 1), Query(13, 1400, 1)
     assert model.prefill_of(small).value_ms == pytest.approx(host_ms)
     assert model.prefill_of(small).by_host
     assert not model.prefill_of(large).by_host
@@ -144,7 +144,7 @@ def test_resizing_of_photographs_has_a_cost_of_its_own_where_it_has_one() -> Non
     groups = np.array([f"group {n}" for n in range(10)])
     for resizing in (0.0, 1.5):
         values = 1 + 2 * crops + resizing * crops * photograph
-        part = Part(learn_inputs, Observations({"crops": crops, "photograph": photograph}, values, groups))
+        part = Learnt(learn_inputs, Observations({"crops": crops, "photograph": photograph}, values, groups))
         assert part.at(crops=5.0, photograph=0.0).value_ms == pytest.approx(11)
         assert part.at(crops=5.0, photograph=1.0).value_ms == pytest.approx(11 + 5 * resizing)
 
@@ -167,7 +167,7 @@ def test_more_work_is_never_said_to_save_time() -> None:
 def test_without_vision_cells_the_prefill_is_learnt_from_photographs(tmp_path: Path) -> None:
     table = table_of(tmp_path, runner=CpuLikeRunner(), vision=None)
     (tokens,) = table.loc[table["crops"] == 5, "prompt_tokens"].unique()
-    request = Request(5, int(tokens), 20)
+    request = Query(5, int(tokens), 20)
     assert model_of(table).total_of(request).value_ms == pytest.approx(declared_ms(FakeRunner(), request)[1])
 
 
@@ -206,8 +206,8 @@ def test_intervals_hold_nineteen_of_twenty_new_requests() -> None:
         contexts = steps * prompts + steps * (steps + 1) / 2
         true = 3.0 * steps + 0.002 * contexts
         values = true * (1 + 0.05 * rng.normal(size=24))
-        part = Part(learn_decode, Observations({"steps": steps, "contexts": contexts}, values, groups))
-        new = Request(5, 600, 51)
+        part = Learnt(learn_decode, Observations({"steps": steps, "contexts": contexts}, values, groups))
+        new = Query(5, 600, 51)
         truth = 3.0 * new.steps + 0.002 * new.contexts
         found = part.at(steps=float(new.steps), contexts=new.contexts).interval
         inside += found.low <= truth * (1 + 0.05 * rng.normal()) <= found.high
@@ -297,13 +297,13 @@ def test_whether_cells_can_be_held_out_is_known_without_predicting(tmp_path: Pat
 @pytest.mark.parametrize(
     ("request_", "named"),
     [
-        (Request(29, 1400, 1), "29 crops"),
-        (Request(13, 2900, 1), "2,900 prompt tokens"),
-        (Request(5, 600, 200), "200 output tokens"),
-        (Request(13, 1404, 64), "1,467 tokens in the last step's context"),
+        (Query(29, 1400, 1), "29 crops"),
+        (Query(13, 2900, 1), "2,900 prompt tokens"),
+        (Query(5, 600, 200), "200 output tokens"),
+        (Query(13, 1404, 64), "1,467 tokens in the last step's context"),
     ],
 )
-def test_what_is_far_from_anything_measured_is_refused(exact: pd.DataFrame, request_: Request, named: str) -> None:
+def test_what_is_far_from_anything_measured_is_refused(exact: pd.DataFrame, request_: Query, named: str) -> None:
     shortened = exact[(exact["experiment"] == "vision_tokens") | (exact["prompt_tokens"] < 500)]
     reason = model_of(shortened).refusal(request_)
     assert reason is not None
@@ -314,7 +314,7 @@ def test_what_is_far_from_anything_measured_is_refused(exact: pd.DataFrame, requ
 
 def test_what_is_near_is_predicted_and_said_to_be_extrapolated(exact: pd.DataFrame) -> None:
     model = model_of(exact)
-    inside, beyond = Request(5, 600, 64), Request(5, 600, 128)
+    inside, beyond = Query(5, 600, 64), Query(5, 600, 128)
     assert model.refusal(inside) is None
     assert model.refusal(beyond) is None
     assert model.notes(inside) == []
@@ -323,14 +323,14 @@ def test_what_is_near_is_predicted_and_said_to_be_extrapolated(exact: pd.DataFra
 
 def test_fewer_output_tokens_than_measured_are_no_extrapolation(exact: pd.DataFrame) -> None:
     model = model_of(exact)
-    assert model.refusal(Request(5, 600, 2)) is None
-    assert model.notes(Request(5, 600, 2)) == []
+    assert model.refusal(Query(5, 600, 2)) is None
+    assert model.notes(Query(5, 600, 2)) == []
 
 
 def test_without_generations_only_the_first_token_is_predicted(tmp_path: Path) -> None:
     model = model_of(table_of(tmp_path, runner=CpuLikeRunner(), output=None))
-    assert model.refusal(Request(5, 600, 1)) is None
-    reason = model.refusal(Request(5, 600, 2))
+    assert model.refusal(Query(5, 600, 1)) is None
+    reason = model.refusal(Query(5, 600, 2))
     assert reason is not None
     assert "no decode step can be predicted" in reason
 
@@ -419,7 +419,7 @@ def test_predicted_and_measured_agree_for_every_photograph_of_the_study(exact: p
     """What `predict` says of a request that was measured is what was measured."""
     model = model_of(exact)
     for row in decode(exact).to_dict("records"):
-        request = Request(int(row["crops"]), int(row["prompt_tokens"]), int(row["output_tokens"]))
+        request = Query(int(row["crops"]), int(row["prompt_tokens"]), int(row["output_tokens"]))
         assert model.first_token_of(request).value_ms == pytest.approx(row["first_token_ms"])
         assert model.decode_of(request).value_ms == pytest.approx(row["decode_ms"])
 

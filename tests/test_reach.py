@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vlmeter.common.errors import UnsupportedSize, UserError
 from vlmeter.models.families.base import ImageOptions, ImageTokens
 from vlmeter.models.families.molmo import MolmoGeometry
-from vlmeter.models.image_sizes import reachable, sizes_for, spread
+from vlmeter.models.image_sizes import evenly_spaced, reachable, sizes_for
 from vlmeter.models.molmo1.geometry import exact_size, tilings
 
 MOLMO = MolmoGeometry()
@@ -140,7 +140,7 @@ def test_the_nearest_count_stands_in_on_request_the_lower_of_two() -> None:
 
 @given(st.integers(1, 30))
 def test_counts_are_spread_over_the_whole_range_without_repeats(number: int) -> None:
-    counts = [image.vision_tokens for image in spread(MOLMO, number, options=FREE)]
+    counts = [image.vision_tokens for image in evenly_spaced(MOLMO, number, options=FREE)]
     assert counts == sorted(set(counts))
     assert len(counts) == min(number, 17)
     assert counts[0] == 288
@@ -149,7 +149,7 @@ def test_counts_are_spread_over_the_whole_range_without_repeats(number: int) -> 
 
 
 def test_counts_are_spread_evenly_where_they_lie_close() -> None:
-    counts = [image.vision_tokens for image in spread(Patches(), 5, options=FREE)]
+    counts = [image.vision_tokens for image in evenly_spaced(Patches(), 5, options=FREE)]
     assert counts == [1, 10, 20, 30, 40]
     assert max(b - a for a, b in pairwise(counts)) == 10
 

@@ -119,11 +119,11 @@ def test_a_subject_without_numbers_is_missing_with_the_reason_of_its_records(wit
 
 
 def test_the_factor_between_least_and_most_has_an_interval_that_is_no_narrower_than_theirs() -> None:
-    found = subjects.spread({"a": Estimate(2.0, 1.9, 2.1), "b": Estimate(6.0, 5.7, 6.3), "c": reading.Unknown("no")})
+    found = subjects.extremes({"a": Estimate(2.0, 1.9, 2.1), "b": Estimate(6.0, 5.7, 6.3), "c": reading.Unknown("no")})
     assert not isinstance(found, reading.Unknown)
     assert (found.least, found.most) == ("a", "b")
     assert (found.times.value, found.times.low, found.times.high) == pytest.approx((3.0, 5.7 / 2.1, 6.3 / 1.9))
-    assert isinstance(subjects.spread({"a": Estimate(2.0, 1.9, 2.1)}), reading.Unknown)
+    assert isinstance(subjects.extremes({"a": Estimate(2.0, 1.9, 2.1)}), reading.Unknown)
 
 
 # --- figures ----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def sentinel(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["session_id", "position", "median_ms", "fraction", "drifted"])
 
 
-def sentinel_spread(table: pd.DataFrame, subject: str | None = None) -> float:
+def sentinel_wander(table: pd.DataFrame, subject: str | None = None) -> float:
     """Standard deviation of the sentinel from visit to visit, as a fraction; 0 below three visits."""
     visits = sentinel(table, subject)["fraction"].to_numpy(dtype=np.float64)
     return float(np.std(visits, ddof=1)) if len(visits) >= 3 else 0.0
@@ -62,9 +62,9 @@ DISTURBED_SHARE, UNUSABLE_SHARE = 0.05, 0.5
 UNSETTLED_SHARE = 0.25
 
 
-#: Spread of the sentinel from visit to visit above which the whole is disturbed, and unusable: cells that differ by
+#: Wander of the sentinel from visit to visit above which the whole is disturbed, and unusable: cells that differ by
 #: less than this cannot be told apart. (A quiet GPU stays within 1 %, a quiet desktop within some percent.)
-DISTURBED_SPREAD, UNUSABLE_SPREAD = 0.05, 0.25
+DISTURBED_WANDER, UNUSABLE_WANDER = 0.05, 0.25
 
 
 def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
@@ -95,9 +95,9 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
         reasons.append(f"single rounds of {some.sum()} of {count} cells were disturbed, and are left out")
     if unsettled.any():
         reasons.append(f"warm-up had not settled in {unsettled.sum()} of {count} cells")
-    spread = sentinel_spread(rows)
-    if spread > DISTURBED_SPREAD:
-        varied = deviation(spread, "its first value")
+    wander = sentinel_wander(rows)
+    if wander > DISTURBED_WANDER:
+        varied = deviation(wander, "its first value")
         reasons.append(f"the sentinel, one and the same cell, varied by {varied} from visit to visit")
     steps = step_unevenness(rows)
     if isinstance(steps, StepUnevenness) and steps.ratio > UNEVEN_RATIO:
@@ -109,8 +109,8 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
         )
     share = float((drifted | kept).mean())
     verdict = "quiet"
-    if share > DISTURBED_SHARE or unsettled.mean() > UNSETTLED_SHARE or spread > DISTURBED_SPREAD:
+    if share > DISTURBED_SHARE or unsettled.mean() > UNSETTLED_SHARE or wander > DISTURBED_WANDER:
         verdict = "disturbed"
-    if share > UNUSABLE_SHARE or spread > UNUSABLE_SPREAD:
+    if share > UNUSABLE_SHARE or wander > UNUSABLE_WANDER:
         verdict = "unusable"
     return Trust(verdict, tuple(reasons) or ("no disturbance was seen",))

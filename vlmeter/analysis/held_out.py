@@ -8,8 +8,8 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from vlmeter.analysis import decode_runs, prefill_cells, reading
-from vlmeter.analysis.prediction_laws import Part
-from vlmeter.analysis.prediction_model import Model, Request, learn, photograph_group, photograph_runs, size_group
+from vlmeter.analysis.prediction_laws import Learnt
+from vlmeter.analysis.prediction_model import Model, Query, learn, photograph_group, photograph_runs, size_group
 from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.medians import CONFIDENCE, Estimate, median_estimate
 from vlmeter.numbers.units import percent
@@ -32,22 +32,22 @@ def held_out(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | 
         return model
     found = []
     kept: dict[str, Model | None] = {}
-    for group, picture, quantity, request, measured_ms in _measured(rows, model):
+    for group, picture, quantity, query, measured_ms in _measured(rows, model):
         if group not in kept:
             kept[group] = model.without(group)
         own = kept[group]
         if own is None or not _enough(own, quantity):
             continue
-        forecast = own.first_token_of(request) if quantity is FIRST_TOKEN else own.total_of(request)
+        forecast = own.first_token_of(query) if quantity is FIRST_TOKEN else own.total_of(query)
         predicted = forecast.interval
         found.append(
             {
                 "group": group,
                 "picture": picture,
                 "quantity": quantity.name,
-                "crops": request.crops,
-                "prompt_tokens": request.prompt_tokens,
-                "output_tokens": request.output_tokens,
+                "crops": query.crops,
+                "prompt_tokens": query.prompt_tokens,
+                "output_tokens": query.output_tokens,
                 "predicted_ms": predicted.value,
                 "predicted_low_ms": predicted.low,
                 "predicted_high_ms": predicted.high,
@@ -70,25 +70,25 @@ def _enough(model: Model | None, quantity: Quantity) -> bool:
     return model is not None and not (quantity is WHOLE_REQUEST and isinstance(model.decode, Unknown))
 
 
-def _measured(rows: pd.DataFrame, model: Model) -> list[tuple[str, str, Quantity, Request, float]]:
-    """What held-out predictions are compared with: group, picture, quantity, request, time in ms."""
+def _measured(rows: pd.DataFrame, model: Model) -> list[tuple[str, str, Quantity, Query, float]]:
+    """What held-out predictions are compared with: group, picture, quantity, query, time in ms."""
     cells, runs = prefill_cells.vision_cells(rows), decode_runs.decode(rows)
-    found: list[tuple[str, str, Quantity, Request, float]] = []
+    found: list[tuple[str, str, Quantity, Query, float]] = []
     dummies = cells.dropna(subset=[INPUTS_WALL.column, PLAIN_WALL.column])
     for group, row in zip(size_group(dummies), dummies.to_dict("records"), strict=True):
-        request = Request(int(row["crops"]), int(row["prompt_tokens"]), 1, photograph=False)
+        query = Query(int(row["crops"]), int(row["prompt_tokens"]), 1, photograph=False)
         measured_ms = float(row[INPUTS_WALL.column] + row[PLAIN_WALL.column])
-        found.append((str(group), "dummy", FIRST_TOKEN, request, measured_ms))
+        found.append((str(group), "dummy", FIRST_TOKEN, query, measured_ms))
     photographs = photograph_runs(runs, FIRST_TOKEN)
     for group, row in zip(photograph_group(photographs), photographs.to_dict("records"), strict=True):
-        request = Request(int(row["crops"]), int(row["prompt_tokens"]), 1)
-        found.append((str(group), "photograph", FIRST_TOKEN, request, float(row[FIRST_TOKEN.column])))
+        query = Query(int(row["crops"]), int(row["prompt_tokens"]), 1)
+        found.append((str(group), "photograph", FIRST_TOKEN, query, float(row[FIRST_TOKEN.column])))
     direct = runs[runs["direct"]].dropna(subset=[FIRST_TOKEN.column, DECODE.column])
-    if isinstance(model.decode, Part):
+    if isinstance(model.decode, Learnt):
         for group, row in zip(photograph_group(direct), direct.to_dict("records"), strict=True):
-            request = Request(int(row["crops"]), int(row["prompt_tokens"]), int(row["steps"]) + 1)
+            query = Query(int(row["crops"]), int(row["prompt_tokens"]), int(row["steps"]) + 1)
             measured_ms = float(row[FIRST_TOKEN.column] + row[DECODE.column])
-            found.append((str(group), "photograph", WHOLE_REQUEST, request, measured_ms))
+            found.append((str(group), "photograph", WHOLE_REQUEST, query, measured_ms))
     return found
 
 

@@ -26,7 +26,7 @@ import pandas as pd
 from vlmeter.analysis import reading
 from vlmeter.analysis.conditions import trust
 from vlmeter.analysis.held_out import PREDICTED, Accuracy, accuracy, held_out
-from vlmeter.analysis.prediction_model import Request, learn
+from vlmeter.analysis.prediction_model import Query, learn
 from vlmeter.analysis.reading import Unknown
 from vlmeter.common.errors import UserError
 from vlmeter.models.families.base import ImageOptions, ImageTokens, SubjectSpec
@@ -99,14 +99,14 @@ def predict(
     image = image_tokens(table, width_px=width_px, height_px=height_px, max_crops=max_crops)
     sizes = set(zip(table["width_px"].dropna(), table["height_px"].dropna(), strict=True))
     prompt = image.image_tokens + question_tokens
-    request = Request(image.crops, prompt, output_tokens, photograph=(width_px, height_px) not in sizes)
-    if (reason := model.refusal(request)) is not None:
+    query = Query(image.crops, prompt, output_tokens, photograph=(width_px, height_px) not in sizes)
+    if (reason := model.refusal(query)) is not None:
         raise UserError(f"--image {width_px}x{height_px}, --output-tokens {output_tokens}: {reason}")
-    notes = model.notes(request)
-    if request.photograph and not (model.inputs.seen.features["photograph"] > 0).any():
+    notes = model.notes(query)
+    if query.photograph and not (model.inputs.seen.features["photograph"] > 0).any():
         notes.append("the study's images needed no resizing, so preprocessing will take longer than predicted")
     pixels = (table["width_px"] * table["height_px"]).dropna()
-    if request.photograph and len(pixels) and width_px * height_px > int(pixels.max()):
+    if query.photograph and len(pixels) and width_px * height_px > int(pixels.max()):
         notes.append(
             f"preprocessing is predicted from crops, and {width_px * height_px / 1e6:.1f} megapixels take longer to "
             f"read than the study's dummy images, which have up to {int(pixels.max()) / 1e6:.1f}"
@@ -114,11 +114,11 @@ def predict(
     if (conditions := trust(table)).verdict != "quiet":
         notes.append(f"conditions of the study were {conditions.verdict}: {conditions.reasons[0]}")
     forecasts = {
-        INPUTS: model.inputs_of(request),
-        PREFILL_SUM: model.prefill_of(request),
-        FIRST_TOKEN: model.first_token_of(request),
-        DECODE: model.decode_of(request),
-        WHOLE_REQUEST: model.total_of(request),
+        INPUTS: model.inputs_of(query),
+        PREFILL_SUM: model.prefill_of(query),
+        FIRST_TOKEN: model.first_token_of(query),
+        DECODE: model.decode_of(query),
+        WHOLE_REQUEST: model.total_of(query),
     }
     tested = held_out(table)
     worth = {} if isinstance(tested, Unknown) else {quantity: accuracy(tested, quantity) for quantity in PREDICTED}

@@ -179,7 +179,7 @@ def total(parts: Sequence[Forecast]) -> Forecast:
 
 
 @dataclass(frozen=True)
-class Part:
+class Learnt:
     """A part of a request: what was seen of it, and the law that is learnt from that."""
 
     learn: Callable[[Observations], Law]
@@ -210,9 +210,9 @@ class Part:
             errors[fold] = own.values_ms / values - 1
         return errors, by_host
 
-    def without(self, group: str) -> Part:
+    def without(self, group: str) -> Learnt:
         """Return the part as it would be known if a group had not been measured."""
-        return Part(self.learn, self.seen.only(self.seen.groups != group))
+        return Learnt(self.learn, self.seen.only(self.seen.groups != group))
 
     @property
     def group_count(self) -> int:

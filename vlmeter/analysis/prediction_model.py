@@ -14,8 +14,8 @@ import pandas as pd
 from vlmeter.analysis import decode_runs, prefill_cells, reading
 from vlmeter.analysis.prediction_laws import (
     Forecast,
+    Learnt,
     Observations,
-    Part,
     learn_decode,
     learn_inputs,
     learn_prefill,
@@ -37,7 +37,7 @@ FEWEST_GROUPS = 2
 
 
 @dataclass(frozen=True)
-class Request:
+class Query:
     """What is asked for; photograph: whether the image is resized first, as one of no exact size is."""
 
     crops: int
@@ -85,9 +85,9 @@ class Model:
     keys: of the study's experiments that the prefill and decode were learnt from, for who wants to measure more.
     """
 
-    inputs: Part
-    prefill: Part
-    decode: Part | Unknown
+    inputs: Learnt
+    prefill: Learnt
+    decode: Learnt | Unknown
     keys: Mapping[Kind, str]
 
     @cached_property
@@ -99,7 +99,7 @@ class Model:
             "crops": Range("crops", "crops", images, crops.min(), crops.max()),
             "prompt_tokens": Range("prompt tokens", "tokens", images, tokens.min(), tokens.max()),
         }
-        if isinstance(self.decode, Part):
+        if isinstance(self.decode, Learnt):
             steps, prompts = (self.decode.seen.features[name] for name in ("steps", "prompt_tokens"))
             key = self.keys.get(kinds.GENERATION, "")
             # A shorter output than any measured one is between them and none at all, where decoding takes no time.
@@ -110,11 +110,11 @@ class Model:
             found["context"] = Range("tokens in the last step's context", "tokens", key, *contexts)
         return found
 
-    def refusal(self, request: Request) -> str | None:
+    def refusal(self, query: Query) -> str | None:
         """Say why a request is too far from what was measured to be predicted; None if it is not."""
-        if request.steps and isinstance(self.decode, Unknown):
+        if query.steps and isinstance(self.decode, Unknown):
             return f"no decode step can be predicted: {self.decode.reason}; one output token asks for the prefill alone"
-        for name, value in self._values(request):
+        for name, value in self._values(query):
             limits = self.ranges[name]
             if limits.beyond(value, FAR_FACTOR):
                 return (
@@ -123,56 +123,56 @@ class Model:
                 )
         return None
 
-    def notes(self, request: Request) -> list[str]:
+    def notes(self, query: Query) -> list[str]:
         """Say what a reader of the prediction should know: where it leaves what was measured, and who sets the pace."""
         said = [
             f"extrapolated: {value:,} {self.ranges[name].name}, and the study measured {self.ranges[name].said()}"
-            for name, value in self._values(request)
+            for name, value in self._values(query)
             if self.ranges[name].beyond(value)
         ]
-        if self.prefill_of(request).by_host:
+        if self.prefill_of(query).by_host:
             said.append("the prefill is launch-bound: its time is what the host needs, whatever the image")
         return said
 
-    def _values(self, request: Request) -> list[tuple[str, int]]:
-        found = [("crops", request.crops), ("prompt_tokens", request.prompt_tokens)]
-        if request.steps:
+    def _values(self, query: Query) -> list[tuple[str, int]]:
+        found = [("crops", query.crops), ("prompt_tokens", query.prompt_tokens)]
+        if query.steps:
             found += [
-                ("output_tokens", request.output_tokens),
-                ("context", request.prompt_tokens + request.steps),
+                ("output_tokens", query.output_tokens),
+                ("context", query.prompt_tokens + query.steps),
             ]
         return found
 
-    def inputs_of(self, request: Request) -> Forecast:
+    def inputs_of(self, query: Query) -> Forecast:
         """Predict preprocessing and copy."""
-        return self.inputs.at(crops=float(request.crops), photograph=float(request.photograph))
+        return self.inputs.at(crops=float(query.crops), photograph=float(query.photograph))
 
-    def prefill_of(self, request: Request) -> Forecast:
+    def prefill_of(self, query: Query) -> Forecast:
         """Predict the prefill."""
-        return self.prefill.at(crops=float(request.crops), tokens=float(request.prompt_tokens))
+        return self.prefill.at(crops=float(query.crops), tokens=float(query.prompt_tokens))
 
-    def decode_of(self, request: Request) -> Forecast:
+    def decode_of(self, query: Query) -> Forecast:
         """Predict all decode steps; no time for none."""
-        if not request.steps:
+        if not query.steps:
             return Forecast(0.0)
-        assert isinstance(self.decode, Part)
-        return self.decode.at(steps=float(request.steps), contexts=request.contexts)
+        assert isinstance(self.decode, Learnt)
+        return self.decode.at(steps=float(query.steps), contexts=query.contexts)
 
-    def first_token_of(self, request: Request) -> Forecast:
+    def first_token_of(self, query: Query) -> Forecast:
         """Predict the time to first token."""
-        return total([self.inputs_of(request), self.prefill_of(request)])
+        return total([self.inputs_of(query), self.prefill_of(query)])
 
-    def total_of(self, request: Request) -> Forecast:
+    def total_of(self, query: Query) -> Forecast:
         """Predict the whole request."""
-        return total([self.inputs_of(request), self.prefill_of(request), self.decode_of(request)])
+        return total([self.inputs_of(query), self.prefill_of(query), self.decode_of(query)])
 
     def without(self, group: str) -> Model | None:
         """Return the model of a study in which a group was not measured; None if too little is left."""
-        parts = {name: part.without(group) for name, part in self.__dict__.items() if isinstance(part, Part)}
+        parts = {name: part.without(group) for name, part in self.__dict__.items() if isinstance(part, Learnt)}
         if any(parts[name].group_count < FEWEST_GROUPS for name in ("inputs", "prefill")):
             return None
         decode = parts.get("decode", self.decode)
-        if isinstance(decode, Part) and decode.group_count < FEWEST_GROUPS:
+        if isinstance(decode, Learnt) and decode.group_count < FEWEST_GROUPS:
             decode = Unknown("too few photographs are left")
         return Model(parts["inputs"], parts["prefill"], decode, self.keys)
 
@@ -185,17 +185,17 @@ def learn(table: pd.DataFrame, subject: str | None = None) -> Model | Unknown:
     """
     rows = reading.of_subject(table, subject)
     cells, runs = prefill_cells.vision_cells(rows), decode_runs.decode(rows)
-    inputs = Part(learn_inputs, _inputs_seen(cells, runs))
-    prefill = Part(learn_prefill, _prefill_seen(cells))
+    inputs = Learnt(learn_inputs, _inputs_seen(cells, runs))
+    prefill = Learnt(learn_prefill, _prefill_seen(cells))
     if prefill.group_count < FEWEST_GROUPS:
-        prefill = Part(learn_prefill, _prefill_of_photographs(runs))
+        prefill = Learnt(learn_prefill, _prefill_of_photographs(runs))
     for name, part in (("prefills", prefill), ("images", inputs)):
         if part.group_count < FEWEST_GROUPS:
             return Unknown(
                 f"a law needs {FEWEST_GROUPS} {name} of different size at least, and there are {part.group_count}"
             )
     keys = _keys(rows)
-    decode = Part(learn_decode, _decode_seen(runs))
+    decode = Learnt(learn_decode, _decode_seen(runs))
     if decode.group_count < FEWEST_GROUPS:
         why = (
             f"{FEWEST_GROUPS} photographs with two output tokens or more are needed, and there are {decode.group_count}"

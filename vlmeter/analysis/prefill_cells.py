@@ -322,12 +322,12 @@ class Fall:
         return self.from_ms - self.to_ms
 
 
-def falls(cells: pd.DataFrame, quantity: Quantity, *, spread_fraction: float = 0.0) -> list[Fall] | Unknown:
+def falls(cells: pd.DataFrame, quantity: Quantity, *, wander_fraction: float = 0.0) -> list[Fall] | Unknown:
     """Find where a quantity falls as prompt tokens grow, beyond what noise explains; largest drop first.
 
     Every pair of cells is compared, so each pair has to convince at 5 % over the number of pairs
-    (Bonferroni): a quantity that is flat will hardly ever be said to fall. `spread_fraction` is how much
-    one cell differs between two visits (see `sentinel_spread`), which the interval within a visit does not
+    (Bonferroni): a quantity that is flat will hardly ever be said to fall. `wander_fraction` is how much
+    one cell differs between two visits (see `sentinel_wander`), which the interval within a visit does not
     know.
     """
     found = cells.dropna(subset=[quantity.column, quantity.low])
@@ -336,7 +336,7 @@ def falls(cells: pd.DataFrame, quantity: Quantity, *, spread_fraction: float = 0
     tokens = found["prompt_tokens"].to_numpy(dtype=np.int64)
     values = found[quantity.column].to_numpy(dtype=np.float64)
     errors = np.array([standard_error(estimate_of(row, quantity)) for _, row in found.iterrows()])
-    variances = np.square(errors) + np.square(spread_fraction * values)
+    variances = np.square(errors) + np.square(wander_fraction * values)
     first, second = np.nonzero(tokens[:, None] < tokens[None, :])
     if not len(first):
         return Unknown("all cells have the same number of tokens")

@@ -135,7 +135,7 @@ def absent(table: pd.DataFrame, shown: Collection[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Extremes:
     """The least and the most among subjects, and how many times the least the most is."""
 
     least: str
@@ -143,7 +143,7 @@ class Spread:
     times: Estimate
 
 
-def spread(estimates: Mapping[str, Estimate | Unknown]) -> Spread | Unknown:
+def extremes(estimates: Mapping[str, Estimate | Unknown]) -> Extremes | Unknown:
     """Find who is least and who is most; the interval is as wide as the ends of theirs allow."""
     known = {name: found for name, found in estimates.items() if isinstance(found, Estimate) and found.value > 0}
     if len(known) < 2:
@@ -152,7 +152,7 @@ def spread(estimates: Mapping[str, Estimate | Unknown]) -> Spread | Unknown:
     least, most = known[ordered[0]], known[ordered[-1]]
     low = most.low / least.high
     high = most.high / least.low if least.low > 0 else float("nan")
-    return Spread(ordered[0], ordered[-1], Estimate(most.value / least.value, low, high))
+    return Extremes(ordered[0], ordered[-1], Estimate(most.value / least.value, low, high))
 
 
 def estimates_of(frame: pd.DataFrame) -> dict[str, Estimate]:

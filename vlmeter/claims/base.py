@@ -106,14 +106,14 @@ class Data:
         return components.profile(table)
 
     @cached_property
-    def spread(self) -> float:
+    def wander(self) -> float:
         """How much a cell differs from visit to visit."""
-        return conditions.sentinel_spread(self.table)
+        return conditions.sentinel_wander(self.table)
 
     @cached_property
     def subtraction_falls(self) -> list[prefill_cells.Fall] | Unknown:
         """Where subtraction's LLM prefill falls."""
-        return prefill_cells.falls(self.cells, SUBTRACTION_WALL, spread_fraction=self.spread)
+        return prefill_cells.falls(self.cells, SUBTRACTION_WALL, wander_fraction=self.wander)
 
     @cached_property
     def worked(self) -> pd.DataFrame | Unknown:

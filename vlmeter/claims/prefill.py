@@ -124,7 +124,7 @@ def falls_are_the_hosts(data: Data) -> Finding:
 def hooks_rise(data: Data) -> Finding:
     """By hooks, LLM prefill rises with vision tokens."""
     cells = data.cells.dropna(subset=[LANGUAGE.column])
-    found = prefill_cells.falls(cells, LANGUAGE, spread_fraction=data.spread)
+    found = prefill_cells.falls(cells, LANGUAGE, wander_fraction=data.wander)
     if isinstance(found, Unknown):
         return cannot_tell(found.reason)
     tokens = cells["prompt_tokens"].to_numpy(dtype=np.float64)

@@ -26,10 +26,10 @@ def _unknown(reason: str) -> Finding:
     return Finding("cannot tell", f"Cannot be told: {reason}.")
 
 
-def _same(spread: subjects.Spread) -> Verdict:
+def _same(apart: subjects.Extremes) -> Verdict:
     """Judge whether least and most are the same up to SAME_COST_FRACTION, with the interval as far as it is known."""
     limit = 1 + SAME_COST_FRACTION
-    low, high = spread.times.low, spread.times.high
+    low, high = apart.times.low, apart.times.high
     if low > limit:
         return "does not hold"
     return "holds" if high <= limit else "cannot tell"
@@ -62,17 +62,17 @@ def same_image_same_cost(data: Data) -> Finding:
     """The same image costs as much everywhere."""
     shared = subjects.shared_images(data.table)
     found = {
-        str(image): spread
+        str(image): apart
         for image, rows in shared.groupby("image", sort=False)
-        if not isinstance(spread := subjects.spread(subjects.estimates_of(rows)), Unknown)
+        if not isinstance(apart := subjects.extremes(subjects.estimates_of(rows)), Unknown)
     }
     if not found:
         return _unknown("no image was measured in two subjects or more")
-    verdicts = {image: _same(spread) for image, spread in found.items()}
+    verdicts = {image: _same(apart) for image, apart in found.items()}
     worst = max(found, key=lambda image: found[image].times.value)
-    spread = found[worst]
+    apart = found[worst]
     evidence = (
-        Evidence.of(f"{worst}: time to first token, longest over shortest", spread.times, "times"),
+        Evidence.of(f"{worst}: time to first token, longest over shortest", apart.times, "times"),
         Evidence(
             "images whose cost differs",
             sum(v == "does not hold" for v in verdicts.values()),
@@ -83,8 +83,8 @@ def same_image_same_cost(data: Data) -> Finding:
     )
     times = subjects.estimates_of(shared[shared["image"] == worst])
     said = (
-        f"{worst} takes {duration(times[spread.least].value)} to the first token in {spread.least} and "
-        f"{duration(times[spread.most].value)} in {spread.most}, {significant(spread.times.value, 3)} times as long"
+        f"{worst} takes {duration(times[apart.least].value)} to the first token in {apart.least} and "
+        f"{duration(times[apart.most].value)} in {apart.most}, {significant(apart.times.value, 3)} times as long"
     )
     if "does not hold" in verdicts.values():
         return Finding("does not hold", f"The same image does not cost as much everywhere: {said}.", evidence)
@@ -133,20 +133,20 @@ def fewer_tokens_sooner(data: Data) -> Finding:
 def same_cost_per_output_token(data: Data) -> Finding:
     """An output token costs as much everywhere."""
     answers = {name: found["per_output_token"].answer for name, found in subjects.costs(data.table).items()}
-    spread = subjects.spread(answers)
-    if isinstance(spread, Unknown):
+    apart = subjects.extremes(answers)
+    if isinstance(apart, Unknown):
         return _unknown("fewer than two subjects have a cost per output token")
-    least, most = answers[spread.least], answers[spread.most]
+    least, most = answers[apart.least], answers[apart.most]
     assert isinstance(least, Estimate)
     assert isinstance(most, Estimate)
-    evidence = (Evidence.of("cost of an output token, largest over least", spread.times, "times"),)
-    said = f"{with_interval(least, 'ms')} in {spread.least}, {with_interval(most, 'ms')} in {spread.most}"
+    evidence = (Evidence.of("cost of an output token, largest over least", apart.times, "times"),)
+    said = f"{with_interval(least, 'ms')} in {apart.least}, {with_interval(most, 'ms')} in {apart.most}"
     start = {
         "holds": f"An output token costs as much everywhere, within {percent(SAME_COST_FRACTION, 2)}",
-        "does not hold": f"An output token costs up to {significant(spread.times.value, 3)} times as much",
+        "does not hold": f"An output token costs up to {significant(apart.times.value, 3)} times as much",
         "cannot tell": "Whether an output token costs as much everywhere cannot be told",
     }
-    verdict = _same(spread)
+    verdict = _same(apart)
     return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
 
 

@@ -125,14 +125,14 @@ def reachable(
     Under the list stands what sets its upper end.
     """
     from vlmeter.cli.rows import rows_as
+    from vlmeter.models.image_sizes import evenly_spaced
     from vlmeter.models.image_sizes import reachable as all_reachable
-    from vlmeter.models.image_sizes import spread as spread_over
 
     geometry, options = _geometry(family, preset, weights, revision), options_of(max_crops)
     if spread is None:
         images = list(all_reachable(geometry, options=options))
     else:
-        images = spread_over(geometry, spread, options=options)
+        images = evenly_spaced(geometry, spread, options=options)
     say(rows_as(_image_rows(images), _image_columns(geometry.layout_columns), form=form))
     if form == "table":
         counts = {image.vision_tokens for image in images}

@@ -13,7 +13,7 @@ from vlmeter.cells.keys import Count, Pair, unique
 from vlmeter.common.errors import UserError
 from vlmeter.experiments.base import Asked, Repeated
 from vlmeter.models.families.base import ImageGeometry, ImageOptions, ImageTokens
-from vlmeter.models.image_sizes import sizes_for, spread
+from vlmeter.models.image_sizes import evenly_spaced, sizes_for
 from vlmeter.numbers.pairs import parse_pair
 
 
@@ -85,7 +85,7 @@ class VisionTokens(Repeated):
                 for image in sizes_for(geometry, vision_tokens=tokens, nearest=self.nearest, options=options):
                     add(_key(geometry, image, options), image)
         if self.reachable is not None:
-            for image in spread(geometry, self.reachable, options=options):
+            for image in evenly_spaced(geometry, self.reachable, options=options):
                 add(_key(geometry, image, options), image)
         with _at("image_sizes", asked.subject):
             for text in self.image_sizes or []:

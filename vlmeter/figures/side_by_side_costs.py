@@ -57,14 +57,14 @@ def caption(table: pd.DataFrame) -> str:
         answers = {name: costs[panel].answer for name, costs in found.items()}
         question = next(iter(found.values()))[panel].question
         seen = {name: answer for name, answer in answers.items() if isinstance(answer, Unknown) or answer.low > 0}
-        spread = subjects.spread(seen)
-        if isinstance(spread, Unknown):
+        apart = subjects.extremes(seen)
+        if isinstance(apart, Unknown):
             unknown = sum(isinstance(answer, Unknown) for answer in answers.values())
             sentences.append(f"The cost of {question} is known of {plural(len(answers) - unknown, 'subject')} only.")
             continue
         sentences.append(
-            f"The cost of {question} is least in {spread.least} and largest in {spread.most}, "
-            f"{significant(spread.times.value, 2)} times as much."
+            f"The cost of {question} is least in {apart.least} and largest in {apart.most}, "
+            f"{significant(apart.times.value, 2)} times as much."
         )
     clocks: dict[str, list[str]] = {}
     for name, costs in found.items():

@@ -67,11 +67,11 @@ def caption(table: pd.DataFrame) -> str:
     sentences = [
         "Above: the slope of decode time over output tokens. Below: the longest run of each photograph, step by step."
     ]
-    spread = subjects.spread(found)
-    if not isinstance(spread, Unknown):
+    apart = subjects.extremes(found)
+    if not isinstance(apart, Unknown):
         sentences.append(
-            f"The cost of an output token is least in {spread.least} and largest in {spread.most}, "
-            f"{significant(spread.times.value, 2)} times as much."
+            f"The cost of an output token is least in {apart.least} and largest in {apart.most}, "
+            f"{significant(apart.times.value, 2)} times as much."
         )
     grows: list[str] = []
     flat: list[str] = []

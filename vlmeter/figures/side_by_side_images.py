@@ -60,15 +60,15 @@ def caption(table: pd.DataFrame) -> str:
         "Preprocessing, copy to the device and prefill"
         + (", without marks." if (rows["picture"] == "dummy").all() else ", summed over its phases.")
     ]
-    spread = subjects.spread(subjects.estimates_of(rows))
-    if not isinstance(spread, reading.Unknown):
+    apart = subjects.extremes(subjects.estimates_of(rows))
+    if not isinstance(apart, reading.Unknown):
         ends = {str(row["subject"]): row for row in rows.to_dict("records")}
-        least, most = ends[spread.least], ends[spread.most]
+        least, most = ends[apart.least], ends[apart.most]
         named = f"An image of {image}" if image[0].isdigit() else f"The {image}"
         sentences.append(
-            f"{named} costs {duration(least[FIRST_TOKEN.column])} in {spread.least}, where it becomes "
-            f"{_tokens(least)}, and {duration(most[FIRST_TOKEN.column])} in {spread.most}, where it becomes "
-            f"{_tokens(most)}: {significant(spread.times.value, 2)} times as long."
+            f"{named} costs {duration(least[FIRST_TOKEN.column])} in {apart.least}, where it becomes "
+            f"{_tokens(least)}, and {duration(most[FIRST_TOKEN.column])} in {apart.most}, where it becomes "
+            f"{_tokens(most)}: {significant(apart.times.value, 2)} times as long."
         )
     left = shared["image"].nunique() - len(found)
     if left:

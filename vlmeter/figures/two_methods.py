@@ -72,7 +72,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _mark_fall(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame) -> None:
     """Point at the largest fall of subtraction, if there is one beyond noise."""
-    found = prefill_cells.falls(cells, SUBTRACTION_WALL, spread_fraction=conditions.sentinel_spread(table))
+    found = prefill_cells.falls(cells, SUBTRACTION_WALL, wander_fraction=conditions.sentinel_wander(table))
     if isinstance(found, reading.Unknown) or not found:
         return
     worst, red = found[0], style.colour_of(SUBTRACTION_WALL)
@@ -100,9 +100,9 @@ def caption(table: pd.DataFrame) -> str:
             f"Hooks minus subtraction (wall time) is {with_interval(difference, 'ms')} in the median over "
             f"{plural(len(cells), 'cell')}, from {duration_range(float(values.min()), float(values.max()))}."
         )
-    spread = conditions.sentinel_spread(table)
+    wander = conditions.sentinel_wander(table)
     for quantity, name in ((SUBTRACTION_WALL, "By subtraction"), (LANGUAGE, "By hooks")):
-        found = prefill_cells.falls(cells, quantity, spread_fraction=spread)
+        found = prefill_cells.falls(cells, quantity, wander_fraction=wander)
         if isinstance(found, reading.Unknown):
             continue
         if found:

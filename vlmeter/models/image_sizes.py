@@ -77,7 +77,7 @@ def sizes_for(
     raise _unreachable(geometry, known, vision_tokens=vision_tokens, crops=crops, options=options)
 
 
-def spread(geometry: ImageGeometry, number: int, *, options: ImageOptions) -> list[ImageTokens]:
+def evenly_spaced(geometry: ImageGeometry, number: int, *, options: ImageOptions) -> list[ImageTokens]:
     """Choose so many vision-token counts, evenly over the whole reachable range, one image each.
 
     The lowest and the highest are always among them. A family that reaches fewer counts gives all that it has.

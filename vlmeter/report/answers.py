@@ -38,14 +38,14 @@ def answer_of(headline: headlines.Headline) -> Answer:
 
 
 def in_two(said: str) -> tuple[str, str]:
-    """Part '3.25 ms (3.11 to 3.40)' into value and interval; the interval is empty where there is none."""
+    """Segment '3.25 ms (3.11 to 3.40)' into value and interval; the interval is empty where there is none."""
     value, _, interval = said.partition(" (")
     unit = value.partition(" ")[2]
     return value, "" if interval == "no interval)" else f"{interval.removesuffix(')')} {unit}".strip()
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """A piece of a bar: its share of the whole, and what the page says of it."""
 
     label: str
@@ -60,7 +60,7 @@ class Bar:
 
     title: str
     note: str
-    parts: Sequence[Part]
+    parts: Sequence[Segment]
 
 
 def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
@@ -69,7 +69,7 @@ def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
     shares = prefill_cells.phase_shares(cells)
     if len(shares):
         parts = [
-            Part(
+            Segment(
                 QUANTITIES[row["phase"]].label,
                 css_variable(colour_of(QUANTITIES[row["phase"]])),
                 row["median_fraction"],
@@ -90,7 +90,7 @@ def _request_bar(runs: pd.DataFrame, tokens: int) -> Bar:
     values = {quantity: float(frame["value"].iloc[0]) for quantity, frame in found.items() if len(frame)}
     whole = sum(values.values())
     parts = [
-        Part(
+        Segment(
             quantity.label,
             css_variable(colour_of(quantity)),
             value / whole,

@@ -19,7 +19,7 @@ from vlmeter.table.quantities import BUSY_PREFILL, DECODE, PHASES, PLAIN_WALL, Q
 
 
 @dataclass(frozen=True)
-class Limit:
+class Distance:
     """How far one kind of work is from the fastest that the device could do it."""
 
     quantity: Quantity
@@ -41,26 +41,26 @@ class Limit:
 
 
 #: What is compared with its floor, and in cells of which kind.
-_LIMITS: Sequence[tuple[Quantity, Kind]] = (
+_WITH_FLOOR: Sequence[tuple[Quantity, Kind]] = (
     *((quantity, kinds.PREFILL) for quantity in (PLAIN_WALL, BUSY_PREFILL, *PHASES)),
     (DECODE, kinds.GENERATION),
 )
 
 
-#: Limits that the first screen names.
+#: Distances that the first screen names.
 ON_FIRST_SCREEN = (PLAIN_WALL, DECODE)
 
 
-def limits_of(table: pd.DataFrame) -> list[Limit]:
+def distances_of(table: pd.DataFrame) -> list[Distance]:
     """Set the phases of one subject beside their floors; the table has work beside it (`roofline.beside`)."""
     found = []
     known = table[(table["source"] == "measured") & (table["floor_ms"] > 0)]
-    for quantity, kind in _LIMITS:
+    for quantity, kind in _WITH_FLOOR:
         rows = rows_of(known, quantity, kind=kind)
         if rows.empty:
             continue
         found.append(
-            Limit(
+            Distance(
                 quantity,
                 len(rows),
                 median_estimate((rows["median_ms"] / rows["floor_ms"]).tolist()),
@@ -78,8 +78,8 @@ def _range(values: pd.Series[float]) -> str:
     return duration_range(float(values.min()), float(values.max()))
 
 
-def limits_grid(limits: Sequence[Limit], name: str) -> Grid:
-    """The table of limits."""
+def distances_grid(distances: Sequence[Distance], name: str) -> Grid:
+    """The table of distances to the limit."""
     columns = [
         ("work", "what was timed"),
         ("cells", "cells behind the row"),
@@ -92,15 +92,15 @@ def limits_grid(limits: Sequence[Limit], name: str) -> Grid:
     ]
     rows = [
         [
-            word_value(limit.quantity.words),
-            count_value(limit.cells),
-            word_value(limit.measured),
-            word_value(limit.floor),
-            estimate_value(limit.times, ""),
-            word_value(limit.bound),
-            Value(percent(limit.mfu), limit.mfu),
-            Value(percent(limit.mbu), limit.mbu),
+            word_value(distance.quantity.words),
+            count_value(distance.cells),
+            word_value(distance.measured),
+            word_value(distance.floor),
+            estimate_value(distance.times, ""),
+            word_value(distance.bound),
+            Value(percent(distance.mfu), distance.mfu),
+            Value(percent(distance.mbu), distance.mbu),
         ]
-        for limit in limits
+        for distance in distances
     ]
     return Grid(f"limits-{name}", "Measured times and the least that they could be", columns, rows)

@@ -20,7 +20,7 @@ from vlmeter.report.answers import Answer, Bar, answer_of, share_bars
 from vlmeter.report.cells import flags_of, left_out_grid, output_grid, photograph_grid, vision_grid
 from vlmeter.report.components import component_grid, energy_sentence
 from vlmeter.report.grids import Grid
-from vlmeter.report.limits import ON_FIRST_SCREEN, limits_grid, limits_of
+from vlmeter.report.limits import ON_FIRST_SCREEN, distances_grid, distances_of
 from vlmeter.report.models import flops_grids, held_out_grid
 from vlmeter.report.pictures import FigureFiles, FigureView, figure_views
 from vlmeter.report.requests import percentile_grid, slowest_grid
@@ -80,7 +80,7 @@ def subject_view(
     cells, runs = prefill_cells.vision_cells(table), decode_runs.decode(table)
     trust, flags = conditions.trust(table), flags_of(table)
     whole = table if roofline is None else beside(table, roofline)
-    limits = [] if roofline is None else limits_of(whole)
+    distances = [] if roofline is None else distances_of(whole)
     drawn = figure_views(figures)
     left_out = left_out_grid(table, name)
     sample = distribution.sample_of(table)
@@ -92,7 +92,7 @@ def subject_view(
         missing.append("No generation of two tokens or more was measured, so nothing is said about output tokens.")
     if left_out.rows:
         missing.append(f"{plural(len(left_out.rows), 'cell')} could not be measured; they are listed with the reason.")
-    if not limits:
+    if not distances:
         missing.append("The device's limits were not measured, so the distance to them is not known.")
     if not environments:
         missing.append("The environment was not handed to this page.")
@@ -107,10 +107,10 @@ def subject_view(
         answers=[
             *(answer_of(headline) for headline in headlines.headlines(table)),
             *(answer_of(headline) for headline in distribution.headlines(sample)),
-            *(limit.answer for limit in limits if limit.quantity in ON_FIRST_SCREEN),
+            *(distance.answer for distance in distances if distance.quantity in ON_FIRST_SCREEN),
         ],
         bars=share_bars(cells, runs),
-        limits_grid=limits_grid(limits, name) if limits else None,
+        limits_grid=distances_grid(distances, name) if distances else None,
         flops_grids=flops_grids(table, roofline, name),
         held_out=held_out_grid(table, name),
         figures=drawn,
