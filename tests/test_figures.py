@@ -87,14 +87,6 @@ def test_a_figure_says_of_whom_it_is_and_that_weights_are_random(table: pd.DataF
     assert "fake, fake device, random weights" in texts(get_figure(name).draw(table))
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_caption_is_made_of_sentences_with_numbers(table: pd.DataFrame, name: str) -> None:
-    caption = get_figure(name).caption(table)
-    assert caption.endswith(".")
-    assert any(letter.isdigit() for letter in caption)
-    assert "nan" not in caption
-
-
 def test_the_stack_adds_up_to_the_phases_and_carries_the_total(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "vision_by_tokens")
     cells = prefill_cells.vision_cells(table)
