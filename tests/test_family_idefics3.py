@@ -9,7 +9,7 @@ import pytest
 
 from vlmeter.common.errors import UnsupportedSize, UserError
 from vlmeter.models.families.base import ImageOptions
-from vlmeter.models.families.idefics3 import GEOMETRY, Idefics3Family
+from vlmeter.models.families.idefics3 import FAMILY, GEOMETRY
 from vlmeter.models.families.splitting import SplittingGeometry
 
 from .support.processors import FREE, differences, kinds, random_sizes, sane_sizes, splitting_tokenizer
@@ -121,7 +121,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 def test_the_real_scale_is_made_of_the_published_parts() -> None:
     """Llama 3.1 8B, with three more rows in its two tables, and SigLIP SO400M without its pooling head."""
-    parameters = Idefics3Family.scales["8b"].parameters
+    parameters = FAMILY.scales["8b"].parameters
     language = sum(parameters[name] for name in ("embedding", "llm_blocks", "head"))
     assert language == 8_030_261_248 + 2 * 3 * 4096
     assert round(parameters["vision_encoder"] / 1e6) == 413

@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 
 from vlmeter.common.errors import UnsupportedSize, UserError
+from vlmeter.models.families.anyres import AnyresGeometry
 from vlmeter.models.families.base import ImageOptions
-from vlmeter.models.families.llava_next import GEOMETRY, LlavaNextFamily
+from vlmeter.models.families.llava_next import FAMILY, GEOMETRY
+from vlmeter.models.families.native import NativeFamily
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
+
+
+def geometry_of(settings: dict[str, Any]) -> AnyresGeometry:
+    assert isinstance(FAMILY, NativeFamily)
+    found = FAMILY.geometry_of(settings)
+    assert isinstance(found, AnyresGeometry)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -94,27 +103,35 @@ def test_a_checkpoints_own_settings_are_read(processor: Any) -> None:
     settings = {**processor.image_processor.to_dict(), "patch_size": 14, "num_additional_image_tokens": 1}
     settings["vision_feature_select_strategy"] = "default"
     other = replace(GEOMETRY, tile_px=1, tile_patches=1, canvases=((1, 1),))
-    assert type(GEOMETRY).from_config(settings, default=other) == GEOMETRY
+    code = {"tile_px": 224, "crops_to_px": 224}
+    assert type(GEOMETRY).from_config(settings, default=other, **code) == GEOMETRY
     nested = {"image_processor": processor.image_processor.to_dict(), "patch_size": 14}
-    assert type(GEOMETRY).from_config(nested, default=other) == GEOMETRY
-    assert type(GEOMETRY).from_config({}, default=GEOMETRY) == GEOMETRY
+    assert geometry_of(nested) == GEOMETRY
+
+
+def test_what_the_settings_leave_out_is_as_in_the_published_code_which_has_no_patch_size() -> None:
+    found = geometry_of({"patch_size": 14, "image_grid_pinpoints": [[224, 448]]})
+    assert (found.tile_px, found.tile_patches) == (224, 16)
+    with pytest.raises(UserError, match="patch_size: missing in the checkpoint's processor settings"):
+        geometry_of({"image_processor": {"crop_size": 336, "patch_size": 14}})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_grid_pinpoints": [[336, 500]]}, r"image_grid_pinpoints: \[336, 500\] must be .* multiples of 336"),
+        ({"image_grid_pinpoints": [[336, 500]]}, r"image_grid_pinpoints: \[336, 500\] .* multiples of 336"),
         ({"image_grid_pinpoints": "large"}, "image_grid_pinpoints: 'large'"),
         ({"size": {"longest_edge": 336}}, "size: .* expected height or shortest_edge"),
         ({"patch_size": 0}, "patch_size: 0 .* at least 1"),
+        ({"do_resize": False}, "do_resize: false"),
         ({"num_additional_image_tokens": 0, "vision_feature_select_strategy": "default"}, "drops 1 feature"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        type(GEOMETRY).from_config(settings, default=GEOMETRY)
+        geometry_of({"crop_size": 336, "patch_size": 14, **settings})
 
 
 def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
     """As the hub counts them in the safetensors of llava-hf/llava-v1.6-mistral-7b-hf."""
-    assert sum(LlavaNextFamily.scales["7b"].parameters.values()) == 7_566_747_648
+    assert sum(FAMILY.scales["7b"].parameters.values()) == 7_566_747_648

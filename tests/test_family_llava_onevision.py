@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from vlmeter.common.errors import UserError
-from vlmeter.models.families.llava_onevision import GEOMETRY, LlavaOnevisionFamily
+from vlmeter.models.families.anyres import AnyresGeometry
+from vlmeter.models.families.llava_onevision import FAMILY, GEOMETRY
+from vlmeter.models.families.native import NativeFamily
 from vlmeter.models.pretrained import without_video
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
+
+
+def geometry_of(settings: dict[str, Any]) -> AnyresGeometry:
+    assert isinstance(FAMILY, NativeFamily)
+    found = FAMILY.geometry_of(settings)
+    assert isinstance(found, AnyresGeometry)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +76,19 @@ def test_every_tiling_of_up_to_six_by_six_can_be_had() -> None:
 def test_a_checkpoints_own_settings_are_read(processor: Any) -> None:
     settings = {**processor.image_processor.to_dict(), "num_image_tokens": 729, "vision_aspect_ratio": "anyres_max_9"}
     settings["vision_feature_select_strategy"] = "full"
-    other = replace(GEOMETRY, tile_px=1, tile_patches=1, canvases=((1, 1),), largest_tiles=2)
-    assert type(GEOMETRY).from_config(settings, default=other) == GEOMETRY
+    assert geometry_of(settings) == GEOMETRY
+
+
+def test_how_many_patches_a_tile_has_the_settings_have_to_say() -> None:
+    with pytest.raises(UserError, match="num_image_tokens: missing"):
+        geometry_of({"image_processor": {}})
 
 
 def test_an_unknown_way_of_keeping_the_aspect_ratio_is_refused() -> None:
     with pytest.raises(UserError, match=r"vision_aspect_ratio: 'square' .* anyres_max_N"):
-        type(GEOMETRY).from_config({"vision_aspect_ratio": "square"}, default=GEOMETRY)
+        geometry_of({"vision_aspect_ratio": "square", "num_image_tokens": 729})
 
 
 def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
     """As the hub counts them in the safetensors of llava-hf/llava-onevision-qwen2-7b-ov-hf."""
-    assert sum(LlavaOnevisionFamily.scales["7b"].parameters.values()) == 8_030_348_832
+    assert sum(FAMILY.scales["7b"].parameters.values()) == 8_030_348_832

@@ -9,8 +9,8 @@ from PIL import Image
 
 from vlmeter.common.errors import UnsupportedSize
 from vlmeter.models.families.base import SubjectSpec
-from vlmeter.models.families.mistral3 import FAMILY, GEOMETRY, Mistral3Family
-from vlmeter.models.processors import processor_class
+from vlmeter.models.families.mistral3 import FAMILY, GEOMETRY
+from vlmeter.models.families.processors import processor_class
 
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
 
@@ -64,4 +64,4 @@ def test_four_patches_of_the_encoder_make_one_token() -> None:
 
 def test_the_real_scale_has_the_parameters_that_the_published_checkpoint_has() -> None:
     """As the hub counts them in the safetensors of mistralai/Mistral-Small-3.1-24B-Instruct-2503."""
-    assert sum(Mistral3Family.scales["24b"].parameters.values()) == 24_011_361_280
+    assert sum(FAMILY.scales["24b"].parameters.values()) == 24_011_361_280

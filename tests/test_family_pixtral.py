@@ -14,8 +14,8 @@ from vlmeter.common.errors import UnsupportedSize, UserError
 from vlmeter.models.families.base import ImageOptions, SubjectSpec
 from vlmeter.models.families.native import NativeFamily
 from vlmeter.models.families.patch_rows import PatchRowsGeometry
-from vlmeter.models.families.pixtral import FAMILY, GEOMETRY, PixtralFamily
-from vlmeter.models.processors import processor_class
+from vlmeter.models.families.pixtral import FAMILY, GEOMETRY
+from vlmeter.models.families.processors import processor_class
 
 from .support.native import write_native_checkpoint
 from .support.processors import FREE, differences, kinds, plain_tokenizer, random_sizes, sane_sizes
@@ -96,7 +96,9 @@ def test_a_checkpoints_own_settings_are_read(processor: Any) -> None:
     other = replace(GEOMETRY, token_px=1, longest_edge_px=1)
     assert PatchRowsGeometry.from_config(settings, default=other) == GEOMETRY
     nested = {"image_processor": {"patch_size": {"height": 14, "width": 14}}, "spatial_merge_size": 2}
-    assert PatchRowsGeometry.from_config(nested, default=other).token_px == 28
+    assert PatchRowsGeometry.from_config(nested, default=other).token_px == 32, "the processor's own patch of 16 px"
+    own = {**nested, "patch_size": 14}
+    assert PatchRowsGeometry.from_config(own, default=other).token_px == 28
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
@@ -112,7 +114,9 @@ def test_another_llava_than_pixtrals_is_refused(tmp_path: Path) -> None:
     config["vision_config"]["model_type"] = "clip_vision_model"
     (folder / "config.json").write_text(json.dumps(config))
     spec = replace(nano, preset=None, weights=str(folder))
-    with pytest.raises(UserError, match=r"vision encoder 'clip_vision_model', .* family generic may read it"):
+    with pytest.raises(
+        UserError, match=r"vision encoder 'clip_vision_model', .* with 'pixtral'; .* family generic may"
+    ):
         FAMILY.geometry(spec)
     with pytest.raises(UserError, match="'clip_vision_model'"):
         FAMILY.load(spec, device="cpu")
@@ -120,6 +124,6 @@ def test_another_llava_than_pixtrals_is_refused(tmp_path: Path) -> None:
 
 def test_the_real_scale_is_made_of_the_published_parts() -> None:
     """Mistral NeMo, whose checkpoint has 12,247,782,400 parameters, and an encoder of 400 million."""
-    parameters = PixtralFamily.scales["12b"].parameters
+    parameters = FAMILY.scales["12b"].parameters
     assert sum(parameters[name] for name in ("embedding", "llm_blocks", "head")) == 12_247_782_400
     assert round(parameters["vision_encoder"] / 1e8) == 4

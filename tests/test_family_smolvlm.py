@@ -13,7 +13,7 @@ import pytest
 from vlmeter.common.errors import Unsupported
 from vlmeter.models.families.base import SubjectSpec
 from vlmeter.models.families.native import NativeFamily
-from vlmeter.models.families.smolvlm import FAMILY, GEOMETRY, SmolVLMFamily
+from vlmeter.models.families.smolvlm import FAMILY, GEOMETRY
 from vlmeter.models.families.splitting import SplittingGeometry
 
 from .support.native import write_native_checkpoint
@@ -82,4 +82,4 @@ def test_the_real_scales_have_the_parameters_that_the_published_checkpoints_have
     """As the hub counts them in the safetensors of HuggingFaceTB/SmolVLM2-...-Instruct."""
     published = {"2.2b": 2_246_784_880, "500m": 507_482_304, "256m": 256_484_928}
     for preset, parameters in published.items():
-        assert sum(SmolVLMFamily.scales[preset].parameters.values()) == parameters
+        assert sum(FAMILY.scales[preset].parameters.values()) == parameters

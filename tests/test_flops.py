@@ -18,7 +18,7 @@ from vlmeter.models.families.base import PREFILL_PHASES, ImageOptions
 from vlmeter.models.families.molmo import LoadedMolmo
 from vlmeter.models.molmo1.architecture import Architecture
 from vlmeter.models.molmo1.modeling import empty_model
-from vlmeter.models.molmo1.presets import PRESETS
+from vlmeter.models.molmo1.presets import presets
 from vlmeter.models.molmo1.tokenizer import make_tokenizer
 from vlmeter.records.work import PhaseWork, StepWork
 from vlmeter.study.plan import build_plan
@@ -55,7 +55,7 @@ def phases_of(work: PassWork) -> Mapping[str, PhaseWork]:
     return {phase.phase: phase for phase in work.prefill}
 
 
-SEVEN = PRESETS["7b-d"]
+SEVEN = presets()["7b-d"]
 
 
 def test_the_phases_are_those_that_are_timed() -> None:
@@ -231,7 +231,7 @@ def test_the_law_of_molmo_is_what_direct_counts_say() -> None:
 
 def test_the_work_of_a_study_is_counted_for_every_cell() -> None:
     study = study_of()
-    loaded = shapes(PRESETS["nano"], dtype=torch.float32)
+    loaded = shapes(presets()["nano"], dtype=torch.float32)
     cells = build_plan(study, dataset=dataset_items(2))
     work = count_work("fake", loaded, cells, pictures_of(photographs(2)))
     assert [cell.cell_id for cell in work.cells] == [cell.cell_id for cell in cells]
@@ -245,7 +245,7 @@ def test_the_work_of_a_study_is_counted_for_every_cell() -> None:
 
 def test_the_work_of_requests_is_counted_by_their_shapes() -> None:
     study = study_of(experiments={"latency_distribution": {"samples": 9, "block_samples": 4}})
-    loaded = shapes(PRESETS["nano"], dtype=torch.float32)
+    loaded = shapes(presets()["nano"], dtype=torch.float32)
     for items in (dataset_items(2), None):  # with and without a prediction
         cells = build_plan(study, dataset=items)
         work = count_work("fake", loaded, cells, pictures_of(photographs(2)))
@@ -255,7 +255,7 @@ def test_the_work_of_requests_is_counted_by_their_shapes() -> None:
         assert work.shapes[1].prefill == count_pass(loaded, inputs.tensors).prefill
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(presets()))
 def test_a_subject_is_loaded_without_a_weight(preset: str) -> None:
     loaded = shapes_of(Subject(family="molmo", preset=preset, dtype="bfloat16"))
     assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}

@@ -12,7 +12,7 @@ import torch
 from vlmeter.common.errors import UserError
 from vlmeter.models.molmo1.architecture import Architecture
 from vlmeter.models.molmo1.modeling import empty_model
-from vlmeter.models.molmo1.presets import PRESETS, preset
+from vlmeter.models.molmo1.presets import preset, presets
 
 from .support.molmo import GOLDEN, TINY, TINY_EXPERTS
 
@@ -21,9 +21,9 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "tiny", "tiny experts"])
+@pytest.mark.parametrize("name", [*presets(), "tiny", "tiny experts"])
 def test_analytic_parameter_counts_equal_those_of_the_modules(name: str) -> None:
-    architecture = {"tiny": TINY, "tiny experts": TINY_EXPERTS}.get(name) or PRESETS[name]
+    architecture = {"tiny": TINY, "tiny experts": TINY_EXPERTS}.get(name) or presets()[name]
     model = empty_model(architecture, device="meta", dtype=torch.bfloat16)
     counted, projector = architecture.parameters(), model.vision_backbone.projector
     assert counted.vision_encoder == _count(model.vision_backbone.image_vit)
@@ -39,7 +39,7 @@ def test_analytic_parameter_counts_equal_those_of_the_modules(name: str) -> None
 
 
 def test_molmo_7b_d_has_the_published_parameters_per_component() -> None:
-    counted = PRESETS["7b-d"].parameters()
+    counted = presets()["7b-d"].parameters()
     assert counted.vision_encoder == 290_909_184
     assert counted.pooling == 7_344_128
     assert counted.projection == 106_692_608
@@ -53,24 +53,24 @@ def test_molmo_7b_d_has_the_published_parameters_per_component() -> None:
 
 @pytest.mark.parametrize(("name", "total"), [("7b-o", 7_665_032_192), ("72b", 73_308_285_952), ("e-1b", 7_221_875_712)])
 def test_other_presets_have_the_published_size(name: str, total: int) -> None:
-    assert PRESETS[name].parameters().total == total
+    assert presets()[name].parameters().total == total
 
 
 def test_a_decode_step_of_7b_d_reads_14_gigabytes_and_leaves_57344_bytes_per_token() -> None:
-    architecture = PRESETS["7b-d"]
+    architecture = presets()["7b-d"]
     assert 2 * architecture.parameters().read_per_decode_step == pytest.approx(14.141e9, rel=1e-4)
     assert architecture.kv_cache_bytes_per_token(bytes_per_value=2) == 57_344
     assert architecture.parameter_bytes(bytes_per_parameter=2) == 2 * 8_021_025_280
 
 
 def test_molmoe_reads_about_one_billion_parameters_per_token() -> None:
-    assert PRESETS["e-1b"].parameters().read_per_decode_step == pytest.approx(1.18e9, rel=0.01)
+    assert presets()["e-1b"].parameters().read_per_decode_step == pytest.approx(1.18e9, rel=0.01)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets())
 def test_an_architecture_survives_its_config_json(name: str) -> None:
-    values = json.loads(json.dumps(PRESETS[name].to_config()))
-    assert Architecture.from_config(values, source="config.json") == PRESETS[name]
+    values = json.loads(json.dumps(presets()[name].to_config()))
+    assert Architecture.from_config(values, source="config.json") == presets()[name]
 
 
 def test_a_published_config_json_is_read_as_it_is() -> None:
@@ -102,12 +102,12 @@ def test_a_published_config_json_is_read_as_it_is() -> None:
         "weight_tying": False,
     }
     read = Architecture.from_config(published, source="config.json")
-    assert read.parameters() == PRESETS["7b-d"].parameters()
+    assert read.parameters() == presets()["7b-d"].parameters()
 
 
 def test_nulls_mean_what_the_original_makes_of_them() -> None:
-    values = {**PRESETS["e-1b"].to_config(), "num_key_value_heads": None, "intermediate_size": None}
-    assert Architecture.from_config(values, source="config.json") == PRESETS["e-1b"]
+    values = {**presets()["e-1b"].to_config(), "num_key_value_heads": None, "intermediate_size": None}
+    assert Architecture.from_config(values, source="config.json") == presets()["e-1b"]
 
 
 def test_golden_configurations_are_read() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from vlmeter.common.errors import UserError
 from vlmeter.models.molmo1.checkpoint import load_model, open_checkpoint, published_tensors
 from vlmeter.models.molmo1.modeling import empty_model
-from vlmeter.models.molmo1.presets import PRESETS
+from vlmeter.models.molmo1.presets import presets
 
 from .support.hub import HubStandIn
 from .support.molmo import GOLDEN, TINY, TINY_EXPERTS, tiny_inputs, tiny_model, write_checkpoint
@@ -33,7 +33,7 @@ def test_published_names_are_exactly_those_in_the_file(flavour: str) -> None:
 
 
 def test_molmoe_has_the_published_names_and_shapes() -> None:
-    tensors = published_tensors(empty_model(PRESETS["e-1b"], device="meta", dtype=torch.float32))
+    tensors = published_tensors(empty_model(presets()["e-1b"], device="meta", dtype=torch.float32))
     block = "model.transformer.blocks.15."
     names = {name.removeprefix(block) for name in tensors if name.startswith(block)}
     assert names == {

@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 from vlmeter.common.errors import UserError
 from vlmeter.models.molmo1.checkpoint import load_model, open_checkpoint
 from vlmeter.models.molmo1.modeling import MolmoForCausalLM, build_random, empty_model, merge_features
-from vlmeter.models.molmo1.presets import PRESETS
+from vlmeter.models.molmo1.presets import presets
 from vlmeter.models.molmo1.verify import case_tensors, greedy_tokens, read_case, verify
 
 from .support.molmo import GOLDEN, TINY, TINY_EXPERTS, tiny_inputs, tiny_model
@@ -251,8 +251,8 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("name", ["nano"])
 def test_a_random_preset_gives_finite_logits(name: str) -> None:
-    model = build_random(PRESETS[name], device="cpu", dtype=torch.float32, seed=0)
-    inputs = tiny_inputs(PRESETS[name])
+    model = build_random(presets()[name], device="cpu", dtype=torch.float32, seed=0)
+    inputs = tiny_inputs(presets()[name])
     assert model(**inputs, logits_to_keep=1).logits.isfinite().all()
 
 

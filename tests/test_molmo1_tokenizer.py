@@ -10,7 +10,7 @@ import pytest
 
 from vlmeter.common.errors import UserError
 from vlmeter.models.made_text import question_of
-from vlmeter.models.molmo1.presets import PRESETS
+from vlmeter.models.molmo1.presets import presets
 from vlmeter.models.molmo1.tokenizer import SPECIAL_TOKENS, load_tokenizer, make_tokenizer
 
 from .support.molmo import TINY
@@ -24,7 +24,7 @@ def preset(request: pytest.FixtureRequest) -> str:
 
 
 def test_special_tokens_have_the_ids_of_the_original() -> None:
-    tokenizer = make_tokenizer(PRESETS["7b-d"])
+    tokenizer = make_tokenizer(presets()["7b-d"])
     assert [tokenizer.tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [
         152064,
         152065,
@@ -37,37 +37,37 @@ def test_special_tokens_have_the_ids_of_the_original() -> None:
 
 
 def test_any_text_survives_the_round_trip_within_the_vocabulary(preset: str) -> None:
-    tokenizer = make_tokenizer(PRESETS[preset])
+    tokenizer = make_tokenizer(presets()[preset])
     ids = tokenizer.prompt_ids(QUESTION)
     assert tokenizer.decode(ids) == f" User: {QUESTION} Assistant:"
-    assert max(ids) < PRESETS[preset].vocab_size
+    assert max(ids) < presets()[preset].vocab_size
 
 
 def test_known_words_are_single_tokens(preset: str) -> None:
-    tokenizer = make_tokenizer(PRESETS[preset])
+    tokenizer = make_tokenizer(presets()[preset])
     assert len(tokenizer.encode(" User: what color is the man in this picture")) == 10
 
 
 def test_the_tokenizer_is_made_the_same_every_time() -> None:
-    first, again = (make_tokenizer(PRESETS["nano"]).tokenizer.to_str() for _ in range(2))
+    first, again = (make_tokenizer(presets()["nano"]).tokenizer.to_str() for _ in range(2))
     assert first == again
 
 
 @pytest.mark.parametrize("tokens", [5, 6, 8, 9, 31, 32, 100, 1000])
 def test_a_question_is_made_up_to_an_exact_length(preset: str, tokens: int) -> None:
-    tokenizer = make_tokenizer(PRESETS[preset])
+    tokenizer = make_tokenizer(presets()[preset])
     question = question_of(tokens, lambda text: len(tokenizer.prompt_ids(text)), what="a prompt")
     assert len(tokenizer.prompt_ids(question)) == tokens
 
 
 def test_a_length_below_the_shortest_prompt_is_refused() -> None:
-    tokenizer = make_tokenizer(PRESETS["nano"])
+    tokenizer = make_tokenizer(presets()["nano"])
     with pytest.raises(UserError, match="text_tokens: 3 is too few for a prompt; legal from 5 on"):
         question_of(3, lambda text: len(tokenizer.prompt_ids(text)), what="a prompt")
 
 
 def test_any_id_that_a_random_model_says_can_be_decoded() -> None:
-    tokenizer = make_tokenizer(PRESETS["7b-d"])
+    tokenizer = make_tokenizer(presets()["7b-d"])
     assert isinstance(tokenizer.decode([0, 100_000, 152_063, 152_066]), str)
 
 

@@ -21,7 +21,7 @@ from vlmeter.common.errors import UserError
 from vlmeter.measure.count_pass import _WeightReads, count_pass
 from vlmeter.models import pretrained
 from vlmeter.models.families.base import ImageOptions, LoadedModel
-from vlmeter.models.weights import PACKED, QUANTIZED_BYTES
+from vlmeter.models.packing import PACKED, QUANTIZED_BYTES
 from vlmeter.study.subject import Subject, loading
 
 

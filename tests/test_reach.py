@@ -128,7 +128,7 @@ def test_the_size_nearest_to_a_square_is_taken_and_landscape_before_upright() ->
 
 
 def test_sizes_that_a_model_cannot_take_are_not_offered() -> None:
-    with pytest.raises(UserError, match="with at most 40 squares, which sets the limit: nearest are 10 below and 12"):
+    with pytest.raises(UserError, match="vision_tokens 11 with at most 40 squares: nearest are 10 below and 12 above"):
         sizes_for(Patches(), vision_tokens=11, options=FREE)
 
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipe for a family, walked in a copy of the library: one file, one line, and it is measured."""
+"""CONTRIBUTING's recipe for a family, walked in a copy of the library: a file, its presets, a line; it is measured."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ OWN_FAMILY = '''
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlmeter.common.errors import UserError
-from vlmeter.models.families.base import Family, ImageOptions, ImageTokens, SubjectSpec
-from vlmeter.models.families.generic import NANO
+from vlmeter.models.families.base import Family, ImageOptions, ImageTokens
 from vlmeter.models.families.native import NativeFamily
 from vlmeter.models.families.loaded_native import Parts, Template
 
@@ -57,13 +57,12 @@ class Llava15Family(NativeFamily):
 
     name = "llava15"
     model_types = ("llava",)
-    scales = {"nano": NANO}
     parts = Parts(vision_encoder="model.vision_tower", projector=("model.multi_modal_projector",))
     template = Template(text="USER: {image}\\n{question} ASSISTANT:", image="<image>")
 
-    def geometry(self, spec: SubjectSpec) -> Llava15Geometry:
-        settings = self.processor_config(spec)
-        return Llava15Geometry((settings["crop_size"]["height"] // settings["patch_size"]) ** 2)
+    def geometry_of(self, settings: Mapping[str, Any]) -> Llava15Geometry:
+        side_px = settings["image_processor"]["crop_size"]["height"]
+        return Llava15Geometry((side_px // settings["patch_size"]) ** 2)
 
 
 FAMILY: Family = Llava15Family()
@@ -114,7 +113,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the library with one more family: the file, and the registry's line."""
     root = tmp_path_factory.mktemp("recipe")
     shutil.copytree(ROOT / "vlmeter", root / "vlmeter", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "vlmeter" / "models" / "families" / "llava15.py").write_text(OWN_FAMILY)
+    families = root / "vlmeter" / "models" / "families"
+    (families / "llava15.py").write_text(OWN_FAMILY)
+    # the presets are data: here those of the toy LLaVA 1.5 that any other model is rehearsed with
+    shutil.copy(families / "presets" / "generic.json", families / "presets" / "llava15.json")
     registry = root / "vlmeter" / "models" / "families" / "registry.py"
     line = '    "llava15": "vlmeter.models.families.llava15",\n'
     registry.write_text(registry.read_text().replace("FAMILIES = {\n", "FAMILIES = {\n" + line))
@@ -147,3 +149,13 @@ def test_a_new_family_is_checked_counted_and_measured(copy: Path) -> None:
     assert {"vision_encoder", "projector", "merge", "llm_blocks", "head"} <= set(result["phases"])
     assert all(flops > 0 for flops in result["flops"])
     assert sum(result["parameters"].values()) == 241_184
+
+
+def test_a_new_familys_checkpoints_are_known_by_their_model_type(copy: Path, tmp_path: Path) -> None:
+    """Nothing but the family says which checkpoints are its own."""
+    code = (
+        "import json, sys; from pathlib import Path; from vlmeter.models.families.registry import family_of; "
+        "print(json.dumps([family_of({'model_type': 'llava'}), "
+        "family_of({'model_type': 'llava', 'vision_config': {'model_type': 'pixtral'}})]))"
+    )
+    assert json.loads(run(copy, "-c", code)) == ["llava15", "llava15"]

@@ -103,20 +103,26 @@ def vision_is_most_of_a_prompt(data: Data) -> Finding:
     return Finding("does not hold", "There are prompts of which most is something else.", evidence)
 '''
 
-PRESET = """        "micro": Architecture(
-            vocab_size=512,
-            embedding_size=512,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            rope_theta=1e6,
-            layer_norm_eps=1e-6,
-            qkv_bias=True,
-            eos_token_id=511,
-        ),
-        "7b-d": Architecture("""
+#: An entry of a family's presets, as data.
+PRESET = {
+    "about": "a smaller toy",
+    "source": "made up",
+    "parameters": {"vision_encoder": 1, "projector": 1, "embedding": 1, "llm_blocks": 1, "head": 1},
+    "config": {
+        "model_type": "molmo",
+        "vocab_size": 512,
+        "embedding_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_theta": 1e6,
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+        "eos_token_id": 511,
+    },
+}
 
 
 GAUGE = '''
@@ -239,13 +245,9 @@ print(found["vision_is_most_of_a_prompt"].verdict, "-", found["vision_is_most_of
     assert said == "holds - Most tokens of every prompt carry the image."
 
 
-def test_a_preset_is_one_entry(copy: Path) -> None:
-    insert(copy / "vlmeter/models/molmo1/presets.py", '        "7b-d": Architecture(', PRESET)
-    insert(
-        copy / "vlmeter/models/families/molmo.py",
-        '    "nano": "a toy',
-        '    "micro": "a smaller toy",\n    "nano": "a toy',
-    )
+def test_a_preset_is_one_entry_of_data(copy: Path) -> None:
+    path = copy / "vlmeter/models/families/presets/molmo.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "micro": PRESET}))
     said = run(
         copy,
         """

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from vlmeter.models.families.base import SubjectSpec
-from vlmeter.models.families.generic import NANO as LLAVA
+from vlmeter.models.families.generic import FAMILY as GENERIC
 from vlmeter.models.families.loaded_native import LoadedNative, Parts, Template
 from vlmeter.models.families.made_tokenizer import MadeTokenizer
 from vlmeter.models.families.native import NativeFamily, Scale
@@ -144,7 +144,7 @@ class LlavaLike(NativeFamily):
 
     name = "llava"
     model_types = ("llava",)
-    scales = {"nano": LLAVA}  # noqa: RUF012
+    scales = {"nano": GENERIC.scales["nano"]}  # noqa: RUF012
     template = Template(text="USER: {image}\n{question} ASSISTANT:", image="<image>")
 
 

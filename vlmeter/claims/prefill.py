@@ -11,6 +11,7 @@ import pandas as pd
 from vlmeter.analysis import prefill_cells, reading
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell, ends_of, within
+from vlmeter.models.molmo1 import NAME as MOLMO
 from vlmeter.numbers.intervals import rank_correlation
 from vlmeter.numbers.units import duration, duration_range, percent
 from vlmeter.numbers.words import plural, with_interval
@@ -272,5 +273,5 @@ def notes_token_table(data: Data) -> Finding:
 def _tiled(data: Data) -> pd.DataFrame | None:
     """Vision cells of Molmo with a tiling; None without any."""
     cells = data.cells.dropna(subset=["tiling_h", "tiling_w"])
-    molmo = not data.table.empty and bool((data.table["family"] == "molmo").all())
-    return cells if molmo and len(cells) else None
+    is_molmo = not data.table.empty and bool((data.table["family"] == MOLMO).all())
+    return cells if is_molmo and len(cells) else None

@@ -46,7 +46,9 @@ Values = Annotated[
 ]
 
 
-FamilyName = Annotated[str, typer.Option("--family", help="model family, such as molmo")]
+FamilyName = Annotated[
+    str | None, typer.Option("--family", help="model family; default: that of the checkpoint, else Molmo's first")
+]
 
 
 Preset = Annotated[
@@ -87,12 +89,12 @@ def options_of(max_crops: int | None, force_tiling: str | None = None) -> ImageO
     )
 
 
-def pair_of(text: str, what: str) -> tuple[int, int]:
-    """Read 'AxB'; `what` names the option in the refusal."""
+def pair_of(text: str, what: str, *, example: str = "2x4") -> tuple[int, int]:
+    """Read 'AxB'; `what` names the option in the refusal, `example` what it might have been."""
     from vlmeter.numbers.pairs import parse_pair
 
     try:
-        return parse_pair(text)
+        return parse_pair(text, example=example)
     except ValueError as error:
         raise UserError(f"{what}: {error}") from None
 

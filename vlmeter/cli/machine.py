@@ -35,17 +35,21 @@ def doctor(form: Format = "table", results: Results = Path("results")) -> None:
 def verify(
     checkpoint: Annotated[str, typer.Argument(help="folder of a checkpoint in the original format")],
     cases: Annotated[list[Path], typer.Argument(help="reference cases", metavar="CASE.npz...")],
-    family: FamilyName = "molmo",
+    family: FamilyName = None,
     tolerance: Annotated[float, typer.Option(help="largest relative error that passes")] = 1e-4,
 ) -> None:
     """Compare vlmeter's own port of a model with what the original code computed; exit 1 past tolerance."""
     from vlmeter.cli.rows import rows_as
+    from vlmeter.models.checkpoints import open_checkpoint
+    from vlmeter.models.families.base import HasPort
+    from vlmeter.models.families.registry import FAMILIES, family_of_checkpoint, get_family
 
-    if family != "molmo":
-        raise UserError(f"--family: {family!r} has no port of its own that could be verified; legal: molmo")
-    from vlmeter.models.molmo1.verify import verify as verify_cases
-
-    results = verify_cases(checkpoint, cases, tolerance=tolerance)
+    name = family or family_of_checkpoint(open_checkpoint(checkpoint, weights=False))
+    port = get_family(name)
+    if not isinstance(port, HasPort):
+        legal = ", ".join(each for each in FAMILIES if isinstance(get_family(each), HasPort))
+        raise UserError(f"--family: {name!r} has no port of its own that could be verified; legal: {legal}")
+    results = port.verify(checkpoint, cases, tolerance=tolerance)
     rows = [
         {
             "case": result.case.name,

@@ -36,7 +36,7 @@ def predict(
     from vlmeter.cli.rows import rows_as
     from vlmeter.table.files import read_table
 
-    width_px, height_px = pair_of(image, "--image")
+    width_px, height_px = pair_of(image, "--image", example="640x480")
     if not (study / "table.parquet").exists():
         raise UserError(f"--study: {study} holds no table.parquet; legal: the folder of a study that has run")
     found = predict_request(

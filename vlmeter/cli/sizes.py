@@ -2,43 +2,104 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlmeter.cli.app import FamilyName, Format, MaxCrops, Preset, Revision, Weights, options_of, pair_of, say
-from vlmeter.common.errors import UserError
+from vlmeter.common.errors import Unsupported, UserError
 
 if TYPE_CHECKING:
-    from vlmeter.models.families.base import ImageGeometry, ImageTokens
+    from vlmeter.models.families.base import Family, ImageGeometry, ImageOptions, ImageTokens, SubjectSpec
 
 
-def _geometry(family: str, preset: str | None, weights: str | None, revision: str | None) -> ImageGeometry:
-    """How a family, one of its presets or a checkpoint cuts up images."""
+@dataclass(frozen=True)
+class _Asked:
+    """Whose way of cutting is asked for: a family's preset, or a checkpoint."""
+
+    family: Family
+    spec: SubjectSpec
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        return self.family.geometry(self.spec)
+
+
+def _asked(family: str | None, preset: str | None, weights: str | None, revision: str | None) -> _Asked:
+    """Find the family and the subject; without a family it is the checkpoint's, and else the default one."""
+    from vlmeter.models.checkpoints import open_checkpoint
     from vlmeter.models.families.base import SubjectSpec
-    from vlmeter.models.families.registry import get_family
+    from vlmeter.models.families.registry import (
+        DEFAULT,
+        FAMILIES,
+        check_family,
+        family_of_checkpoint,
+        get_family,
+        unknown_family,
+    )
 
-    known = get_family(family)
-    if preset is not None and preset not in known.presets and family != "generic":
-        raise UserError(f"--preset: {preset!r} is not known for {family}; legal: {', '.join(known.presets)}")
+    if family is not None and family not in FAMILIES:
+        raise UserError(f"--family: {unknown_family(family)}")
+    if weights is None:
+        if revision is not None:
+            raise UserError(f"--revision: {revision!r} is given without --weights; legal only with a hub id there")
+        known = get_family(family or DEFAULT)
+    else:
+        if preset is not None:
+            raise UserError(f"--preset: {preset!r} is given beside --weights, whose own preprocessing counts; give one")
+        checkpoint = open_checkpoint(weights, revision=revision, weights=False)
+        known = get_family(family or family_of_checkpoint(checkpoint))
+        check_family(checkpoint, known)
+    if preset is not None and preset not in known.presets and not known.takes_any_checkpoint:
+        raise UserError(f"--preset: {preset!r} is not known for {known.name}; legal: {', '.join(known.presets)}")
     if weights is None and preset is None:
         # The toy comes first, and may have smaller crops than any real model.
         preset = next((name for name in known.presets if name != "nano"), None)
         if preset is None:
             raise UserError(
-                f"--preset or --weights is missing: family {family} has no real model as preset; legal: "
+                f"--preset or --weights is missing: family {known.name} has no real model as preset; legal: "
                 f"{', '.join(known.presets)}, or a checkpoint as --weights"
             )
-    return known.geometry(
-        SubjectSpec(
-            preset=preset,
-            weights=weights or "random",
-            revision=revision,
-            dtype="bfloat16",
-            attention="sdpa",
-            seed=0,
-        )
+    spec = SubjectSpec(
+        preset=preset,
+        weights=weights or "random",
+        revision=revision,
+        dtype="bfloat16",
+        attention="sdpa",
+        seed=0,
     )
+    return _Asked(known, spec)
+
+
+def _check(asked: _Asked, images: list[ImageTokens], options: ImageOptions, wanted: bool | None) -> None:
+    """Hold predictions for a checkpoint against its own processor, where that is wanted or costs little.
+
+    What could not be checked is said beside the answer; where the check was asked for, it is a refusal.
+    """
+    from vlmeter.models.real_counts import WORTH_CHECKING_PX, check_predictions
+
+    if wanted is False or asked.spec.weights == "random" or asked.family.takes_any_checkpoint:
+        return None  # a family that takes any checkpoint has no prediction of its own: it asks the processor
+    if wanted is None:
+        pixels = sum(image.width_px * image.height_px for image in images)
+        if find_spec("torch") is None:
+            return _not_checked("torch is not installed")
+        if pixels > WORTH_CHECKING_PX:
+            return _not_checked(f"the images have {pixels:,} pixels; --check does it all the same")
+    try:
+        check_predictions(asked.family, asked.spec, images, options=options)
+    except Unsupported as reason:
+        if wanted:
+            raise
+        _not_checked(str(reason))
+    return None
+
+
+def _not_checked(reason: str) -> None:
+    print(f"vlmeter: not checked against the checkpoint's own processor: {reason}", file=sys.stderr)
 
 
 def _image_rows(images: list[ImageTokens]) -> list[dict[str, Any]]:
@@ -62,7 +123,7 @@ def _image_columns(layout_columns: tuple[str, ...]) -> list[str]:
 
 def tokens(
     sizes: Annotated[list[str], typer.Argument(help="image sizes, such as 640x480", metavar="WIDTHxHEIGHT...")],
-    family: FamilyName = "molmo",
+    family: FamilyName = None,
     preset: Preset = None,
     weights: Weights = None,
     revision: Revision = None,
@@ -71,17 +132,28 @@ def tokens(
     force_tiling: Annotated[
         str | None, typer.Option("--force-tiling", help="impose this tiling, rows x columns, such as 2x7")
     ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="with --weights: put an image of each size through the checkpoint's own processor, and refuse what "
+            "differs; default: where torch is installed and it takes seconds",
+        ),
+    ] = None,
 ) -> None:
     """Say how many crops and tokens images of these sizes become, under the model's own preprocessing."""
     from vlmeter.cli.rows import rows_as
 
-    geometry, options = _geometry(family, preset, weights, revision), options_of(max_crops, force_tiling)
-    images = [geometry.image_tokens(*pair_of(text, "image size"), options=options) for text in sizes]
+    pairs = [pair_of(text, "image size", example="640x480") for text in sizes]
+    asked, options = _asked(family, preset, weights, revision), options_of(max_crops, force_tiling)
+    geometry = asked.geometry
+    images = [geometry.image_tokens(*pair, options=options) for pair in pairs]
+    _check(asked, images, options, check)
     say(rows_as(_image_rows(images), _image_columns(geometry.layout_columns), form=form))
 
 
 def size(
-    family: FamilyName = "molmo",
+    family: FamilyName = None,
     preset: Preset = None,
     weights: Weights = None,
     revision: Revision = None,
@@ -101,7 +173,7 @@ def size(
 
     if [vision_tokens, crops, tiling].count(None) != 2:
         raise UserError("give exactly one of --vision-tokens, --crops, --tiling")
-    geometry, options = _geometry(family, preset, weights, revision), options_of(max_crops)
+    geometry, options = _asked(family, preset, weights, revision).geometry, options_of(max_crops)
     if tiling:
         images = [geometry.size_for_tiling(pair_of(tiling, "--tiling"), options=options)]
     else:
@@ -110,7 +182,7 @@ def size(
 
 
 def reachable(
-    family: FamilyName = "molmo",
+    family: FamilyName = None,
     preset: Preset = None,
     weights: Weights = None,
     revision: Revision = None,
@@ -126,9 +198,11 @@ def reachable(
     """
     from vlmeter.cli.rows import rows_as
     from vlmeter.models.image_sizes import evenly_spaced
+    from vlmeter.models.families.base import KnowsStrips
+    from vlmeter.models.families.geometry import LARGEST_ASPECT_RATIO
     from vlmeter.models.image_sizes import reachable as all_reachable
 
-    geometry, options = _geometry(family, preset, weights, revision), options_of(max_crops)
+    geometry, options = _asked(family, preset, weights, revision).geometry, options_of(max_crops)
     if spread is None:
         images = list(all_reachable(geometry, options=options))
     else:
@@ -136,7 +210,10 @@ def reachable(
     say(rows_as(_image_rows(images), _image_columns(geometry.layout_columns), form=form))
     if form == "table":
         counts = {image.vision_tokens for image in images}
+        strips = ""
+        if isinstance(geometry, KnowsStrips):
+            strips = f"; images beyond {LARGEST_ASPECT_RATIO}:1, which make further counts, are not proposed"
         say(
             f"\n{len(counts)} counts of vision tokens, {min(counts)} to {max(counts)}; "
-            f"the limit: {geometry.limit(options=options)}"
+            f"the limit: {geometry.limit(options=options)}{strips}"
         )

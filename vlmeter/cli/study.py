@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ def plan(
     """
     from vlmeter.cli.rows import rows_as
     from vlmeter.inputs.looks import expected_plan, fetched_manifest
+    from vlmeter.study.checkpoint import missing_libraries
     from vlmeter.study.layout import Layout
     from vlmeter.study.loader import load_study
 
@@ -55,6 +57,9 @@ def plan(
         manifest = fetched_manifest(study, layout) if study.experiments.on_photographs else None
         if manifest and (passed_over := manifest.skipped_in_words()):
             say(passed_over)
+    for name, subject in study.subjects.items():
+        for missing in missing_libraries(name, subject):
+            print(f"vlmeter: {missing}", file=sys.stderr)
 
 
 def status(

@@ -32,7 +32,7 @@ from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.numbers.intervals import NORMAL_REACH, Array, serial_correlation
 from vlmeter.numbers.medians import median_estimate
-from vlmeter.table.files import read_table
+from vlmeter.table.files import has_column, read_table
 from vlmeter.table.kinds import REQUESTS
 from vlmeter.table.quantities import RowKey, is_repeat
 
@@ -74,6 +74,8 @@ COUNTS = (
     "image_id",
     "question_id",
 )
+#: Facts that older tables do not have, and what stands for an empty one.
+LATER_FACTS = {"quantization": "none"}
 _COLUMNS = (
     *("study", "subject", *FACTS, "cell_id", "experiment", "kind", "status", "reason", *COUNTS),
     *("arm", "phase", "clock", "source", "rounds", "samples", "disturbed_samples", "samples_ms"),
@@ -237,7 +239,7 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def _run_of(path: Path) -> Run:
-    table = read_table(path, columns=_COLUMNS)
+    table = read_table(path, columns=[*_COLUMNS, *(name for name in LATER_FACTS if has_column(path, name))])
     if table.empty:
         raise UserError(f"table {path} holds no cell, so there is nothing to compare")
     try:
@@ -278,6 +280,7 @@ def run_of_table(table: pd.DataFrame, *, environments: Mapping[str, Mapping[str,
 
 def _subject_run(rows: pd.DataFrame, environment: Mapping[str, Any]) -> SubjectRun:
     facts = {name: _joined(rows[name]) for name in FACTS}
+    facts |= {name: _joined(rows[name]) or empty for name, empty in LATER_FACTS.items() if name in rows}
     for name in ("vlmeter", "driver", "cuda", "platform"):
         facts[name] = str(environment.get(name) or "")
     versions = environment.get("versions")

@@ -12,6 +12,7 @@ from matplotlib.ticker import MultipleLocator
 
 from vlmeter.analysis import prefill_cells
 from vlmeter.figures import style
+from vlmeter.models.molmo1 import NAME as MOLMO
 from vlmeter.models.molmo1.geometry import CROP_PX, DEFAULT_MAX_CROPS, Geometry, geometry, size_for_tiling
 
 NAME = "notes_series"
@@ -21,8 +22,8 @@ SECTION = "vision"
 
 def needs(table: pd.DataFrame) -> str | None:
     """The two series are sizes of Molmo's crops."""
-    if (table["family"] != "molmo").any() or table.empty:
-        return "the series are image sizes of the family molmo"
+    if (table["family"] != MOLMO).any() or table.empty:
+        return f"the series are image sizes of the family {MOLMO}"
     if prefill_cells.vision_cells(table).empty:
         return "no vision-token cell was measured"
     return None

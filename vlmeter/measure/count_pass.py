@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmeter.measure.extend_work import PassWork
 from vlmeter.models.families.base import LoadedModel
-from vlmeter.models.weights import PACKED
+from vlmeter.models.packing import PACKED
 from vlmeter.records.work import PhaseWork, StepWork
 
 _EMBEDDINGS = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.default)

@@ -38,6 +38,7 @@ from vlmeter.records.installed import keep_listing, packages_here
 from vlmeter.records.parts import Drift, SessionStamp
 from vlmeter.records.record import Record, write_record
 from vlmeter.records.store import INSTALLED, Journal, state_of, touch
+from vlmeter.study.checkpoint import as_run
 from vlmeter.study.layout import cell_path, installed_folder
 from vlmeter.study.study import Study
 from vlmeter.study.subject import Subject
@@ -364,7 +365,7 @@ class _Session:
         return Record(
             study=self.study.study,
             subject=self.subject_name,
-            subject_config=self.subject,
+            subject_config=as_run(self.subject),
             cell=cell,
             status=measured.status,
             reason=measured.reason,

@@ -15,15 +15,22 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vlmeter.common.errors import UserError
+from vlmeter.models.families.geometry import Settings
 
 CONFIG_FILE = "config.json"
+
+PROCESSOR_FILE = "processor_config.json"
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+ADAPTER_FILE = "adapter_config.json"
 
 
 WEIGHTS_FILE = "model.safetensors"
@@ -45,26 +52,20 @@ CODE_FILES = ("*.py",)
 
 HEADER_LIMIT_BYTES = 100 << 20
 
+#: What a file is that somebody gives instead of a folder.
+KINDS_OF_FILE: Mapping[str, str] = {
+    ".bin": "is a file of pickled weights, which can run code while it is read",
+    ".ckpt": "is a file of pickled weights, which can run code while it is read",
+    ".gguf": "is a GGUF model, for llama.cpp and its kin",
+    ".pt": "is a file of pickled weights, which can run code while it is read",
+    ".pth": "is a file of pickled weights, which can run code while it is read",
+    ".safetensors": "is a file of weights, without the configuration beside it",
+}
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-#: model_type in config.json -> the family that reads it
-FAMILY_OF: Mapping[str, str] = {
-    "gemma3": "gemma3",
-    "idefics3": "idefics3",
-    "internvl": "internvl",
-    "llava_next": "llava_next",
-    "llava_onevision": "llava_onevision",
-    "mistral3": "mistral3",
-    "molmo": "molmo",
-    "molmo2": "molmo2",
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-    "smolvlm": "smolvlm",
-}
 
 
 @dataclass(frozen=True)
@@ -77,44 +78,61 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Content of config.json."""
-        return read_json(self.folder / CONFIG_FILE)
+        """Content of config.json; raises UserError that says what a folder without one is."""
+        path = self.folder / CONFIG_FILE
+        if not path.is_file() or (self.folder / ADAPTER_FILE).is_file():
+            raise UserError(f"{self.source}: {_what_it_is(self)}")
+        return read_json(path)
 
-    def check_family(self, name: str, model_types: Sequence[str]) -> None:
-        """Refuse a checkpoint of another architecture; the message names the family that reads it, if one does."""
-        config = self.config
-        found = config.get("model_type")
-        if found in model_types:
-            return
-        others = family_for(config)
-        advice = f"family {others} reads it" if others else "no family of its own reads it; family generic may"
-        raise UserError(
-            f"{self.source}: {CONFIG_FILE} says model_type {found!r}, and family {name} reads "
-            f"{', '.join(model_types)}; {advice}"
-        )
+    @property
+    def has_processor(self) -> bool:
+        """Whether there are any settings of a processor."""
+        return any((self.folder / name).is_file() for name in (PROCESSOR_FILE, PREPROCESSOR_FILE))
 
-    def processor_config(self) -> dict[str, Any]:
-        """Settings of the processor and of its image processor, in whichever files the checkpoint has them.
+    def processor_config(self) -> Settings:
+        """Settings of the processor, and under image_processor those of its image processor, as transformers reads.
 
-        The image processor's own go over the processor's, as they do in transformers.
+        The processor's are those of processor_config.json. The image processor's are nested in it, in checkpoints that
+        transformers 5 saved, and then no other file is read; else they are those of preprocessor_config.json.
         """
-        settings: dict[str, Any] = {}
-        for name in ("processor_config.json", "preprocessor_config.json"):
-            path = self.folder / name
-            if path.is_file():
-                content = read_json(path)
-                settings |= {**content, **content.get("image_processor", {})}
-        if not settings:
-            raise UserError(f"{self.source}: has neither preprocessor_config.json nor processor_config.json")
-        return settings
+        path = self.folder / PROCESSOR_FILE
+        own = Settings(read_json(path) if path.is_file() else {}, PROCESSOR_FILE)
+        image = own.get("image_processor")
+        if image is not None:
+            if not isinstance(image, dict):
+                raise UserError(f"{self.source}: image_processor in {PROCESSOR_FILE} is {image!r}, not a mapping")
+            return Settings({**own, "image_processor": Settings(image, PROCESSOR_FILE)}, PROCESSOR_FILE)
+        path = self.folder / PREPROCESSOR_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{self.source}: has neither {PREPROCESSOR_FILE} nor a {PROCESSOR_FILE} with an image_processor in it"
+            )
+        return Settings({**own, "image_processor": Settings(read_json(path), PREPROCESSOR_FILE)}, PROCESSOR_FILE)
 
 
-def family_for(config: Mapping[str, Any]) -> str | None:
-    """Name the family that reads a config.json; None if none of its own does."""
-    found = str(config.get("model_type"))
-    if found == "llava" and config.get("vision_config", {}).get("model_type") == "pixtral":
-        return "pixtral"
-    return FAMILY_OF.get(found)
+def _what_it_is(checkpoint: Checkpoint) -> str:
+    """Say what a folder is, if not a whole checkpoint in transformers' format, and what to do with it."""
+    folder = checkpoint.folder
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if ADAPTER_FILE in names:
+        base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+        of = f" for {base}" if isinstance(base, str) and base else ""
+        return (
+            f"holds a LoRA adapter{of} ({ADAPTER_FILE}), and vlmeter measures whole models; merge the two with peft "
+            "(merge_and_unload), save the result, and give that folder"
+        )
+    if any(name.endswith(".gguf") for name in names) or "gguf" in checkpoint.source.lower():
+        return (
+            f"has no {CONFIG_FILE} and is a GGUF model, for llama.cpp and its kin; vlmeter reads transformers' format, "
+            f"{CONFIG_FILE} with safetensors: give the checkpoint that it was made of"
+        )
+    if "params.json" in names or any(name.startswith("consolidated") for name in names):
+        return (
+            f"has no {CONFIG_FILE} and is in the format of the model's makers (params.json, consolidated weights); "
+            "give the checkpoint in transformers' format"
+        )
+    has = f"; it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "; it is empty"
+    return f"{CONFIG_FILE}: no such file{has}"
 
 
 def open_checkpoint(
@@ -135,9 +153,10 @@ def open_checkpoint(
     if folder.is_dir():
         return Checkpoint(source=str(source), folder=folder)
     if folder.exists():
-        raise UserError(f"{source}: is a file; a checkpoint is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        kind = KINDS_OF_FILE.get(folder.suffix, "is a file")
+        raise UserError(f"{source}: {kind}; a checkpoint is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     if isinstance(source, Path) or not HUB_ID.fullmatch(source):
-        raise UserError(f"{source}: no such folder, and not a hub id such as allenai/Molmo-7B-D-0924 either")
+        raise UserError(f"{source}: no such folder, and not a hub id such as Qwen/Qwen2.5-VL-7B-Instruct either")
     wanted = (*CONFIG_FILES, *(WEIGHT_FILES if weights else ()), *(CODE_FILES if code else ()))
     folder = _snapshot(source, revision, wanted)
     return Checkpoint(source=source, folder=folder, commit=folder.name if COMMIT.fullmatch(folder.name) else None)
@@ -224,7 +243,26 @@ def _known_commit(hub_id: str, revision: str | None) -> str | None:
     """Commit of a hub id as the local cache knows it."""
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub.constants import HF_HUB_CACHE
+    found = _cached(hub_id, revision)
+    return None if found is None else found.parent.name
 
-    ref = Path(HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "refs" / (revision or "main")
-    return ref.read_text().strip() if ref.is_file() else None
+
+def _cached(hub_id: str, revision: str | None) -> Path | None:
+    """Path of a hub repository's config.json in the local cache; None if it is not there."""
+    if not HUB_ID.fullmatch(hub_id):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, CONFIG_FILE, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def checkpoint_at_hand(source: str, revision: str | None = None) -> Checkpoint | None:
+    """Find a checkpoint on this machine, without the network; None for a hub id that is not in the local cache.
+
+    Raises UserError for what is neither a folder nor a hub id.
+    """
+    if HUB_ID.fullmatch(source) and not Path(source).exists():
+        found = _cached(source, revision)
+        return None if found is None else Checkpoint(source, found.parent, found.parent.name)
+    return open_checkpoint(source, weights=False)

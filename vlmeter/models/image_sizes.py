@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import Any
 
 from vlmeter.common.errors import UnsupportedSize, UserError
-from vlmeter.models.families.base import ImageGeometry, ImageOptions, ImageTokens, KnowsRemedy
+from vlmeter.models.families.base import ImageGeometry, ImageOptions, ImageTokens, KnowsRemedy, KnowsStrips
+from vlmeter.models.families.geometry import LARGEST_ASPECT_RATIO
 
 
 def reachable(geometry: ImageGeometry, *, options: ImageOptions) -> tuple[ImageTokens, ...]:
@@ -117,10 +118,19 @@ def _unreachable(
         asked, counts = vision_tokens or 0, sorted({image.vision_tokens for image in known})
     nearest = [f"{count} below" for count in counts if count < asked][-1:]
     nearest += [f"{count} above" for count in counts if count > asked][:1]
-    said = (
-        f"no image reaches {wanted} with {geometry.limit(options=options)}, which sets the limit: "
-        f"nearest {'is' if len(nearest) == 1 else 'are'} {' and '.join(nearest)}"
-    )
+    told = f"nearest {'is' if len(nearest) == 1 else 'are'} {' and '.join(nearest)}"
+    limit = geometry.limit(options=options)
+    strip = geometry.strip(vision_tokens=vision_tokens, crops=crops) if isinstance(geometry, KnowsStrips) else None
+    if strip is not None:
+        size = f"{strip.width_px}x{strip.height_px}"
+        return UserError(
+            f"{wanted} takes an image more elongated than {LARGEST_ASPECT_RATIO}:1, and none such is proposed: {size} "
+            f"px makes it, as one of image_sizes; of the others, {told}"
+        )
+    if len(nearest) == 1:
+        said = f"no image reaches {wanted} with {limit}, which sets the limit: {told}"
+    else:  # a limit cuts off at an end; in between it is the way of cutting that leaves counts out
+        said = f"no image reaches {wanted} with {limit}: {told}"
     if isinstance(geometry, KnowsRemedy):
         said += f"; {geometry.remedy(vision_tokens=vision_tokens, crops=crops)}"
     return UserError(said)

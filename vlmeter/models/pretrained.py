@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from vlmeter.common.errors import Unsupported, UserError
-from vlmeter.models.checkpoints import CONFIG_FILE, Checkpoint, open_checkpoint, read_json
-from vlmeter.models.processors import BY_ITSELF, class_named, processor_class
-from vlmeter.models.weights import PACKED, QUANTIZED_BYTES, announced_values, check_room, check_weights
+from vlmeter.models.checkpoints import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    Checkpoint,
+    open_checkpoint,
+    read_json,
+)
+from vlmeter.models.families.processors import BY_ITSELF, class_named, processor_class
+from vlmeter.models.packing import chosen_packing, mark_packed, packing_of, require_libraries
+from vlmeter.models.weights import check_announced, check_room, check_weights
 
 if TYPE_CHECKING:
     from vlmeter.models.families.base import SubjectSpec
@@ -24,11 +34,10 @@ def open_for_loading(spec: SubjectSpec, *, device: str, check: Callable[[Checkpo
     code = spec.trust_remote_code
     found = open_checkpoint(spec.weights, revision=spec.revision, weights=False, code=code)
     check(found)
+    chosen_packing(packing_of(found), spec, source=found.source)
     if device == "meta":
         return found
-    values = announced_values(found)
-    if values is not None:
-        check_room(found, values, spec, device=device)
+    check_announced(found, spec, device=device)
     return open_checkpoint(spec.weights, revision=spec.revision, code=code)
 
 
@@ -40,25 +49,73 @@ def load_processor(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
 
     folder = str(checkpoint.folder)
     settings = checkpoint.processor_config()
-    name, image_type = settings.get("processor_class"), settings.get("image_processor_type")
+    image_type = settings["image_processor"].get("image_processor_type")
+    if not trust_remote_code:
+        _require_known_image_processor(checkpoint, image_type, settings["image_processor"].file)
+    name = _processor_name(checkpoint)
     try:
         processor = processor_class(name) if isinstance(name, str) and hasattr(transformers, name) else None
         whole = processor is None or (name not in BY_ITSELF and "video_processor" not in processor.get_attributes())
         if processor is None or whole or is_torchvision_available():
-            return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        images = image_processor_class(image_type) if image_type else transformers.AutoImageProcessor
-        parts = {
-            "image_processor": images.from_pretrained(folder),
-            "tokenizer": AutoTokenizer.from_pretrained(folder),
-            "video_processor": None,
-        }
-        arguments, _ = processor.get_processor_dict(folder)
-        made = without_video(processor)
-        return made.from_args_and_dict([parts[name] for name in made.get_attributes()], arguments)
+            found = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        else:
+            images = image_processor_class(image_type) if image_type else transformers.AutoImageProcessor
+            parts = {
+                "image_processor": images.from_pretrained(folder),
+                "tokenizer": AutoTokenizer.from_pretrained(folder),
+                "video_processor": None,
+            }
+            arguments, _ = processor.get_processor_dict(folder)
+            made = without_video(processor)
+            found = made.from_args_and_dict([parts[name] for name in made.get_attributes()], arguments)
     except ImportError as error:
         raise Unsupported(f"{checkpoint.source}: its processor needs what is not installed: {_first(error)}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{checkpoint.source}: its processor cannot be made ({_first(error)})") from error
+    except UserError:
+        raise
+    except Exception as error:  # files of a checkpoint, read by code that trusts them
+        raise UserError(
+            f"{checkpoint.source}: its processor cannot be made of {PROCESSOR_FILE}, {PREPROCESSOR_FILE} and the "
+            f"tokenizer's files ({type(error).__name__}: {_first(error)})"
+        ) from error
+    if getattr(found, "tokenizer", None) is None or getattr(found, "image_processor", None) is None:
+        raise UserError(
+            f"{checkpoint.source}: its files make a {type(found).__name__}, which is no processor of text and images; "
+            f"{PROCESSOR_FILE} has to name one (processor_class)"
+        )
+    return found
+
+
+def _processor_name(checkpoint: Checkpoint) -> str | None:
+    """Name of the processor's class, in the order in which transformers looks for it."""
+    settings = checkpoint.processor_config()
+    path = checkpoint.folder / "tokenizer_config.json"
+    places = (settings, settings["image_processor"], read_json(path) if path.is_file() else {})
+    found = next((place["processor_class"] for place in places if place.get("processor_class")), None)
+    return found if isinstance(found, str) else None
+
+
+def _require_known_image_processor(checkpoint: Checkpoint, name: object, file: str) -> None:
+    """Refuse an image processor that transformers does not have, with the name of the one that is meant."""
+    import transformers
+
+    known: Mapping[str, Any] = import_module(
+        "transformers.models.auto.image_processing_auto"
+    ).IMAGE_PROCESSOR_MAPPING_NAMES
+    by_type = {kind: [_stem(each) for each in dict(classes).values() if each] for kind, classes in known.items()}
+    names = {each for classes in by_type.values() for each in classes}
+    if name is None or (isinstance(name, str) and (_stem(name) in names or hasattr(transformers, _stem(name)))):
+        return
+    close = difflib.get_close_matches(str(name), sorted(names), n=1)
+    hint = next(iter([*by_type.get(str(checkpoint.config.get("model_type")), []), *close]), None)
+    raise UserError(
+        f"{checkpoint.source}: image_processor_type {name!r} in {file} is not known to transformers"
+        + (f"; {hint} is meant, so write that" if hint else "")
+    )
+
+
+def _stem(name: str) -> str:
+    """Name of an image processor without what says how it works."""
+    return name.removesuffix("Fast").removesuffix("Pil")
 
 
 def image_processor_class(name: str) -> Any:
@@ -66,7 +123,7 @@ def image_processor_class(name: str) -> Any:
     import transformers
     from transformers.utils.import_utils import is_torchvision_available
 
-    stem = name.removesuffix("Fast").removesuffix("Pil")
+    stem = _stem(name)
     if not is_torchvision_available() and hasattr(transformers, f"{stem}Pil"):
         return class_named(f"{stem}Pil")
     if not is_torchvision_available():
@@ -104,18 +161,21 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
     config = read_config(checkpoint, spec)
     auto = _auto_class(config, spec)
     dtype = getattr(torch, spec.dtype)
+    saved = packing_of(checkpoint)
+    packing = chosen_packing(saved, spec, source=checkpoint.source)
     try:
         if device == "meta":
             with torch.device("meta"), no_init_weights():
                 model = auto.from_config(config, dtype=dtype, attn_implementation=spec.attention, **remote)
             model.tie_weights()
-            if spec.quantization:
-                _mark_packed(model, QUANTIZED_BYTES[spec.quantization])
+            if packing:
+                mark_packed(model, packing)
             return model.eval().requires_grad_(False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # a configuration of the checkpoint's makers, of which a model is built
         raise UserError(_refusal(checkpoint, spec, error)) from error
-    check_room(checkpoint, check_weights(checkpoint.folder), spec, device=device)
-    placing = _placing(spec, device)
+    require_libraries(spec, saved)
+    check_room(checkpoint, check_weights(checkpoint.folder), spec, packing=packing, device=device)
+    placing = _placing(spec, device, packs=saved is None and packing is not None, packed=packing is not None)
     logging.disable_progress_bar()  # it would run through the session's own
     try:
         loaded = auto.from_pretrained(
@@ -147,28 +207,21 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
     return model.eval().requires_grad_(False)
 
 
-def _mark_packed(model: Any, bytes_per_value: float) -> None:
-    """Note on a model's weights which of them a quantization packs: those of linear layers, the head's excepted."""
-    from torch import nn
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    kept = get_keys_to_not_convert(model)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name not in kept:
-            setattr(module.weight, PACKED, bytes_per_value)
-
-
 def read_config(checkpoint: Checkpoint, spec: SubjectSpec) -> Any:
     """Read a checkpoint's configuration as transformers understands it."""
     from transformers import AutoConfig
 
     remote = remote_code(checkpoint, spec)
     try:
-        return AutoConfig.from_pretrained(str(checkpoint.folder), **remote)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        found = AutoConfig.from_pretrained(str(checkpoint.folder), **remote)
+    except Exception as error:  # a file of the checkpoint's makers, read by code that trusts it
         raise UserError(
-            f"{checkpoint.source}: transformers does not know its configuration ({_first(error)})"
+            f"{checkpoint.source}: transformers does not know its configuration, {CONFIG_FILE} ({_first(error)})"
         ) from error
+    for name, value in checkpoint.config.items():
+        if name.endswith("_config") and value is None and name in getattr(found, "sub_configs", {}):
+            raise UserError(f"{checkpoint.source}: {name} in {CONFIG_FILE} is null; the published model has a mapping")
+    return found
 
 
 def _auto_class(config: Any, spec: SubjectSpec) -> Any:
@@ -182,7 +235,11 @@ def _auto_class(config: Any, spec: SubjectSpec) -> Any:
 
 
 def _refusal(checkpoint: Checkpoint, spec: SubjectSpec, error: Exception) -> str:
-    return f"{checkpoint.source} cannot be loaded with attention {spec.attention}: {_first(error)}"
+    """Say that a checkpoint cannot be loaded; attention is named where the library speaks of it."""
+    said = _first(error)
+    if any(word in str(error).lower() for word in ("attention", "attn", "sdpa")):
+        return f"{checkpoint.source}: cannot be loaded with attention {spec.attention} ({said})"
+    return f"{checkpoint.source}: no model is made of its {CONFIG_FILE} and weights ({type(error).__name__}: {said})"
 
 
 def _first(error: Exception) -> str:
@@ -209,23 +266,18 @@ def remote_code(checkpoint: Checkpoint, spec: SubjectSpec) -> dict[str, bool]:
     return {"trust_remote_code": True}
 
 
-def _placing(spec: SubjectSpec, device: str) -> dict[str, Any]:
-    """What transformers is told about where the weights go, and how they are packed."""
+def _placing(spec: SubjectSpec, device: str, *, packs: bool, packed: bool) -> dict[str, Any]:
+    """What transformers is told about where the weights go, and how they are packed while loading.
+
+    packs: whether they are packed now; packed: whether they are, now or before, and cannot be moved afterwards.
+    """
     has_accelerate = find_spec("accelerate") is not None
-    if (spec.device_map or spec.quantization) and not has_accelerate:
-        key = "device_map" if spec.device_map else "quantization"
-        raise UserError(f"{key}: {getattr(spec, key)} needs accelerate, which is not installed; pip install accelerate")
     placing: dict[str, Any] = {}
     if spec.device_map and device != "cpu":
         placing["device_map"] = spec.device_map
-    elif has_accelerate and (device != "cpu" or spec.quantization):
+    elif has_accelerate and (device != "cpu" or packed):
         placing["device_map"] = {"": device}
-    if spec.quantization:
-        if find_spec("bitsandbytes") is None:
-            raise UserError(
-                f"quantization: {spec.quantization} needs bitsandbytes, which is not installed; "
-                "pip install bitsandbytes"
-            )
+    if packs:
         import torch
         from transformers import BitsAndBytesConfig
 

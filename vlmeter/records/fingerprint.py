@@ -5,7 +5,7 @@ a fresh one and the reason named:
 
 - cell: which image, how many tokens, in which way (what the plan says of it, its prediction left out);
 - protocol: warm-up, number of samples, stopping;
-- subject: family, preset or checkpoint, dtype, backend, attention, seed, threads;
+- subject: family, preset (its content) or checkpoint, dtype, backend, attention, seed, threads;
 - checkpoint: the commit of a hub id, or the files of a folder, as far as they are at hand;
 - code: what the modules mean that prepare inputs, run the model and take the time (`vlmeter.common.code`). Comments and
   docstrings do not count; figures and report are not among them;
@@ -31,6 +31,7 @@ from vlmeter.cells.cell import Cell
 from vlmeter.common.code import code_digest, digest_of, rests_on
 from vlmeter.inputs.pictures import Pictures
 from vlmeter.models.checkpoints import checkpoint_digest
+from vlmeter.models.families.preset_data import preset_digest
 from vlmeter.models.families.registry import FAMILIES, get_family
 from vlmeter.study.subject import CommonKeys, Subject, own_keys
 
@@ -88,6 +89,11 @@ def _subject_keys(subject: Subject) -> set[str]:
     return {*CommonKeys.model_fields, *own_keys(subject)} - {"device"}
 
 
+def _preset_of(subject: Subject) -> str | None:
+    """Digest of the preset that a subject is built of; None for a checkpoint."""
+    return preset_digest(subject.family, subject.preset) if subject.weights == "random" else None
+
+
 def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None) -> dict[str, str]:
     """Fingerprint of a cell, part by part.
 
@@ -98,7 +104,7 @@ def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None
         "cell": _digest_of(cell.model_dump(mode="json", exclude=_PREDICTED)),
         "protocol": _digest_of(cell.sampling.model_dump(mode="json")),
         # `device` is a wish ("auto"); what came of it stands in the record as the device.
-        "subject": _digest_of(subject.model_dump(mode="json", include=_subject_keys(subject))),
+        "subject": _digest_of([subject.model_dump(mode="json", include=_subject_keys(subject)), _preset_of(subject)]),
         "code": subject_code(subject),
         "versions": _digest_of(dict(versions())),
     }

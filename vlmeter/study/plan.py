@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from vlmeter.cells.cell import Cell
 from vlmeter.experiments.base import Asked, KnownPhotograph
 from vlmeter.models.families.registry import get_family
+from vlmeter.study.checkpoint import check_checkpoint
 from vlmeter.study.study import Study
 from vlmeter.study.subject import subject_spec
 
@@ -22,12 +23,14 @@ def build_plan(
 
     With `subject` only its own cells, which spares the others' families (one of them may have to import much to count).
     With `dataset` (the fetched manifest's images) the counts of photograph cells are predicted as well. Raises
-    UserError when a count cannot be reached, a size cannot be handled or two cells would be the same.
+    UserError when a count cannot be reached, a size cannot be handled or two cells would be the same, and for a subject
+    that its checkpoint speaks against, as far as that is at hand.
     """
     cells: list[Cell] = []
     for name, own in study.subjects.items():
         if subject not in (None, name):
             continue
+        check_checkpoint(name, own)
         family, spec = get_family(own.family), subject_spec(own)
         for kind, experiment in study.experiments.given.items():
             asked = Asked(name, family, spec, study.sampling_for(kind), study.dataset.images, dataset)

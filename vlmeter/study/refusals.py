@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -72,7 +73,32 @@ def sentence_of(error: ValidationError) -> str:
         wanted = TYPES_IN_WORDS[kind].format(**context)
     else:
         wanted = detail["msg"]
-    return f"{key}: {shown(value)} is not legal; legal: {' or '.join([wanted, *alternatives])}"
+    hint = _meant(value, str(context.get("expected", ""))) if kind == "literal_error" else ""
+    return f"{key}: {shown(value)} is not legal{hint}; legal: {' or '.join([wanted, *alternatives])}"
+
+
+#: What people write elsewhere, and what it is called here.
+OTHER_NAMES = {
+    "bf16": "bfloat16",
+    "flash": "flash_attention_2",
+    "flash_attn": "flash_attention_2",
+    "flash_attention": "flash_attention_2",
+    "float": "float32",
+    "fp16": "float16",
+    "fp32": "float32",
+    "half": "float16",
+}
+
+
+def _meant(value: object, expected: str) -> str:
+    """Say which of the legal words may be meant; empty if none is near."""
+    legal = re.findall(r"'([^']+)'", expected)
+    if not isinstance(value, str) or not legal:
+        return ""
+    word = value.lower().removeprefix("torch.")
+    word = OTHER_NAMES.get(word.replace("-", "_"), word)
+    found = [word] if word in legal else difflib.get_close_matches(word, legal, n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def shown(value: object) -> str:

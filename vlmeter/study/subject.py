@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
 from vlmeter.backends.base import Loading
 from vlmeter.backends.registry import BACKENDS, get_backend
 from vlmeter.cells.keys import Model
-from vlmeter.models.checkpoints import COMMIT
+from vlmeter.common.errors import UserError
+from vlmeter.models.checkpoints import COMMIT, checkpoint_at_hand
 from vlmeter.models.families.base import SubjectSpec
-from vlmeter.models.families.registry import FAMILIES, get_family
+from vlmeter.models.families.registry import FAMILIES, family_of_checkpoint, get_family, unknown_family
+from vlmeter.models.packing import QUANTIZED_BYTES, is_way_of_packing
 
 DEVICE_PATTERN = r"^(auto|cpu|cuda|cuda:\d+)$"
 
@@ -22,11 +25,20 @@ DEVICE_PATTERN = r"^(auto|cpu|cuda|cuda:\d+)$"
 ALWAYS = ("family", "preset", "weights", "dtype", "device", "backend", "seed")
 
 
+def _family_is_optional(schema: dict[str, Any]) -> None:
+    """A checkpoint says its family by itself."""
+    schema["required"] = [name for name in schema.get("required", []) if name != "family"]
+    if not schema["required"]:
+        del schema["required"]
+
+
 class CommonKeys(Model):
     """The keys of a subject, whatever its backend; a backend may not know all of them."""
 
+    model_config = ConfigDict(json_schema_extra=_family_is_optional)
+
     family: str = Field(
-        description="model family: " + ", ".join(sorted(FAMILIES)),
+        description="model family: " + ", ".join(sorted(FAMILIES)) + "; absent: that of the checkpoint at hand",
         json_schema_extra={"enum": [*sorted(FAMILIES)]},
     )
     preset: str | None = Field(None, description="architecture to build when weights are random, such as nano or 7b-d")
@@ -51,32 +63,70 @@ class CommonKeys(Model):
     device_map: Literal["auto"] | None = Field(
         None, description="auto: spread a checkpoint over all GPUs; absent: on one device, as device says"
     )
-    quantization: Literal["bitsandbytes-8bit", "bitsandbytes-4bit"] | None = Field(
+    quantization: str | None = Field(
         None,
-        description="pack a checkpoint's weights while loading; needs the package bitsandbytes; absent: dtype's own",
+        description="pack a checkpoint's weights while loading: " + ", ".join(QUANTIZED_BYTES) + "; needs the package "
+        "bitsandbytes; absent: as the checkpoint was saved",
+        json_schema_extra={"examples": [*QUANTIZED_BYTES]},
     )
     trust_remote_code: bool = Field(
         False,
-        description="true: run the Python code that a checkpoint brings along (family generic only), from a folder or "
-        "from a hub id with a commit as revision",
+        description="true: run the Python code that a checkpoint brings along, where the family runs any; from a "
+        "folder, or from a hub id with a commit as revision",
     )
     cpu_threads: int | None = Field(
         None, ge=1, description="threads that PyTorch uses on a CPU; absent: one per physical core it may use"
     )
     seed: int = Field(0, ge=0, description="seed of random weights")
 
-    @field_validator("family", "backend")
+    @model_validator(mode="before")
     @classmethod
-    def _known(cls, name: str, info: ValidationInfo) -> str:
-        legal = sorted(FAMILIES if info.field_name == "family" else BACKENDS)
-        if name not in legal:
-            raise ValueError(f"{name!r} is not known; legal: {', '.join(legal)}")
+    def _family_of_the_checkpoint(cls, data: Any) -> Any:
+        """Where no family is given, it follows from the checkpoint, if that is at hand."""
+        if not isinstance(data, Mapping) or data.get("family") is not None:
+            return data
+        weights, revision = data.get("weights", "random"), data.get("revision")
+        if not isinstance(weights, str) or weights == "random" or not isinstance(revision, str | None):
+            return data
+        try:
+            checkpoint = checkpoint_at_hand(weights, revision)
+            if checkpoint is not None:
+                return {**data, "family": family_of_checkpoint(checkpoint)}
+        except UserError as error:
+            raise ValueError(f"family is missing, and does not follow from the weights: {error}") from None
+        raise ValueError(
+            f"family is missing, and the checkpoint that would tell it, {weights}, is not on this machine yet; legal: "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, name: str) -> str:
+        if name not in FAMILIES:
+            raise ValueError(unknown_family(name))
+        return name
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, name: str) -> str:
+        if name not in BACKENDS:
+            raise ValueError(f"{name!r} is not known; legal: {', '.join(sorted(BACKENDS))}")
+        return name
+
+    @field_validator("quantization")
+    @classmethod
+    def _known_packing(cls, name: str | None) -> str | None:
+        if name is not None and not is_way_of_packing(name):
+            close = difflib.get_close_matches(name, QUANTIZED_BYTES, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ValueError(f"{name!r} is not known{hint}; legal: {', '.join(QUANTIZED_BYTES)}")
         return name
 
     @model_validator(mode="after")
     def _architecture(self) -> CommonKeys:
-        presets = get_family(self.family).presets
-        if self.preset is not None and self.preset not in presets and self.family != "generic":
+        family = get_family(self.family)
+        presets = family.presets
+        if self.preset is not None and self.preset not in presets and not family.takes_any_checkpoint:
             raise ValueError(f"preset {self.preset!r} is not known; legal: {', '.join(presets)}")
         if self.weights == "random" and self.preset is None:
             raise ValueError(f"preset is missing: random weights need an architecture, one of {', '.join(presets)}")
@@ -106,6 +156,7 @@ class CommonKeys(Model):
 
     def _check_checkpoint_keys(self) -> None:
         """Check what is for checkpoints alone, and for those that transformers loads."""
+        family = get_family(self.family)
         given = {
             "device_map": self.device_map,
             "quantization": self.quantization,
@@ -116,17 +167,18 @@ class CommonKeys(Model):
                 continue
             if self.weights == "random":
                 raise ValueError(f"{key} is given, but weights are random; legal only with a checkpoint as weights")
-            if self.family == "molmo":
-                raise ValueError(f"{key} is given, but family molmo reads checkpoints by itself; legal with the others")
+            if not family.loads_by_transformers:
+                raise ValueError(
+                    f"{key} is given, but family {self.family} reads checkpoints by itself; legal with the others"
+                )
         if self.device_map and self.device not in ("auto", "cuda"):
             raise ValueError(
                 f"device_map: {self.device_map} spreads the model over all GPUs, but device is {self.device}; "
                 "legal with it: auto, cuda"
             )
-        if self.trust_remote_code and self.family != "generic":
-            raise ValueError(
-                f"trust_remote_code: family {self.family} runs no code of a checkpoint; legal with generic"
-            )
+        if self.trust_remote_code and not family.runs_remote_code:
+            runs = ", ".join(name for name in FAMILIES if get_family(name).runs_remote_code)
+            raise ValueError(f"trust_remote_code: family {self.family} runs no code of a checkpoint; legal with {runs}")
         if self.trust_remote_code and not Path(self.weights).is_dir() and not COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"trust_remote_code: revision {self.revision!r} may come to mean other code; legal with it: a commit "

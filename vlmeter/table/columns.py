@@ -202,6 +202,12 @@ CELL_COLUMNS = _columns(
         lambda record: record.subject_config.weights == "random",
     ),
     ("dtype", "string", "number format of the weights", "subject_config.dtype"),
+    (
+        "quantization",
+        "string",
+        "how the weights are packed, while loading or as they were saved; empty: not at all",
+        "subject_config.quantization",
+    ),
     ("attention", "string", "attention implementation", "subject_config.attention"),
     ("backend", "string", "way of running the model", "subject_config.backend"),
     ("device_model", "string", "what the device is", "environment.device_model"),

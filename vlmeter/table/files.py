@@ -46,6 +46,14 @@ def write_table(table: pd.DataFrame, parquet_path: Path, csv_path: Path) -> None
     write_atomically(csv_path, buffer.getvalue())
 
 
+def has_column(path: Path, name: str) -> bool:
+    """Whether a table has a column, which one of another version may lack; False for what is no table."""
+    try:
+        return name in pa.parquet.read_schema(path).names
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
 def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read a parquet table back, in the types in which `build_table` makes it.
 

@@ -24,12 +24,16 @@ from typing import Any, Self
 from vlmeter.common.errors import UserError
 from vlmeter.models.families.base import ImageOptions, ImageTokens
 from vlmeter.models.families.geometry import (
+    Settings,
     edge_px,
-    flattened,
+    image_settings,
     is_sane,
+    mildest_strip,
     positive_integer,
+    processor_settings,
     refuse_forced_tiling,
     refuse_max_crops,
+    require_resizing,
     require_size,
     squarest_of_each_kind,
 )
@@ -56,38 +60,44 @@ class AnyresGeometry:
     layout_columns = ("tiling_h", "tiling_w")
 
     @classmethod
-    def from_config(cls, processor_config: Mapping[str, Any], *, default: Self) -> Self:
-        """Read the settings of a checkpoint's processor; what it leaves out is as in `default`.
+    def from_config(
+        cls, processor_config: Mapping[str, Any], *, default: Self, tile_px: int, crops_to_px: int | None
+    ) -> Self:
+        """Read the settings of a checkpoint's processor.
 
-        Raises UserError for settings that make no sense, or with which the model would refuse its own inputs.
+        default: what of family, canvases and limit of tiles the published code takes where the settings say nothing;
+        tile_px, crops_to_px: sides of its size and its crop_size there, None where it does not crop. How many patches a
+        tile has, it has no default for. Raises UserError for settings that make no sense, or with which the model would
+        refuse its own inputs.
         """
-        config = flattened(processor_config)
+        image, own = image_settings(processor_config), processor_settings(processor_config)
+        require_resizing(image, family=default.family)
         edges = ("height", "shortest_edge")
-        tile_px = edge_px(config, "size", default.tile_px, edges=edges)
-        if config.get("crop_size") is not None:
-            tile_px = edge_px(config, "crop_size", tile_px, edges=edges)
-        if config.get("num_image_tokens") is not None:
-            tile_patches = math.isqrt(positive_integer(config, "num_image_tokens", 1))
-        elif config.get("patch_size") is not None:
-            tile_patches = tile_px // positive_integer(config, "patch_size", 1)
+        tile_px = edge_px(image, "size", tile_px, edges=edges)
+        if image.get("crop_size") is not None or crops_to_px is not None:
+            tile_px = edge_px(image, "crop_size", crops_to_px or tile_px, edges=edges)
+        if default.largest_tiles is not None:
+            key, tile_patches = "num_image_tokens", math.isqrt(positive_integer(own, "num_image_tokens", None))
         else:
-            tile_patches = default.tile_patches
+            key, tile_patches = "patch_size", tile_px // positive_integer(own, "patch_size", None)
         if not 1 <= tile_patches <= tile_px:
-            raise UserError(f"patch_size: {config.get('patch_size')!r} does not go into a tile of {tile_px} px")
-        additional = config.get("num_additional_image_tokens") or 0
-        dropped = 1 if config.get("vision_feature_select_strategy") == "default" else 0
+            raise UserError(f"{key}: {own[key]!r} in {own.file} does not go into a tile of {tile_px} px")
+        additional = own.get("num_additional_image_tokens") or 0
+        dropped = 1 if own.get("vision_feature_select_strategy") == "default" else 0
         if additional != dropped:
             raise UserError(
-                f"num_additional_image_tokens: {additional} does not go with vision_feature_select_strategy "
-                f"{config.get('vision_feature_select_strategy')!r}, which drops {dropped} feature(s) of a tile: "
-                "the processor would ask for other features than the model makes"
+                f"num_additional_image_tokens: {additional!r} in {own.file} does not go with "
+                f"vision_feature_select_strategy {own.get('vision_feature_select_strategy')!r}, which drops {dropped} "
+                "feature(s) of a tile: the processor would ask for other features than the model makes"
             )
+        canvases = image.get("image_grid_pinpoints")
+        limited = default.largest_tiles is not None
         return cls(
             family=default.family,
             tile_px=tile_px,
             tile_patches=tile_patches,
-            canvases=_canvases(config.get("image_grid_pinpoints"), tile_px) or default.canvases,
-            largest_tiles=_largest_tiles(config.get("vision_aspect_ratio")) or default.largest_tiles,
+            canvases=_canvases(list(map(list, default.canvases)) if canvases is None else canvases, tile_px, image),
+            largest_tiles=(_largest_tiles(own) or default.largest_tiles) if limited else None,
         )
 
     def image_tokens(self, width_px: int, height_px: int, *, options: ImageOptions) -> ImageTokens:
@@ -123,6 +133,11 @@ class AnyresGeometry:
         height, width = max(self.canvases, key=lambda canvas: canvas[0] * canvas[1])
         canvas = f"image_grid_pinpoints up to {width:,}x{height:,} px"
         return canvas if self.largest_tiles is None else f"{canvas} and anyres_max_{self.largest_tiles}"
+
+    def strip(self, *, vision_tokens: int | None, crops: int | None) -> ImageTokens | None:
+        """Find the mildest image beyond what is proposed that makes these counts; None if none does."""
+        images = (self._image_tokens(*size) for size in _all_trials(self) if not is_sane(*size))
+        return mildest_strip(images, vision_tokens=vision_tokens, crops=crops)
 
     def _refuse(self, options: ImageOptions) -> None:
         refuse_max_crops(options, family=self.family, instead="image_grid_pinpoints decide the tilings")
@@ -175,13 +190,18 @@ def _candidates(geometry: AnyresGeometry) -> tuple[tuple[int, int], ...]:
 
 
 def _tokens_of_trials(geometry: AnyresGeometry) -> Iterator[ImageTokens]:
+    """Go through every size that is tried, and leave out what is too elongated to be proposed."""
+    return (geometry._image_tokens(*size) for size in _all_trials(geometry) if is_sane(*size))
+
+
+def _all_trials(geometry: AnyresGeometry) -> Iterator[tuple[int, int]]:
     """Go through every canvas and every number of patch rows, or columns, that padding may leave of it."""
     tried: set[tuple[int, int]] = set()
     for height, width in geometry.canvases:
         for size in (*_trials(geometry, width, height, across=True), *_trials(geometry, height, width, across=False)):
-            if size not in tried and is_sane(*size):
+            if size not in tried and min(size) > 0:
                 tried.add(size)
-                yield geometry._image_tokens(*size)
+                yield size
 
 
 def _trials(geometry: AnyresGeometry, full_px: int, other_px: int, *, across: bool) -> Iterator[tuple[int, int]]:
@@ -198,26 +218,29 @@ def _trials(geometry: AnyresGeometry, full_px: int, other_px: int, *, across: bo
         yield (full_px, part_px) if across else (part_px, full_px)
 
 
-def _canvases(value: object, tile_px: int) -> tuple[tuple[int, int], ...]:
-    """Check a checkpoint's `image_grid_pinpoints`; empty if it has none."""
-    if value is None:
-        return ()
+def _canvases(value: object, tile_px: int, settings: Settings) -> tuple[tuple[int, int], ...]:
+    """Check a checkpoint's `image_grid_pinpoints`."""
     if not isinstance(value, (list, tuple)) or not value:
-        raise UserError(f"image_grid_pinpoints: {value!r} must be a list of [height, width] in px")
+        raise UserError(f"image_grid_pinpoints: {value!r} in {settings.file} must be a list of [height, width] in px")
     canvases = []
     for pair in value:
-        legal = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(side, int) for side in pair)
+        legal = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(side) is int for side in pair)
         if not legal or min(pair) < tile_px or any(side % tile_px for side in pair):
-            raise UserError(f"image_grid_pinpoints: {pair!r} must be [height, width] in multiples of {tile_px} px")
+            raise UserError(
+                f"image_grid_pinpoints: {pair!r} in {settings.file} must be [height, width], multiples of {tile_px} px"
+            )
         canvases.append((pair[0], pair[1]))
     return tuple(canvases)
 
 
-def _largest_tiles(value: object) -> int | None:
-    """Read the number at the end of "anyres_max_9"."""
+def _largest_tiles(settings: Settings) -> int | None:
+    """Read the number at the end of "anyres_max_9"; None if there is no such setting."""
+    value = settings.get("vision_aspect_ratio")
     if value is None:
         return None
     number = str(value).removeprefix("anyres_max_")
     if not number.isdecimal() or int(number) < 1:
-        raise UserError(f"vision_aspect_ratio: {value!r} is not understood; legal: anyres_max_N with N from 1 on")
+        raise UserError(
+            f"vision_aspect_ratio: {value!r} in {settings.file} is not understood; legal: anyres_max_N with N from 1 on"
+        )
     return int(number)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -205,6 +206,24 @@ class ImageGeometry(Hashable, Protocol):
 
 
 @runtime_checkable
+class HasPort(Protocol):
+    """A family whose models are run by vlmeter's own port, which can be held against the original."""
+
+    def verify(self, checkpoint: str, cases: Sequence[Path], *, tolerance: float) -> Sequence[Any]:
+        """Compare the port with what the original code computed; see `vlmeter.models.molmo1.verify`."""
+        ...
+
+
+@runtime_checkable
+class KnowsStrips(Protocol):
+    """A geometry that makes further counts of images more elongated than what is proposed for a count."""
+
+    def strip(self, *, vision_tokens: int | None, crops: int | None) -> ImageTokens | None:
+        """Find the mildest of the elongated images that make these counts; None if none does."""
+        ...
+
+
+@runtime_checkable
 class KnowsRemedy(Protocol):
     """A geometry that can say what would bring an unreachable count within reach."""
 
@@ -217,8 +236,30 @@ class Family(Protocol):
     """One model family; see CONTRIBUTING for how to add one."""
 
     name: str
-    #: preset name -> one line about it; a toy called "nano" first, then real ones
-    presets: Mapping[str, str]
+    #: whether transformers loads its checkpoints, so that `device_map` and `quantization` mean something
+    loads_by_transformers: bool
+    #: whether it reads checkpoints of any model_type, and takes one in a preset's stead, for its configuration
+    takes_any_checkpoint: bool
+    #: whether it runs the Python code that a checkpoint brings along, where a study trusts it
+    runs_remote_code: bool
+
+    @property
+    def model_types(self) -> Sequence[str]:
+        """Values of model_type in config.json that belong to this family."""
+        ...
+
+    @property
+    def presets(self) -> Mapping[str, str]:
+        """Preset name -> one line about it; a toy called "nano" first, then real ones."""
+        ...
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether checkpoints with this config.json are this family's own."""
+        ...
+
+    def other_format(self, config: Mapping[str, Any]) -> str | None:
+        """Say what to take instead of a checkpoint of this family in a format that it does not read; else None."""
+        ...
 
     def geometry(self, spec: SubjectSpec) -> ImageGeometry:
         """Return how the subject cuts up images: its preset's way, or that of the checkpoint's configuration."""

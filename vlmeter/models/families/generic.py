@@ -24,10 +24,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmeter.common.errors import UnsupportedSize, UserError
 from vlmeter.models.families.base import Family, ImageOptions, ImageTokens, LoadedModel, SubjectSpec
-from vlmeter.models.families.loaded_native import LoadedNative, Parts, Template, image_token_id
-from vlmeter.models.families.made_tokenizer import MadeTokenizer
-from vlmeter.models.families.native import NativeFamily, Scale, kv_bytes_per_token, made_processor
+from vlmeter.models.families.loaded_native import (
+    LoadedNative,
+    Parts,
+    ProcessorFails,
+    Template,
+    first_line,
+    image_token_id,
+)
+from vlmeter.models.families.native import NativeFamily, as_read, kv_bytes_per_token, made_processor
 from vlmeter.models.families.random_weights import random_model
+from vlmeter.models.families.registry import instead_of
 
 if TYPE_CHECKING:
     from vlmeter.models.checkpoints import Checkpoint
@@ -49,57 +56,6 @@ WRITE_A_FAMILY = "CONTRIBUTING.md says how to write a family of its own for it"
 #: A size that every model takes, for the first pass.
 _FIRST_PX = 336
 
-NANO = Scale(
-    about="a toy of LLaVA 1.5: CLIP on one picture of 56 px, a small Llama",
-    config={
-        "model_type": "llava",
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": 56,
-            "patch_size": 14,
-            "projection_dim": 32,
-        },
-        "text_config": {
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 1000,
-            "bos_token_id": 990,
-            "eos_token_id": 991,
-        },
-        "image_token_id": 992,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-    },
-    tokenizer=MadeTokenizer(
-        vocab_size=1000,
-        special_tokens={"<s>": 990, "</s>": 991, "<image>": 992},
-        eos="</s>",
-        bos="<s>",
-        adds_bos=True,
-        named={"image_token": "<image>"},
-    ),
-    processor_config={
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": 56},
-        "crop_size": {"height": 56, "width": 56},
-    },
-    processor="LlavaProcessor",
-    processor_arguments={
-        "patch_size": 14,
-        "vision_feature_select_strategy": "default",
-        "num_additional_image_tokens": 1,
-    },
-    parameters={"vision_encoder": 45152, "projector": 6272, "embedding": 64000, "llm_blocks": 61696, "head": 64064},
-)
-
 
 # --------------------------------------------------------------------------------------------------- geometry
 
@@ -113,12 +69,12 @@ class GenericGeometry:
 
     def image_tokens(self, width_px: int, height_px: int, *, options: ImageOptions) -> ImageTokens:
         """Count crops and tokens in what the processor makes of a blank image of this size."""
-        _check(options)
+        _check_options(options)
         return _asked(self.spec, width_px, height_px)
 
     def candidates(self, *, options: ImageOptions) -> list[tuple[int, int]]:
         """List the sizes of a fixed grid, small ones first."""
-        _check(options)
+        _check_options(options)
         sizes = {(side * w // max(w, h), side * h // max(w, h)) for side in _SIDES_PX for w, h in _SHAPES}
         return sorted(sizes, key=lambda size: (size[0] * size[1], size))
 
@@ -137,7 +93,7 @@ class GenericGeometry:
         return f"the sizes that family generic tries, {_SIDES_PX[0]} to {_SIDES_PX[-1]:,} px"
 
 
-def _check(options: ImageOptions) -> None:
+def _check_options(options: ImageOptions) -> None:
     if options.max_crops is not None or options.force_tiling is not None:
         raise UserError("max_crops, force_tiling: family generic cannot set them; legal instead: image_sizes")
 
@@ -151,10 +107,8 @@ def _asked(spec: SubjectSpec, width_px: int, height_px: int) -> ImageTokens:
         made = loaded.prepare(
             Image.new("RGB", (width_px, height_px), (127, 127, 127)), "the", text_tokens=None, options=ImageOptions()
         )
-    except (ValueError, ZeroDivisionError) as error:
-        raise UnsupportedSize(
-            f"{width_px}x{height_px}: the processor refuses an image of this size ({str(error).splitlines()[0]})"
-        ) from error
+    except ProcessorFails as error:
+        raise UnsupportedSize(f"image size {width_px}x{height_px}: {error}") from error
     counts = made.counts
     return ImageTokens(
         width_px=width_px,
@@ -181,8 +135,22 @@ class GenericFamily(NativeFamily):
 
     name = "generic"
     model_types = ()
-    scales = {"nano": NANO}  # noqa: RUF012
+    takes_any_checkpoint = True
+    runs_remote_code = True
     template = Template(text="USER: {image}\n{question} ASSISTANT:", image="<image>")
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """No checkpoint is its own: it may read any."""
+        return False
+
+    def other_format(self, config: Mapping[str, Any]) -> str | None:
+        """Name a LLaVA 1.5 in transformers' format, for one in that of its makers."""
+        if "mm_vision_tower" not in config:
+            return None
+        return (
+            "that is the format of LLaVA's makers, and vlmeter reads transformers' own: take the checkpoint whose name "
+            "ends in -hf, such as llava-hf/llava-1.5-7b-hf"
+        )
 
     def geometry(self, spec: SubjectSpec) -> GenericGeometry:
         """Return the way of cutting of the subject's own processor."""
@@ -226,14 +194,25 @@ class GenericFamily(NativeFamily):
                 seed=spec.seed,
             )
         else:
-            checkpoint = open_for_loading(spec, device=device, check=lambda found: read_config(found, spec))
+            checkpoint = open_for_loading(spec, device=device, check=lambda found: _check(found, spec))
             source = checkpoint.source
             processor = load_processor(checkpoint, trust_remote_code=trusted)
             model = load_pretrained(checkpoint, spec, device=device)
         loaded = LoadedGeneric(source=source, model=model, processor=processor, template=template)
+        if spec.weights != "random":
+            as_read(loaded, checkpoint)
         for note in loaded.notes:
             log.warning("%s: %s", source, note)
         return loaded
+
+
+def _check(checkpoint: Checkpoint, spec: SubjectSpec) -> None:
+    """Refuse a checkpoint that transformers does not know, with a word on what to take instead."""
+    from vlmeter.models.pretrained import read_config
+
+    if instead := instead_of(checkpoint.config):
+        raise UserError(f"{checkpoint.source}: {instead}")
+    read_config(checkpoint, spec)
 
 
 def _configuration(spec: SubjectSpec) -> Checkpoint:
@@ -250,6 +229,7 @@ class LoadedGeneric(LoadedNative):
     """A model whose parts were found; `notes` say which phases could not be told apart."""
 
     def __init__(self, *, source: str, model: Any, processor: Any, template: Template | None = None) -> None:
+        self.source = source
         parts = find_parts(model, source=source)
         if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
             raise UserError(f"{source}: its processor has no tokenizer or no image processor; {WRITE_A_FAMILY}")
@@ -294,8 +274,7 @@ class LoadedGeneric(LoadedNative):
         except UserError:
             raise
         except Exception as error:  # whatever its code asks for that nobody here knows of
-            said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(f"{source}: a first prompt fails ({said}); {WRITE_A_FAMILY}") from error
+            raise UserError(f"{source}: a first prompt fails ({first_line(error)}); {WRITE_A_FAMILY}") from error
         if not (runs["vision_encoder"] and runs["first_block"] and runs["last_block"]):
             silent = next(name for name, times in runs.items() if not times and not name.startswith("projector"))
             raise UserError(f"{source}: its {silent.replace('_', ' ')} does not run as a module; {WRITE_A_FAMILY}")

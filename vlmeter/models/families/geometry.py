@@ -67,37 +67,94 @@ def squarest_of_each_kind(found: Iterable[ImageTokens]) -> tuple[tuple[int, int]
     return tuple((-best[kind][2], best[kind][3]) for kind in sorted(best))
 
 
-def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay the settings of the image processor and of the processor side by side, however the checkpoint nests them."""
+def mildest_strip(found: Iterable[ImageTokens], *, vision_tokens: int | None, crops: int | None) -> ImageTokens | None:
+    """Choose, among images, the least elongated one of those with the counts; None if none has them."""
+    fitting = [
+        image for image in found if vision_tokens in (None, image.vision_tokens) and crops in (None, image.crops)
+    ]
+    return min(
+        fitting,
+        key=lambda image: (max(image.width_px, image.height_px) / min(image.width_px, image.height_px), image.width_px),
+        default=None,
+    )
+
+
+class Settings(dict[str, Any]):
+    """Settings of a processor, or of its image processor, with the name of the file that they stand in."""
+
+    def __init__(self, content: Mapping[str, Any], file: str) -> None:
+        super().__init__(content)
+        self.file = file
+
+
+def image_settings(config: Mapping[str, Any]) -> Settings:
+    """What a processor's settings say to its image processor: under image_processor, else all of them."""
     inner = config.get("image_processor")
-    nested = dict(inner) if isinstance(inner, Mapping) else {}
-    return {**nested, **{key: value for key, value in config.items() if key != "image_processor"}}
+    return _settings(inner if isinstance(inner, Mapping) else config)
 
 
-def positive_integer(config: Mapping[str, Any], key: str, default: int) -> int:
-    """Read a whole number of at least 1 from a checkpoint's settings; a pair of equal ones counts as one."""
-    value = config.get(key)
+def processor_settings(config: Mapping[str, Any]) -> Settings:
+    """What a processor's settings say to the processor itself, which reads none of its image processor's."""
+    found = _settings(config)
+    return Settings({key: value for key, value in found.items() if key != "image_processor"}, found.file)
+
+
+def _settings(content: Mapping[str, Any]) -> Settings:
+    return content if isinstance(content, Settings) else Settings(content, "the checkpoint's processor settings")
+
+
+def require_resizing(settings: Settings, *, family: str) -> None:
+    """Refuse a processor that leaves an image's size alone, which this family's model cannot do with."""
+    if settings.get("do_resize") is not None and not settings["do_resize"]:
+        raise UserError(
+            f"do_resize: false in {settings.file}; {family} takes few images without it, and their counts are not known"
+        )
+
+
+def truth(settings: Settings, key: str, default: bool) -> bool:
+    """Read a yes or no."""
+    value = settings.get(key)
     if value is None:
         return default
-    if isinstance(value, Mapping) and set(value) == {"height", "width"}:
-        value = list(value.values())
-    if isinstance(value, (list, tuple)) and len(set(value)) == 1:
-        value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{key}: {value!r} in the checkpoint's processor settings must be a whole number of at least 1")
+    if not isinstance(value, bool):
+        raise UserError(f"{key}: {value!r} in {settings.file} must be true or false")
     return value
 
 
-def edge_px(config: Mapping[str, Any], key: str, default: int, *, edges: tuple[str, ...]) -> int:
-    """Read a length in px that the settings give as a number or under one of `edges`, such as "longest_edge"."""
-    value = config.get(key)
+def positive_integer(settings: Settings, key: str, default: int | None) -> int:
+    """Read a whole number of at least 1; a pair of equal ones counts as one.
+
+    default: what the published code takes where nothing is given; None: it takes nothing then, and so it is refused.
+    """
+    value = settings.get(key)
+    if value is None:
+        if default is None:
+            raise UserError(f"{key}: missing in {settings.file}, and the published code has no default for it")
+        return default
+    if isinstance(value, Mapping) and set(value) == {"height", "width"}:
+        value = list(value.values())
+    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{key}: {value!r} in {settings.file} must be a whole number of at least 1")
+    return value
+
+
+def edge_px(settings: Settings, key: str, default: int, *, edges: tuple[str, ...]) -> int:
+    """Read a length in px that the settings give as a number or under one of `edges`, such as "longest_edge".
+
+    default: the published code's own, for a key that is not there.
+    """
+    value = settings.get(key)
     if isinstance(value, Mapping):
         given = {name: length for name, length in value.items() if length is not None}
         edge = next((name for name in edges if name in given), None)
         if edge is None or (edge in ("height", "width") and given.get("height") != given.get("width")):
             raise UserError(
-                f"{key}: {dict(value)!r} in the checkpoint's processor settings is not understood; "
-                f"expected {' or '.join(edges)}, and a square"
+                f"{key}: {dict(value)!r} in {settings.file} is not understood; expected {' or '.join(edges)}, and a "
+                "square"
             )
         value = given[edge]
-    return positive_integer({key: value}, key, default)
+    elif value is not None and edges == ("longest_edge",):
+        raise UserError(f"{key}: {value!r} in {settings.file} is a square to the published code; expected longest_edge")
+    return positive_integer(Settings({key: value}, settings.file), key, default)

@@ -12,11 +12,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vlmeter.common.errors import UserError
-from vlmeter.models.families.base import Family, ImageGeometry, ImageOptions, ImageTokens, LoadedModel, SubjectSpec
-from vlmeter.models.families.geometry import edge_px, flattened, positive_integer, require_size
+from vlmeter.models.families.base import Family, ImageGeometry, ImageOptions, ImageTokens, LoadedModel
+from vlmeter.models.families.geometry import (
+    edge_px,
+    image_settings,
+    positive_integer,
+    processor_settings,
+    require_resizing,
+    require_size,
+)
 from vlmeter.models.families.loaded_native import LoadedNative, Template
-from vlmeter.models.families.made_tokenizer import MadeTokenizer
-from vlmeter.models.families.native import NativeFamily, Scale
+from vlmeter.models.families.native import NativeFamily
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,18 +48,19 @@ class InternVLGeometry:
 
         `crop_to_patches` is not read: the processor turns it on whatever the file says.
         """
-        settings = flattened(processor_config)
+        settings = image_settings(processor_config)
         found = cls(
             tile_px=edge_px(settings, "size", 384, edges=("height",)),
-            tile_tokens=positive_integer(settings, "image_seq_length", cls.tile_tokens),
+            tile_tokens=positive_integer(processor_settings(processor_config), "image_seq_length", cls.tile_tokens),
             min_tiles=positive_integer(settings, "min_patches", cls.min_tiles),
             max_tiles=positive_integer(settings, "max_patches", cls.max_tiles),
         )
         if found.min_tiles > found.max_tiles:
             raise UserError(
-                f"min_patches: {found.min_tiles} in the checkpoint's processor settings is above max_patches, "
-                f"{found.max_tiles}"
+                f"min_patches: {found.min_tiles} in {settings.file} is above max_patches, {found.max_tiles}"
             )
+        if found.max_tiles == 1:  # otherwise every tile is scaled, whatever the file says
+            require_resizing(settings, family="internvl")
         return found
 
     def _most(self, options: ImageOptions) -> int:
@@ -135,148 +142,19 @@ def _tilings(fewest: int, most: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(tried, key=lambda tiling: tiling[0] * tiling[1]))
 
 
-def _tokenizer(vocab_size: int, ids: Mapping[str, int]) -> MadeTokenizer:
-    return MadeTokenizer(
-        vocab_size=vocab_size,
-        special_tokens=ids,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
-        named={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
-    )
-
-
-_NANO_IDS = {
-    "<|endoftext|>": 505,
-    "<|im_start|>": 506,
-    "<|im_end|>": 507,
-    "<img>": 508,
-    "</img>": 509,
-    "<IMG_CONTEXT>": 510,
-    "<video>": 511,
-}
-_PUBLISHED_IDS = {
-    "<|endoftext|>": 151_643,
-    "<|im_start|>": 151_644,
-    "<|im_end|>": 151_645,
-    "<img>": 151_665,
-    "</img>": 151_666,
-    "<IMG_CONTEXT>": 151_667,
-    # ASSUME: never in a prompt of ours, so that any free id will do
-    "<video>": 151_673,
-}
-_PROCESSOR = {
-    "image_processor_type": "GotOcr2ImageProcessor",
-    "size": {"height": 448, "width": 448},
-    "min_patches": 1,
-    "max_patches": 12,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-}
-
-#: 8b: config.json and preprocessor_config.json of OpenGVLab/InternVL3-8B-hf.
-SCALES = {
-    "nano": Scale(
-        about="a toy with InternVL3's tiles and code path",
-        config={
-            "model_type": "internvl",
-            "tie_word_embeddings": False,
-            "image_token_id": 510,
-            "text_config": {
-                "model_type": "qwen2",
-                "vocab_size": 512,
-                "hidden_size": 64,
-                "intermediate_size": 256,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 1,
-                "max_position_embeddings": 32_768,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-                "bos_token_id": 505,
-                "eos_token_id": 507,
-            },
-            "vision_config": {
-                "model_type": "internvl_vision",
-                "hidden_size": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 1,
-                "intermediate_size": 32,
-                "attention_bias": True,
-            },
-        },
-        tokenizer=_tokenizer(512, _NANO_IDS),
-        processor_config=_PROCESSOR,
-        processor="InternVLProcessor",
-        processor_arguments={"image_seq_length": 256},
-        parameters={
-            "vision_encoder": 30_352,
-            "projector": 8_448,
-            "embedding": 32_768,
-            "llm_blocks": 185_088,
-            "head": 32_832,
-        },
-    ),
-    "8b": Scale(
-        about="InternVL3-8B: InternViT-300M and Qwen2.5-7B",
-        config={
-            "model_type": "internvl",
-            "tie_word_embeddings": False,
-            "image_token_id": 151_667,
-            "text_config": {
-                "model_type": "qwen2",
-                "vocab_size": 151_674,
-                "hidden_size": 3584,
-                "intermediate_size": 18_944,
-                "num_hidden_layers": 28,
-                "num_attention_heads": 28,
-                "num_key_value_heads": 4,
-                "max_position_embeddings": 32_768,
-                "rms_norm_eps": 1e-6,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-                "bos_token_id": 151_643,
-                "eos_token_id": 151_645,
-            },
-            "vision_config": {
-                "model_type": "internvl_vision",
-                "hidden_size": 1024,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "intermediate_size": 4096,
-                "attention_bias": True,
-            },
-        },
-        tokenizer=_tokenizer(151_674, _PUBLISHED_IDS),
-        processor_config=_PROCESSOR,
-        processor="InternVLProcessor",
-        processor_arguments={"image_seq_length": 256},
-        parameters={
-            "vision_encoder": 304_012_288,
-            "projector": 27_540_480,
-            "embedding": 543_599_616,
-            "llm_blocks": 6_525_618_176,
-            "head": 543_603_200,
-        },
-    ),
-}
-
-
 class InternVLFamily(NativeFamily):
     """InternVL in transformers' own format (the checkpoints whose names end in -hf), with random or real weights."""
 
     name = "internvl"
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
-    scales: ClassVar[Mapping[str, Scale]] = SCALES
+    other_formats: ClassVar[Mapping[str, str]] = {"internvl_chat": "OpenGVLab/InternVL3-8B-hf"}
     template: ClassVar[Template] = Template(
         text="<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n", image="<IMG_CONTEXT>"
     )
 
-    def geometry(self, spec: SubjectSpec) -> ImageGeometry:
+    def geometry_of(self, settings: Mapping[str, Any]) -> ImageGeometry:
         """Return the subject's own tiles and limits."""
-        return InternVLGeometry.from_config(self.processor_config(spec))
+        return InternVLGeometry.from_config(settings)
 
     def loaded(self, model: Any, processor: Any) -> LoadedModel:
         """Put a model and its processor together."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from vlmeter.common.errors import UserError
+from vlmeter.common.errors import Unsupported, UserError
 from vlmeter.models.families.base import COMPONENTS, Boundary, Counts, ImageOptions, ModelInputs
 from vlmeter.models.made_text import question_of
 
@@ -23,12 +23,26 @@ if TYPE_CHECKING:
 UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
+#: Where a checkpoint keeps what its processor and its prompts are made of.
+PROCESSOR_FILES = "processor_config.json and preprocessor_config.json"
+TEMPLATE_FILES = "chat_template.jinja, chat_template.json or tokenizer_config.json"
+
+
 #: What a processor makes and a pass over one prompt does without: a mask that masks nothing, and what is for training.
 _NOT_FED = ("attention_mask", "labels")
 
 
 #: Attributes of a processor that hold what it looks for in a prompt, to put a picture's tokens in its place.
 _PLACEHOLDER_NAMES = ("image_token", "boi_token", "video_token", "audio_token")
+
+
+class ProcessorFails(UserError):
+    """A picture of which the checkpoint's own processor makes no inputs."""
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message; its kind if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,12 @@ class LoadedNative:
     #: transformers' code looks at inputs to decide on shapes, so on meta they stay on the CPU
     #: (`vlmeter.models.meta_device`)
     reads_values = True
+
+    #: the checkpoint that it was read from, for messages; empty for a preset
+    source = ""
+
+    #: what has to be known about its phases or its weights
+    notes: Sequence[str] = ()
 
     def __init__(self, *, model: Any, processor: Any, parts: Parts, template: Template | None) -> None:
         self.model, self.processor, self.parts, self.template = model, processor, parts, template
@@ -109,10 +129,18 @@ class LoadedNative:
             what = f"a prompt of {self.model.config.model_type}"
             question = question_of(text_tokens, lambda text: self._text_tokens(self.render(text)), what=what)
         prompt = self.render(question)
-        made = self.process(image.convert("RGB"), prompt, options)
+        self._require_no_place_in(question)
+        try:
+            made = self.process(image.convert("RGB"), prompt, options)
+        except ProcessorFails as error:
+            if self._has_place(prompt):
+                raise
+            raise UserError(self._no_place()) from error
         text = self._text_tokens(prompt)
         ids = made["input_ids"][0]
         vision = int((ids == self._image_token_id).sum())
+        if not vision:
+            raise UserError(self._no_place())
         counts = Counts(
             crops=self.crops(made),
             vision_tokens=vision,
@@ -126,22 +154,70 @@ class LoadedNative:
         """Return the prompt of one image and a question: by the checkpoint's chat template, or the family's own."""
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": question}]
-            rendered: str = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-            )
+            try:
+                rendered: str = self.processor.apply_chat_template(
+                    [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:  # a template is a program of the checkpoint's makers
+                raise UserError(
+                    f"{self._named}: its chat template ({TEMPLATE_FILES}) fails on an image and a question "
+                    f"({type(error).__name__}: {first_line(error)}); a template for text alone has to be replaced by "
+                    "that of the published model"
+                ) from error
             return rendered
         if self.template is None:
             raise UserError("the processor has no chat template, so nobody knows how its prompts are written")
         return self.template.filled(question)
+
+    @property
+    def _named(self) -> str:
+        """What messages call the model."""
+        return self.source or f"the preset of {self.model.config.model_type}"
+
+    @property
+    def _places(self) -> list[str]:
+        """What stands for an image in a prompt, before and after the processor has seen it."""
+        token = self.tokenizer.convert_ids_to_tokens(self._image_token_id)
+        marks = (getattr(self.processor, "image_token", None), token)
+        return list(dict.fromkeys(mark for mark in marks if isinstance(mark, str) and mark))
+
+    def _has_place(self, prompt: str) -> bool:
+        return any(mark in prompt for mark in self._places)
+
+    def _require_no_place_in(self, question: str) -> None:
+        """Refuse a question that the processor would take for one with a picture of its own."""
+        mark = next((mark for mark in self._places if mark in question), None)
+        if mark is not None:
+            raise UserError(
+                f"question {question[:60]!r}: holds {mark}, which stands for an image to {self._named}, so that it "
+                "would be taken for one more picture; take it out of the question"
+            )
+
+    def _no_place(self) -> str:
+        return (
+            f"{self._named}: its chat template ({TEMPLATE_FILES}) leaves no place for an image, {self._places[0]}; a "
+            "template for text alone has to be replaced by that of the published model"
+        )
 
     def process(self, image: Image, prompt: str, options: ImageOptions) -> dict[str, Any]:
         """Run the processor on one image and one prompt; returns named tensors of a batch of one.
 
         The attention mask of a single prompt masks nothing, and would be looked at on the device in every pass.
         """
-        made = self.processor(
-            images=[image], text=[prompt], return_tensors="pt", **self._begins(prompt), **self.image_arguments(options)
-        )
+        arguments = {**self._begins(prompt), **self.image_arguments(options)}
+        try:
+            made = self.processor(images=[image], text=[prompt], return_tensors="pt", **arguments)
+        except ImportError as error:
+            raise Unsupported(
+                f"{self._named}: its processor needs what is not installed ({first_line(error)})"
+            ) from error
+        except (MemoryError, UserError):
+            raise
+        except Exception as error:  # whatever the published code stumbles over
+            raise ProcessorFails(
+                f"{self._named}: its processor makes no inputs of an image of {image.width}x{image.height} px and a "
+                f"question ({type(error).__name__}: {first_line(error)}); look at its {PROCESSOR_FILES}"
+            ) from error
         dtype = self.model.dtype
         return {
             name: value.to(dtype) if value.is_floating_point() else value

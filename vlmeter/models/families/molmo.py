@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vlmeter.common.errors import UserError
+from vlmeter.models.checkpoints import Checkpoint, checkpoint_at_hand
 from vlmeter.models.families.base import (
     Boundary,
     Counts,
@@ -24,11 +25,15 @@ from vlmeter.models.families.base import (
     ModelInputs,
     SubjectSpec,
 )
+from vlmeter.models.families.geometry import image_settings, positive_integer
+from vlmeter.models.families.preset_data import about_presets
+from vlmeter.models.families.registry import check_family
 from vlmeter.models.made_text import question_of
+from vlmeter.models.molmo1 import NAME
 from vlmeter.models.molmo1 import geometry as molmo_geometry
 from vlmeter.models.molmo1.architecture import Architecture
 from vlmeter.models.molmo1.geometry import DEFAULT_MAX_CROPS, Geometry
-from vlmeter.models.molmo1.presets import PRESETS, preset
+from vlmeter.models.molmo1.presets import preset, presets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,36 +43,56 @@ if TYPE_CHECKING:
 
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-_ABOUT = {
-    "nano": "a toy with Molmo's image geometry, for two processor cores",
-    "7b-d": "Molmo-7B-D: CLIP ViT-L/14 and Qwen2-7B",
-    "7b-o": "Molmo-7B-O: CLIP ViT-L/14 and OLMo-7B",
-    "e-1b": "MolmoE-1B: CLIP ViT-L/14 and OLMoE, 64 experts of which 8 per token",
-    "72b": "Molmo-72B: CLIP ViT-L/14 and Qwen2-72B",
+#: What of a checkpoint's preprocessor_config.json the port has built in; another value would be another model.
+_BUILT_IN: Mapping[str, object] = {
+    "base_image_input_size": [molmo_geometry.CROP_PX] * 2,
+    "image_patch_size": molmo_geometry.PATCH_PX,
+    "image_token_length_h": molmo_geometry.CROP_PX // molmo_geometry.PATCH_PX // molmo_geometry.POOLING_PATCHES,
+    "image_token_length_w": molmo_geometry.CROP_PX // molmo_geometry.PATCH_PX // molmo_geometry.POOLING_PATCHES,
+    "image_padding_mask": True,
+    "overlap_margins": [4, 4],
 }
 
 
 @dataclass(frozen=True)
 class MolmoGeometry:
-    """Molmo-1's crops and tokens by image size; the arithmetic is in `vlmeter.models.molmo1.geometry`."""
+    """Molmo-1's crops and tokens by image size; the arithmetic is in `vlmeter.models.molmo1.geometry`.
+
+    max_crops: where the options leave the limit of crops open.
+    """
+
+    max_crops: int = DEFAULT_MAX_CROPS
 
     layout_columns: ClassVar[tuple[str, ...]] = ("tiling_h", "tiling_w")
+
+    @classmethod
+    def from_config(cls, processor_config: Mapping[str, Any]) -> Self:
+        """Read a checkpoint's preprocessor_config.json; raises UserError for what the port does otherwise."""
+        settings = image_settings(processor_config)
+        for key, value in _BUILT_IN.items():
+            if settings.get(key, value) != value:
+                raise UserError(f"{key}: {settings[key]!r} in {settings.file}; the port of Molmo has {value!r} inside")
+        return cls(max_crops=positive_integer(settings, "max_crops", DEFAULT_MAX_CROPS))
+
+    def most_crops(self, options: ImageOptions) -> int:
+        """Limit of crops: the options', else the checkpoint's."""
+        return self.max_crops if options.max_crops is None else options.max_crops
 
     def image_tokens(self, width_px: int, height_px: int, *, options: ImageOptions) -> ImageTokens:
         """Predict crops and tokens of an image size; raises UnsupportedSize where the original fails."""
         return _image_tokens(
             molmo_geometry.geometry(
-                width_px, height_px, max_crops=_max_crops(options), force_tiling=options.force_tiling
+                width_px, height_px, max_crops=self.most_crops(options), force_tiling=options.force_tiling
             )
         )
 
     def candidates(self, *, options: ImageOptions) -> list[tuple[int, int]]:
         """List the exact size of every tiling: counts depend on the tiling alone."""
-        return molmo_geometry.exact_sizes(max_crops=_max_crops(options))
+        return molmo_geometry.exact_sizes(max_crops=self.most_crops(options))
 
     def tilings(self, *, options: ImageOptions) -> list[tuple[int, int]]:
         """List every tiling (rows, columns) that the preprocessor may choose."""
-        return molmo_geometry.tilings(max_crops=_max_crops(options))
+        return molmo_geometry.tilings(max_crops=self.most_crops(options))
 
     def size_for_tiling(self, tiling: tuple[int, int], *, options: ImageOptions) -> ImageTokens:
         """Find the size that gives a tiling; raises UserError if none does.
@@ -75,7 +100,7 @@ class MolmoGeometry:
         With `options.force_tiling` the preprocessor does not choose, so the size is the one that fits that tiling
         without scaling.
         """
-        max_crops = _max_crops(options)
+        max_crops = self.most_crops(options)
         if options.force_tiling is None:
             return _image_tokens(molmo_geometry.size_for_tiling(*tiling, max_crops=max_crops))
         size = molmo_geometry.exact_size(*tiling)
@@ -83,7 +108,7 @@ class MolmoGeometry:
 
     def limit(self, *, options: ImageOptions) -> str:
         """Name the limit of crops."""
-        return f"max_crops {_max_crops(options)}"
+        return f"max_crops {self.most_crops(options)}"
 
     def remedy(self, *, vision_tokens: int | None, crops: int | None) -> str:
         """Say which max_crops reaches a count, or that none does."""
@@ -93,15 +118,47 @@ class MolmoGeometry:
 class MolmoFamily:
     """Molmo-1 in its published flavours, with random or real weights."""
 
-    name = "molmo"
-    presets: Mapping[str, str] = {
-        name: f"{_ABOUT[name]} ({architecture.parameters().total:,} parameters)"
-        for name, architecture in PRESETS.items()
-    }
+    name = NAME
+    model_types: Sequence[str] = (NAME,)
+    loads_by_transformers = False
+    takes_any_checkpoint = False
+    runs_remote_code = False
+
+    @cached_property
+    def presets(self) -> Mapping[str, str]:
+        """A line about every preset."""
+        return about_presets(self.name)
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether it is a Molmo of the first generation."""
+        return config.get("model_type") in self.model_types
+
+    def other_format(self, config: Mapping[str, Any]) -> str | None:
+        """Molmo has been published in one format."""
+        return None
 
     def geometry(self, spec: SubjectSpec) -> ImageGeometry:
-        """Return the way of cutting that all of Molmo-1 shares; only its options differ."""
-        return MolmoGeometry()
+        """Return the way of cutting that all of Molmo-1 shares, with a checkpoint's own limit of crops.
+
+        A hub checkpoint that is not on this machine counts as one with the published limit, and is not downloaded.
+        """
+        checkpoint = None if spec.weights == "random" else checkpoint_at_hand(spec.weights, spec.revision)
+        return MolmoGeometry() if checkpoint is None else self._geometry_of(checkpoint)
+
+    def _geometry_of(self, checkpoint: Checkpoint) -> MolmoGeometry:
+        check_family(checkpoint, self)
+        if not checkpoint.has_processor:
+            return MolmoGeometry()
+        try:
+            return MolmoGeometry.from_config(checkpoint.processor_config())
+        except UserError as error:
+            raise UserError(f"{checkpoint.source}: {error}") from error
+
+    def verify(self, checkpoint: str, cases: Sequence[Path], *, tolerance: float) -> Sequence[Any]:
+        """Compare the port with what the original code computed; see `vlmeter.models.molmo1.verify`."""
+        from vlmeter.models.molmo1.verify import verify
+
+        return verify(checkpoint, cases, tolerance=tolerance)
 
     def text_tokens(self, spec: SubjectSpec, question: str) -> int | None:
         """Count the text tokens of a prompt; None for a hub checkpoint, whose tokenizer may not be here."""
@@ -127,7 +184,7 @@ class MolmoFamily:
         from vlmeter.models.molmo1.checkpoint import load_model, open_checkpoint
         from vlmeter.models.molmo1.modeling import build_random, empty_model
         from vlmeter.models.molmo1.tokenizer import load_tokenizer, make_tokenizer
-        from vlmeter.models.weights import check_fits, check_weights
+        from vlmeter.models.weights import BYTES_PER_WEIGHT, check_fits, check_weights
 
         dtype: torch.dtype = getattr(torch, spec.dtype)
         if spec.weights == "random":
@@ -140,21 +197,32 @@ class MolmoFamily:
             )
             return LoadedMolmo(model=model, tokenizer=make_tokenizer(architecture))
         checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=device != "meta")
+        geometry = self._geometry_of(Checkpoint(spec.weights, checkpoint.folder))
         tokenizer = load_tokenizer(checkpoint.folder, checkpoint.architecture)
         if device == "meta":
             model = empty_model(checkpoint.architecture, device=device, dtype=dtype, attn_implementation=spec.attention)
         else:
             values = check_weights(checkpoint.folder)
-            check_fits(spec.weights, values, dtype=spec.dtype, quantization=None, device=device, spread=False)
+            check_fits(
+                spec.weights,
+                values,
+                how=spec.dtype,
+                bytes_per_value=BYTES_PER_WEIGHT[spec.dtype],
+                device=device,
+                spread=False,
+            )
             model = load_model(checkpoint, device=device, dtype=dtype, attn_implementation=spec.attention)
-        return LoadedMolmo(model=model, tokenizer=tokenizer)
+        return LoadedMolmo(model=model, tokenizer=tokenizer, geometry=geometry)
 
 
 class LoadedMolmo:
     """A Molmo on a device, with its tokenizer."""
 
-    def __init__(self, model: MolmoForCausalLM, tokenizer: MolmoTokenizer) -> None:
+    def __init__(
+        self, model: MolmoForCausalLM, tokenizer: MolmoTokenizer, geometry: MolmoGeometry | None = None
+    ) -> None:
         self.model = model
+        self.geometry = geometry or MolmoGeometry()
         self.tokenizer = tokenizer
         self.eos_token_ids: Sequence[int] = (tokenizer.eos_token_id,)
         components = {
@@ -196,7 +264,7 @@ class LoadedMolmo:
             image,
             question,
             self.tokenizer,
-            max_crops=_max_crops(options),
+            max_crops=self.geometry.most_crops(options),
             force_tiling=options.force_tiling,
         )
         tensors = {
@@ -253,10 +321,6 @@ class LoadedMolmo:
         return self.model(input_ids=token_ids, cache=cache).logits[:, -1]
 
 
-def _max_crops(options: ImageOptions) -> int:
-    return DEFAULT_MAX_CROPS if options.max_crops is None else options.max_crops
-
-
 def _image_tokens(geometry: Geometry) -> ImageTokens:
     return ImageTokens(
         width_px=geometry.width_px,
@@ -275,7 +339,7 @@ def _question_of(tokenizer: MolmoTokenizer, text_tokens: int) -> str:
 
 def _preset_of(spec: SubjectSpec) -> Architecture:
     if spec.preset is None:
-        raise UserError(f"preset: missing; random weights need one of {', '.join(PRESETS)}")
+        raise UserError(f"preset: missing; random weights need one of {', '.join(presets())}")
     return preset(spec.preset)
 
 

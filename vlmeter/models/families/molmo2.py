@@ -16,22 +16,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from vlmeter.common.errors import Unsupported, UserError
-from vlmeter.models.families.base import COMPONENTS, Family, ImageOptions, ImageTokens, LoadedModel, SubjectSpec
+from vlmeter.models.families.base import Family, ImageOptions, ImageTokens, LoadedModel, SubjectSpec
 from vlmeter.models.families.geometry import (
     edge_px,
-    flattened,
+    image_settings,
     is_sane,
     positive_integer,
+    processor_settings,
     refuse_forced_tiling,
     require_size,
     squarest_of_each_kind,
+    truth,
 )
 from vlmeter.models.families.loaded_native import LoadedNative, Template
-from vlmeter.models.families.made_tokenizer import MadeTokenizer
-from vlmeter.models.families.native import NativeFamily, Scale
+from vlmeter.models.families.native import NativeFamily
 from vlmeter.models.molmo1.geometry import select_tiling
 from vlmeter.models.molmo1.geometry import tilings as tilings_within
 
@@ -57,13 +58,13 @@ class Molmo2Geometry:
     @classmethod
     def from_config(cls, processor_config: Mapping[str, Any]) -> Self:
         """Read the settings of a checkpoint's processor; raises UserError for settings that make no sense."""
-        config, default = flattened(processor_config), cls()
-        margins = config.get("overlap_margins", (default.margin_patches // 2,) * 2)
-        legal = isinstance(margins, (list, tuple)) and len(margins) == 2 and all(isinstance(m, int) for m in margins)
+        config, own, default = image_settings(processor_config), processor_settings(processor_config), cls()
+        margins = config.get("overlap_margins")
+        margins = (default.margin_patches // 2,) * 2 if margins is None else margins
+        legal = isinstance(margins, (list, tuple)) and len(margins) == 2 and all(type(m) is int for m in margins)
         if not legal or min(margins) < 0:
-            raise UserError(f"overlap_margins: {margins!r} must be two numbers of patches")
-        columns = bool(config.get("image_use_col_tokens", default.column_tokens))
-        of_global = config.get("use_single_crop_col_tokens")
+            raise UserError(f"overlap_margins: {margins!r} in {config.file} must be two numbers of patches")
+        columns = truth(own, "image_use_col_tokens", default.column_tokens)
         found = cls(
             crop_px=edge_px(config, "size", default.crop_px, edges=("height",)),
             patch_px=positive_integer(config, "patch_size", default.patch_px),
@@ -71,7 +72,7 @@ class Molmo2Geometry:
             pooling=positive_integer(config, "pooling_size", default.pooling),
             max_crops=positive_integer(config, "max_crops", default.max_crops),
             column_tokens=columns,
-            global_column_tokens=columns if of_global is None else bool(of_global),
+            global_column_tokens=truth(own, "use_single_crop_col_tokens", columns),
         )
         if found.crop_px % found.patch_px or found._window_patches < 1:
             raise UserError(
@@ -153,60 +154,6 @@ class Molmo2Geometry:
         )
 
 
-def _scale(
-    about: str,
-    *,
-    text: dict[str, Any],
-    vision: dict[str, Any],
-    adapter: dict[str, Any],
-    end_token: int,
-    parameters: tuple[int, ...],
-) -> Scale:
-    """One scale; end_token: id of <|im_end|>. The image's own tokens stand behind the vocabulary."""
-    names = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<|image|>", "<im_low>")
-    behind = {
-        name: text["vocab_size"] + n for n, name in enumerate((*names, "<frame_start>", "<frame_end>", "<|video|>"))
-    }
-    return Scale(
-        about=about,
-        config={
-            "model_type": "molmo2",
-            "image_start_token_id": behind["<im_start>"],
-            "image_end_token_id": behind["<im_end>"],
-            "image_patch_id": behind["<im_patch>"],
-            "low_res_image_start_token_id": behind["<low_res_im_start>"],
-            "frame_start_token_id": behind["<frame_start>"],
-            "frame_end_token_id": behind["<frame_end>"],
-            "tie_word_embeddings": False,
-            "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0}, **text},
-            "vision_config": dict(vision),
-            "adapter_config": {"text_hidden_size": text["hidden_size"], **adapter},
-        },
-        tokenizer=MadeTokenizer(
-            vocab_size=text["vocab_size"],
-            special_tokens={
-                "<|endoftext|>": end_token - 2,
-                "<|im_start|>": end_token - 1,
-                "<|im_end|>": end_token,
-                **behind,
-            },
-            bos="<|im_end|>",
-            eos="<|im_end|>",
-            pad="<|endoftext|>",
-        ),
-        processor_config={
-            "image_processor_type": "Molmo2ImageProcessor",
-            "size": {"height": 378, "width": 378},
-            "max_crops": 8,
-            "overlap_margins": [4, 4],
-            "patch_size": 14,
-            "pooling_size": [2, 2],
-        },
-        processor="Molmo2Processor",
-        parameters=dict(zip(COMPONENTS, parameters, strict=True)),
-    )
-
-
 class Molmo2Family(NativeFamily):
     """Molmo2 on Qwen3."""
 
@@ -215,74 +162,10 @@ class Molmo2Family(NativeFamily):
     template = Template(
         text="<|im_end|>{image}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", image="<|image|>"
     )
-    scales: ClassVar[Mapping[str, Scale]] = {
-        "nano": _scale(
-            "a toy with Molmo2's image geometry, for one processor core",
-            text={
-                "hidden_size": 64,
-                "intermediate_size": 128,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
-                "vocab_size": 512,
-            },
-            vision={
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
-            },
-            adapter={
-                "vision_feature_layer": [2, 0],
-                "initializer_range": 0.2,  # with fewer values to add up, features would hardly be seen
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
-            },
-            end_token=511,
-            parameters=(67_808, 15_488, 40_960, 74_048, 32_832),
-        ),
-        "4b": _scale(
-            "Molmo2-4B: SigLIP 2 SO400M/14-378 and Qwen3-4B",
-            text={
-                "hidden_size": 2560,
-                "intermediate_size": 9728,
-                "num_hidden_layers": 36,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "head_dim": 128,
-                "vocab_size": 151936,
-            },
-            vision={
-                "hidden_size": 1152,
-                "intermediate_size": 4304,
-                # config.json says 27 layers; the last two are never read, and neither published nor built.
-                "num_hidden_layers": 25,
-                "num_attention_heads": 16,
-                "num_key_value_heads": 16,
-                "head_dim": 72,
-            },
-            adapter={
-                "vision_feature_layer": [24, 18],
-                "hidden_size": 1152,
-                "intermediate_size": 9728,
-                "num_attention_heads": 16,
-                "num_key_value_heads": 16,
-                "head_dim": 72,
-            },
-            end_token=151645,
-            parameters=(382_505_936, 56_611_328, 389_283_840, 3_633_509_376, 388_958_720),
-        ),
-    }
 
-    def geometry(self, spec: SubjectSpec) -> Molmo2Geometry:
+    def geometry_of(self, settings: Mapping[str, Any]) -> Molmo2Geometry:
         """Return the crops of the subject's processor."""
-        return Molmo2Geometry.from_config(self.processor_config(spec))
+        return Molmo2Geometry.from_config(settings)
 
     def load(self, spec: SubjectSpec, *, device: str) -> LoadedModel:
         """Build or read the model; raises Unsupported where transformers or torchvision is missing what it takes."""

@@ -17,13 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmeter.common.errors import UserError
-from vlmeter.models.families.base import LoadedModel, SubjectSpec
+from vlmeter.models.families.base import ImageGeometry, LoadedModel, SubjectSpec
 from vlmeter.models.families.loaded_native import LoadedNative, Parts, Template
 from vlmeter.models.families.made_tokenizer import MadeTokenizer, make_tokenizer, wrapped
+from vlmeter.models.families.preset_data import read_presets
 from vlmeter.models.families.random_weights import random_model
+from vlmeter.models.families.registry import check_family
+
+if TYPE_CHECKING:
+    from vlmeter.models.checkpoints import Checkpoint
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -34,7 +40,7 @@ class Scale:
 
     config: content of config.json, with model_type. processor_config: content of preprocessor_config.json, with
     image_processor_type. processor: name of the processor's class, and what it is given beside its parts.
-    parameters: per component, checked against the model by the tests.
+    parameters: per component, checked against the model by the tests. source: where the numbers were published.
     """
 
     about: str
@@ -44,28 +50,61 @@ class Scale:
     processor: str
     processor_arguments: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, int] = field(default_factory=dict)
+    source: str = ""
+
+    @classmethod
+    def from_data(cls, entry: Mapping[str, Any]) -> Scale:
+        """Make one of an entry of the presets' file."""
+        return cls(**{**entry, "tokenizer": MadeTokenizer(**entry["tokenizer"])})
 
 
 class NativeFamily:
     """A family whose models, processors and caches are transformers' own; see `Family`.
 
-    A subclass sets the class variables and has a `geometry`; it overrides `loaded` where a model needs more than
-    `LoadedNative` does.
+    A subclass sets the class variables and says how its images are cut (`geometry_of`); its presets lie beside it as
+    data. It overrides `loaded` where a model needs more than `LoadedNative` does.
     """
 
     name: str
-    #: values of model_type in config.json that belong to this family
     model_types: ClassVar[tuple[str, ...]]
-    #: the smallest first
-    scales: ClassVar[Mapping[str, Scale]]
+    #: model_type of the vision encoders that belong to it, where model_type alone does not tell
+    encoders: ClassVar[tuple[str, ...]] = ()
+    #: model_type of checkpoints in a format of their makers -> a checkpoint in the format that is read
+    other_formats: ClassVar[Mapping[str, str]] = {}
+    loads_by_transformers = True
+    takes_any_checkpoint = False
+    runs_remote_code = False
     parts: ClassVar[Parts] = Parts()
     template: ClassVar[Template]
 
-    def __init__(self) -> None:
-        self.presets: Mapping[str, str] = {
+    @cached_property
+    def scales(self) -> Mapping[str, Scale]:
+        """The presets, the smallest first."""
+        return {name: Scale.from_data(entry) for name, entry in read_presets(self.name).items()}
+
+    @cached_property
+    def presets(self) -> Mapping[str, str]:
+        """A line about every preset."""
+        return {
             name: f"{scale.about} ({sum(scale.parameters.values()):,} parameters)"
             for name, scale in self.scales.items()
         }
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether model_type is one of the family's, and that of the vision encoder where that tells."""
+        vision = config.get("vision_config")
+        encoder = vision.get("model_type") if isinstance(vision, Mapping) else None
+        return config.get("model_type") in self.model_types and (not self.encoders or encoder in self.encoders)
+
+    def other_format(self, config: Mapping[str, Any]) -> str | None:
+        """Name a checkpoint in transformers' format, for one in the format of the model's makers."""
+        instead = self.other_formats.get(str(config.get("model_type")))
+        if instead is None:
+            return None
+        return (
+            f"that is the format of the model's makers, and family {self.name} reads transformers' own: take the "
+            f"checkpoint whose name ends in -hf, such as {instead}"
+        )
 
     def scale(self, spec: SubjectSpec) -> Scale:
         """Return the preset that a subject with random weights names."""
@@ -75,24 +114,36 @@ class NativeFamily:
 
     def model_config(self, spec: SubjectSpec) -> Mapping[str, Any]:
         """Content of the subject's config.json."""
-        if spec.weights == "random":
-            return self.scale(spec).config
+        return self.scale(spec).config if spec.weights == "random" else self.checkpoint(spec).config
+
+    def checkpoint(self, spec: SubjectSpec) -> Checkpoint:
+        """Find the subject's checkpoint, its weights left out; raises UserError for one of another architecture."""
         from vlmeter.models.checkpoints import open_checkpoint
 
-        checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=False)
-        checkpoint.check_family(self.name, self.model_types)
-        return checkpoint.config
+        found = open_checkpoint(spec.weights, revision=spec.revision, weights=False)
+        check_family(found, self)
+        return found
 
     def processor_config(self, spec: SubjectSpec) -> Mapping[str, Any]:
-        """Content of the subject's preprocessor_config.json, or of what holds it in its stead, for its geometry."""
+        """What the subject's processor is made with, and under image_processor what its image processor is."""
         if spec.weights == "random":
             scale = self.scale(spec)
-            return {**scale.processor_arguments, **scale.processor_config}
-        from vlmeter.models.checkpoints import open_checkpoint
+            return {**scale.processor_arguments, "image_processor": scale.processor_config}
+        return self.checkpoint(spec).processor_config()
 
-        checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=False)
-        checkpoint.check_family(self.name, self.model_types)
-        return checkpoint.processor_config()
+    def geometry(self, spec: SubjectSpec) -> ImageGeometry:
+        """Return how the subject's processor cuts images; raises UserError that names checkpoint, file and key."""
+        settings = self.processor_config(spec)
+        try:
+            return self.geometry_of(settings)
+        except UserError as error:
+            if spec.weights == "random":
+                raise
+            raise UserError(f"{spec.weights}: {error}") from error
+
+    def geometry_of(self, settings: Mapping[str, Any]) -> ImageGeometry:
+        """Return the way of cutting that a processor's settings say; see `processor_config`."""
+        raise NotImplementedError(f"family {self.name} says neither geometry_of nor geometry")
 
     def text_tokens(self, spec: SubjectSpec, question: str) -> int | None:
         """Count the text tokens of a prompt; None for a checkpoint, whose chat template would have to be run."""
@@ -122,11 +173,10 @@ class NativeFamily:
         else:
             from vlmeter.models.pretrained import load_pretrained, load_processor, open_for_loading
 
-            checkpoint = open_for_loading(
-                spec, device=device, check=lambda found: found.check_family(self.name, self.model_types)
-            )
+            checkpoint = open_for_loading(spec, device=device, check=lambda found: check_family(found, self))
             processor = load_processor(checkpoint)
             model = load_pretrained(checkpoint, spec, device=device)
+            return as_read(self.loaded(model, processor), checkpoint)
         return self.loaded(model, processor)
 
     def loaded(self, model: Any, processor: Any) -> LoadedModel:
@@ -134,21 +184,36 @@ class NativeFamily:
         return LoadedNative(model=model, processor=processor, parts=self.parts, template=self.template)
 
 
+def as_read(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
+    """Tell a loaded model whose it is, for its messages, and what has to be known about its weights."""
+    from vlmeter.models.packing import packing_of
+
+    if isinstance(loaded, LoadedNative):
+        loaded.source = checkpoint.source
+        packing = packing_of(checkpoint)
+        if packing is not None and packing.uncounted:
+            loaded.notes = (*loaded.notes, packing.uncounted)
+    return loaded
+
+
 def kv_bytes_per_token(config: Mapping[str, Any], *, dtype: str) -> int | None:
     """Bytes of key-value cache of one token by the content of config.json; None if it does not say."""
     text = config.get("text_config", config)
-    heads = text.get("num_attention_heads")
-    layers, width = text.get("num_hidden_layers"), text.get("hidden_size")
+    if not isinstance(text, Mapping):
+        return None
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads", "head_dim")
+    layers, heads, width, kv_heads, head_dim = (
+        value if isinstance(value := text.get(name), int) and value > 0 else None for name in names
+    )
     if not (heads and layers and width):
         return None
-    head_dim = text.get("head_dim") or width // heads
-    return int(2 * layers * (text.get("num_key_value_heads") or heads) * head_dim * BYTES_PER_VALUE[dtype])
+    return int(2 * layers * (kv_heads or heads) * (head_dim or width // heads) * BYTES_PER_VALUE[dtype])
 
 
 def made_processor(scale: Scale) -> Any:
     """Put a family's processor together from its image processor and a made-up tokenizer."""
+    from vlmeter.models.families.processors import processor_class
     from vlmeter.models.pretrained import image_processor_class, without_video
-    from vlmeter.models.processors import processor_class
 
     settings = dict(scale.processor_config)
     image_processor = image_processor_class(settings.pop("image_processor_type"))(**settings)

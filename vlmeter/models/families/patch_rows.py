@@ -21,13 +21,15 @@ from vlmeter.models.families.base import ImageOptions, ImageTokens
 from vlmeter.models.families.geometry import (
     LARGEST_ASPECT_RATIO,
     edge_px,
-    flattened,
+    image_settings,
+    mildest_strip,
     positive_integer,
+    processor_settings,
     refuse_forced_tiling,
     refuse_max_crops,
+    require_resizing,
     require_size,
 )
-from vlmeter.models.families.made_tokenizer import MadeTokenizer
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,16 @@ class PatchRowsGeometry:
 
     @classmethod
     def from_config(cls, processor_config: Mapping[str, Any], *, default: Self) -> Self:
-        """Read the settings of a checkpoint's processor; what it leaves out is as in `default`."""
-        config = flattened(processor_config)
-        merged = positive_integer(config, "spatial_merge_size", 1)
-        patch_px = positive_integer(config, "patch_size", 0)
+        """Read the settings of a checkpoint's processor; what it leaves out is as in the published code.
+
+        The patch is the processor's, which hands it to its image processor whatever that one's own settings say.
+        """
+        image, own = image_settings(processor_config), processor_settings(processor_config)
+        require_resizing(image, family=default.family)
         return cls(
             family=default.family,
-            token_px=patch_px * merged or default.token_px,
-            longest_edge_px=edge_px(config, "size", default.longest_edge_px, edges=("longest_edge", "height")),
+            token_px=positive_integer(own, "patch_size", 16) * positive_integer(own, "spatial_merge_size", 1),
+            longest_edge_px=edge_px(image, "size", 1024, edges=("longest_edge", "height")),
             fewest_tokens=default.fewest_tokens,
         )
 
@@ -109,6 +113,18 @@ class PatchRowsGeometry:
         self._refuse(options)
         return f"longest_edge {self.longest_edge_px:,} px, with {self.token_px} px to a token's side"
 
+    def strip(self, *, vision_tokens: int | None, crops: int | None) -> ImageTokens | None:
+        """Find the mildest image beyond what is proposed that makes these counts; None if none does."""
+        if vision_tokens is None or crops not in (None, 1) or vision_tokens < self.fewest_tokens:
+            return None
+        longest = math.ceil(self.longest_edge_px / self.token_px)
+        images = (
+            self.image_tokens(self._side_px(vision_tokens // rows), self._side_px(rows), options=ImageOptions())
+            for rows in range(1, math.isqrt(vision_tokens) + 1)
+            if vision_tokens % rows == 0 and vision_tokens // rows <= longest
+        )
+        return mildest_strip(images, vision_tokens=vision_tokens, crops=crops)
+
     def _refuse(self, options: ImageOptions) -> None:
         refuse_max_crops(options, family=self.family, instead="an image is never cut")
         refuse_forced_tiling(options, family=self.family)
@@ -127,33 +143,3 @@ class PatchRowsGeometry:
                 f"of {self.longest_edge_px:,} px its shorter side rounds down to 0 px"
             )
         return (height - 1) // self.token_px + 1, (width - 1) // self.token_px + 1
-
-
-def processor_settings(*, patch_px: int, longest_edge_px: int) -> dict[str, Any]:
-    """Return the settings of Pixtral's image processor, as in a checkpoint's preprocessor_config.json."""
-    return {
-        "image_processor_type": "PixtralImageProcessor",
-        "size": {"longest_edge": longest_edge_px},
-        "patch_size": {"height": patch_px, "width": patch_px},
-    }
-
-
-def tokenizer(vocab_size: int) -> MadeTokenizer:
-    """Describe a tokenizer with Mistral's special tokens at their published ids."""
-    return MadeTokenizer(
-        vocab_size=vocab_size,
-        special_tokens={
-            "<unk>": 0,
-            "<s>": 1,
-            "</s>": 2,
-            "[INST]": 3,
-            "[/INST]": 4,
-            "[IMG]": 10,
-            "<pad>": 11,
-            "[IMG_BREAK]": 12,
-            "[IMG_END]": 13,
-        },
-        bos="<s>",
-        eos="</s>",
-        pad="<pad>",
-    )

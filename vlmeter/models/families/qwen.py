@@ -18,14 +18,16 @@ from vlmeter.common.errors import UnsupportedSize, UserError
 from vlmeter.models.families.base import ImageOptions, ImageTokens
 from vlmeter.models.families.geometry import (
     LARGEST_ASPECT_RATIO,
-    flattened,
+    Settings,
+    image_settings,
+    mildest_strip,
     positive_integer,
     refuse_forced_tiling,
     refuse_max_crops,
+    require_resizing,
     require_size,
 )
 from vlmeter.models.families.loaded_native import Parts, Template
-from vlmeter.models.families.made_tokenizer import MadeTokenizer
 
 #: The merger, which makes one token of each square of patches, runs inside the vision encoder.
 PARTS = Parts(vision_encoder="model.visual", projector=("model.visual.merger",))
@@ -34,45 +36,6 @@ TEMPLATE = Template(
     text="<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n",
     image="<|vision_start|><|image_pad|><|vision_end|>",
 )
-
-
-#: In the order of their published ids, which are consecutive.
-_SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-
-#: The id of the first special token in the published models.
-FIRST_SPECIAL_ID = 151_643
-
-
-def tokenizer(vocab_size: int, *, first_special_id: int) -> MadeTokenizer:
-    """Describe a tokenizer with Qwen's special tokens."""
-    ids = {token: first_special_id + n for n, token in enumerate(_SPECIAL)}
-    return MadeTokenizer(vocab_size=vocab_size, special_tokens=ids, eos="<|im_end|>", pad="<|endoftext|>")
-
-
-def token_ids(*, first_special_id: int) -> dict[str, int]:
-    """Return the ids that a model's configuration names."""
-    ids = tokenizer(0, first_special_id=first_special_id).special_tokens
-    return {
-        "image_token_id": ids["<|image_pad|>"],
-        "video_token_id": ids["<|video_pad|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_end_token_id": ids["<|vision_end|>"],
-    }
 
 
 #: The preprocessing refuses a longer strip than this.
@@ -103,28 +66,33 @@ class PatchGrid:
     @classmethod
     def from_config(cls, processor_config: Mapping[str, Any]) -> Self:
         """Read the contents of a preprocessor_config.json or processor_config.json; raises UserError for nonsense."""
-        settings = flattened(processor_config)
-        size = settings.get("size") or {}
+        settings = image_settings(processor_config)
+        require_resizing(settings, family=cls.family)
+        # As in transformers: where the file has no size at all, it is the class's default, not the family's; a size
+        # that is there is taken as it is; and the older pair of keys goes before the newer.
+        size = settings.get("size")
+        if size is None:
+            size = {"shortest_edge": PatchGrid.min_pixels, "longest_edge": PatchGrid.max_pixels}
         if not isinstance(size, Mapping):
-            raise UserError(f"size: {size!r} in the checkpoint's processor settings must be a mapping")
-        if settings.get("do_resize") is False:
-            raise UserError("do_resize: false in the checkpoint's processor settings; without it few images are taken")
-        # As in transformers: what the file leaves out is the class's default, not the family's, and the older pair of
-        # keys goes before the newer.
+            raise UserError(f"size: {size!r} in {settings.file} must be a mapping")
+        limits = []
+        for older, newer in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            if settings.get(older) is None and size.get(newer) is None:
+                raise UserError(
+                    f"size: {dict(size)!r} in {settings.file} has no {newer}, without which the published code takes "
+                    f"no image; give it beside the other, or {older} outside of size"
+                )
+            inside = positive_integer(Settings(size, settings.file), newer, 1)
+            limits.append(positive_integer(settings, older, inside))
         found = cls(
             patch_px=positive_integer(settings, "patch_size", PatchGrid.patch_px),
             merge=positive_integer(settings, "merge_size", PatchGrid.merge),
-            min_pixels=positive_integer(
-                settings, "min_pixels", positive_integer(size, "shortest_edge", PatchGrid.min_pixels)
-            ),
-            max_pixels=positive_integer(
-                settings, "max_pixels", positive_integer(size, "longest_edge", PatchGrid.max_pixels)
-            ),
+            min_pixels=limits[0],
+            max_pixels=limits[1],
         )
         if found.min_pixels > found.max_pixels:
             raise UserError(
-                f"min_pixels: {found.min_pixels:,} in the checkpoint's processor settings is above max_pixels, "
-                f"{found.max_pixels:,}"
+                f"min_pixels: {found.min_pixels:,} in {settings.file} is above max_pixels, {found.max_pixels:,}"
             )
         return found
 
@@ -187,6 +155,25 @@ class PatchGrid:
     def limit(self, *, options: ImageOptions) -> str:
         """Say what keeps larger and smaller counts out of reach."""
         return f"max_pixels {self.max_pixels:,} and min_pixels {self.min_pixels:,} of the image processor"
+
+    def strip(self, *, vision_tokens: int | None, crops: int | None) -> ImageTokens | None:
+        """Find the mildest image beyond what is proposed that makes these counts; None if none does."""
+        if vision_tokens is None or crops not in (None, 1):
+            return None
+        side, spare = self.token_px, (self.token_px - 1) // 2
+        sizes = [
+            size
+            for rows in range(1, math.isqrt(vision_tokens) + 1)
+            if vision_tokens % rows == 0
+            for columns in [vision_tokens // rows]
+            for size in (
+                (columns * side, rows * side),
+                (columns * side - spare, rows * side + spare),
+            )
+            if size[0] <= _LONGEST_STRIP * size[1]
+        ]
+        images = (self.image_tokens(*size, options=ImageOptions()) for size in sizes)
+        return mildest_strip(images, vision_tokens=vision_tokens, crops=crops)
 
     def _proposals(self) -> Iterator[tuple[int, int]]:
         """Propose sizes (width, height) in the order of preference; several may give the same count."""

@@ -24,13 +24,16 @@ from vlmeter.common.errors import UnsupportedSize, UserError
 from vlmeter.models.families.base import ImageOptions, ImageTokens
 from vlmeter.models.families.geometry import (
     edge_px,
-    flattened,
+    image_settings,
     is_sane,
     positive_integer,
+    processor_settings,
     refuse_forced_tiling,
     refuse_max_crops,
+    require_resizing,
     require_size,
     squarest_of_each_kind,
+    truth,
 )
 
 _ABSOLUTE_LONGEST_PX = 4096  # `MAX_IMAGE_SIZE` of the preprocessor: no image is scaled beyond it.
@@ -58,15 +61,17 @@ class SplittingGeometry:
 
     @classmethod
     def from_config(cls, processor_config: Mapping[str, Any], *, default: Self) -> Self:
-        """Read the settings of a checkpoint's processor; what it leaves out is as in `default`."""
-        config = flattened(processor_config)
-        split = config.get("do_image_splitting")
+        """Read the settings of a checkpoint's processor; what it leaves out is as in the published code."""
+        image, own = image_settings(processor_config), processor_settings(processor_config)
+        split = truth(image, "do_image_splitting", True)
+        if split:  # otherwise every image becomes one tile in any case
+            require_resizing(image, family=default.family)
         return cls(
             family=default.family,
-            longest_edge_px=edge_px(config, "size", default.longest_edge_px, edges=("longest_edge",)),
-            tile_px=edge_px(config, "max_image_size", default.tile_px, edges=("longest_edge",)),
-            tokens_per_tile=positive_integer(config, "image_seq_len", default.tokens_per_tile),
-            split=default.split if split is None else bool(split),
+            longest_edge_px=edge_px(image, "size", 4 * 364, edges=("longest_edge",)),
+            tile_px=edge_px(image, "max_image_size", 364, edges=("longest_edge",)),
+            tokens_per_tile=positive_integer(own, "image_seq_len", 169),
+            split=split,
             line_break_pair_tokens=default.line_break_pair_tokens,
         )
 
@@ -186,12 +191,3 @@ def _scaled(width_px: int, height_px: int, longest_px: int) -> tuple[int, int]:
     elif height > width and height > _ABSOLUTE_LONGEST_PX:
         width, height = int(_ABSOLUTE_LONGEST_PX * ratio), _ABSOLUTE_LONGEST_PX
     return max(width, 1), max(height, 1)
-
-
-def special_tokens(first: int) -> dict[str, int]:
-    """Ids for what a made tokenizer needs around the tiles: <global-img> and the positions of up to 6 x 6 tiles.
-
-    They stand in a row from `first` on. Two line breaks are one token in the published tokenizers; its id is Llama 3's.
-    """
-    positions = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    return {"\n\n": 271, **{name: first + n for n, name in enumerate(("<global-img>", *positions))}}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmeter.common.errors import UserError
+from vlmeter.models.molmo1 import NAME
 
 CROP_PX = 336
 PATCH_PX = 14
@@ -215,7 +216,7 @@ class Architecture:
         """Return the keys and values of a `config.json` that describes this architecture."""
         values = dataclasses.asdict(self)
         values["vision"]["image_feature_layers"] = list(self.vision.image_feature_layers)
-        return {"model_type": "molmo", "architectures": ["MolmoForCausalLM"], **_LEGAL_LAYOUT, **values}
+        return {"model_type": NAME, "architectures": ["MolmoForCausalLM"], **_LEGAL_LAYOUT, **values}
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any], *, source: str) -> Architecture:
@@ -227,8 +228,8 @@ class Architecture:
         hidden_size` (1 with experts, 4 without).
         """
         model_type = values.get("model_type")
-        if model_type != "molmo":
-            raise UserError(f"{source}: model_type is {model_type!r}, not 'molmo', so this is not a Molmo checkpoint")
+        if model_type != NAME:
+            raise UserError(f"{source}: model_type is {model_type!r}, not {NAME!r}, so this is not a Molmo checkpoint")
         for key, legal in _LEGAL_LAYOUT.items():
             if values.get(key, legal) != legal:
                 raise UserError(f"{source}: {key} is {values[key]!r}; the only supported value is {legal!r}")

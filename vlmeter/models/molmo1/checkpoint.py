@@ -20,7 +20,7 @@ from vlmeter.common.errors import UserError
 from vlmeter.models import checkpoints
 from vlmeter.models.checkpoints import CONFIG_FILE, read_json
 from vlmeter.models.molmo1.architecture import Architecture
-from vlmeter.models.weights import read_header, tensor_files
+from vlmeter.models.weights import tensor_files, tensor_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def load_model(
 
     files = tensor_files(checkpoint.folder)
     for path in sorted(set(files.values())):
-        read_header(path)
+        tensor_shapes(path)
     meta = empty_model(checkpoint.architecture, device="meta", dtype=dtype, attn_implementation=attn_implementation)
     _check_names(set(published_tensors(meta)), set(files), folder=checkpoint.folder)
     model = empty_model(checkpoint.architecture, device=device, dtype=dtype, attn_implementation=attn_implementation)
