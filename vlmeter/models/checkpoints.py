@@ -85,6 +85,15 @@ class Checkpoint:
         return read_json(path)
 
     @property
+    def template_file(self) -> str:
+        """Name of the file that the chat template stands in, in the order in which transformers looks for it."""
+        for name in (PROCESSOR_FILE, "chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
+            path = self.folder / name
+            if path.is_file() and (path.suffix == ".jinja" or read_json(path).get("chat_template") is not None):
+                return name
+        return "chat_template.jinja"
+
+    @property
     def has_processor(self) -> bool:
         """Whether there are any settings of a processor."""
         return any((self.folder / name).is_file() for name in (PROCESSOR_FILE, PREPROCESSOR_FILE))

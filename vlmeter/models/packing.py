@@ -241,7 +241,10 @@ _METHODS: Mapping[str, Callable[[Mapping[str, Any]], Packing]] = {
 
 def is_way_of_packing(name: str) -> bool:
     """Whether a name is one that a packing can have, by loading or by saving."""
-    return any(name == method or name.startswith(f"{method}-") for method in _METHODS)
+    method, _, bits = name.rpartition("-")
+    if method == "bitsandbytes":
+        return name in QUANTIZED_BYTES
+    return name in _METHODS or (method in _METHODS and re.fullmatch(r"\d+bit|(int|float)\d+", bits) is not None)
 
 
 def chosen_packing(saved: Packing | None, spec: SubjectSpec, *, source: str) -> Packing | None:

@@ -185,6 +185,7 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
             attn_implementation=spec.attention,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **placing,
             **remote,
         )
@@ -195,8 +196,12 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
     model, report = loaded
     for names, complaint in ((report["missing_keys"], "is missing"), (report["mismatched_keys"], "has misshapen")):
         if names:
-            listed = ", ".join(sorted(map(str, names))[:3]) + (", ..." if len(names) > 3 else "")
-            raise UserError(f"{checkpoint.source}: the checkpoint {complaint} {len(names)} tensors: {listed}")
+            told = sorted(str(name[0] if isinstance(name, tuple) else name) for name in names)
+            listed = ", ".join(told[:3]) + (", ..." if len(told) > 3 else "")
+            raise UserError(
+                f"{checkpoint.source}: the checkpoint {complaint} {len(told)} tensors: {listed}, by what its "
+                f"{CONFIG_FILE} says the model is"
+            )
     if "device_map" not in placing:
         model.to(device)
     elif set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"} and device != "cpu":

@@ -25,7 +25,6 @@ UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 #: Where a checkpoint keeps what its processor and its prompts are made of.
 PROCESSOR_FILES = "processor_config.json and preprocessor_config.json"
-TEMPLATE_FILES = "chat_template.jinja, chat_template.json or tokenizer_config.json"
 
 
 #: What a processor makes and a pass over one prompt does without: a mask that masks nothing, and what is for training.
@@ -85,6 +84,9 @@ class LoadedNative:
 
     #: the checkpoint that it was read from, for messages; empty for a preset
     source = ""
+
+    #: the file of the checkpoint that its chat template stands in, for messages
+    template_file = "chat_template.jinja"
 
     #: what has to be known about its phases or its weights
     notes: Sequence[str] = ()
@@ -160,7 +162,7 @@ class LoadedNative:
                 )
             except Exception as error:  # a template is a program of the checkpoint's makers
                 raise UserError(
-                    f"{self._named}: its chat template ({TEMPLATE_FILES}) fails on an image and a question "
+                    f"{self._named}: its chat template ({self.template_file}) fails on an image and a question "
                     f"({type(error).__name__}: {first_line(error)}); a template for text alone has to be replaced by "
                     "that of the published model"
                 ) from error
@@ -195,8 +197,8 @@ class LoadedNative:
 
     def _no_place(self) -> str:
         return (
-            f"{self._named}: its chat template ({TEMPLATE_FILES}) leaves no place for an image, {self._places[0]}; a "
-            "template for text alone has to be replaced by that of the published model"
+            f"{self._named}: its chat template ({self.template_file}) leaves no place for an image, {self._places[0]}; "
+            "a template for text alone has to be replaced by that of the published model"
         )
 
     def process(self, image: Image, prompt: str, options: ImageOptions) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def as_read(loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
     from vlmeter.models.packing import packing_of
 
     if isinstance(loaded, LoadedNative):
-        loaded.source = checkpoint.source
+        loaded.source, loaded.template_file = checkpoint.source, checkpoint.template_file
         packing = packing_of(checkpoint)
         if packing is not None and packing.uncounted:
             loaded.notes = (*loaded.notes, packing.uncounted)
