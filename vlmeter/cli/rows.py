@@ -21,17 +21,13 @@ def rows_as(rows: list[dict[str, Any]], columns: list[str], *, form: str, title:
         writer.writerows({name: row.get(name) for name in columns} for row in rows)
         return buffer.getvalue().rstrip("\n")
     if form == "table":
+        from tabulate import tabulate
+
         cells = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
-        widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
         numeric = [all(_is_number(line[i]) for line in cells if line[i]) for i in range(len(columns))]
-
-        def lay_out(line: list[str]) -> str:
-            return "  ".join(
-                text.rjust(width) if right else text.ljust(width)
-                for text, width, right in zip(line, widths, numeric, strict=True)
-            ).rstrip()
-
-        lines = [lay_out(columns), "  ".join("-" * width for width in widths), *map(lay_out, cells)]
+        sides = ["right" if right else "left" for right in numeric]
+        laid_out = tabulate(cells, columns, "simple", disable_numparse=True, colalign=sides, headersalign=sides)
+        lines = [line.rstrip() for line in laid_out.splitlines()]
         return "\n".join([title, *lines] if title else lines)
     raise UserError(f"--format: {form!r} is not known; legal: table, csv, json")
 
