@@ -21,12 +21,15 @@ def rows_as(rows: list[dict[str, Any]], columns: list[str], *, form: str, title:
         writer.writerows({name: row.get(name) for name in columns} for row in rows)
         return buffer.getvalue().rstrip("\n")
     if form == "table":
-        from tabulate import tabulate
+        import tabulate
 
+        tabulate.MIN_PADDING = 0  # a column is no wider than what stands in it
         cells = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
         numeric = [all(_is_number(line[i]) for line in cells if line[i]) for i in range(len(columns))]
         sides = ["right" if right else "left" for right in numeric]
-        laid_out = tabulate(cells, columns, "simple", disable_numparse=True, colalign=sides, headersalign=sides)
+        laid_out = tabulate.tabulate(
+            cells, columns, "simple", disable_numparse=True, colalign=sides, headersalign=sides
+        )
         lines = [line.rstrip() for line in laid_out.splitlines()]
         return "\n".join([title, *lines] if title else lines)
     raise UserError(f"--format: {form!r} is not known; legal: table, csv, json")
