@@ -206,15 +206,6 @@ def test_a_chat_template_for_text_alone_is_said_to_be_one(copy: Callable[[str], 
         check(folder, [predicted(folder)])
 
 
-def test_a_question_that_holds_the_models_own_placeholder_is_refused_by_name(written: Callable[[str], Path]) -> None:
-    from PIL import Image
-
-    folder = written("llava_next")
-    loaded = get_family("llava_next").load(spec_of(preset=None, weights=str(folder)), device="meta")
-    with pytest.raises(UserError, match=r"question '<image>\\nWhat is it\?': holds <image>, which stands for an image"):
-        loaded.prepare(Image.new("RGB", (50, 50)), "<image>\nWhat is it?", text_tokens=None, options=FREE)
-
-
 def test_a_count_that_the_real_processor_makes_otherwise_is_refused(written: Callable[[str], Path]) -> None:
     folder = written("qwen2_5_vl")
     image = predicted(folder)

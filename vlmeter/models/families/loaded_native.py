@@ -131,7 +131,6 @@ class LoadedNative:
             what = f"a prompt of {self.model.config.model_type}"
             question = question_of(text_tokens, lambda text: self._text_tokens(self.render(text)), what=what)
         prompt = self.render(question)
-        self._require_no_place_in(question)
         try:
             made = self.process(image.convert("RGB"), prompt, options)
         except ProcessorFails as error:
@@ -185,15 +184,6 @@ class LoadedNative:
 
     def _has_place(self, prompt: str) -> bool:
         return any(mark in prompt for mark in self._places)
-
-    def _require_no_place_in(self, question: str) -> None:
-        """Refuse a question that the processor would take for one with a picture of its own."""
-        mark = next((mark for mark in self._places if mark in question), None)
-        if mark is not None:
-            raise UserError(
-                f"question {question[:60]!r}: holds {mark}, which stands for an image to {self._named}, so that it "
-                "would be taken for one more picture; take it out of the question"
-            )
 
     def _no_place(self) -> str:
         return (
