@@ -197,9 +197,9 @@ def reachable(
     Under the list stands what sets its upper end.
     """
     from vlmeter.cli.rows import rows_as
-    from vlmeter.models.image_sizes import evenly_spaced
     from vlmeter.models.families.base import KnowsStrips
     from vlmeter.models.families.geometry import LARGEST_ASPECT_RATIO
+    from vlmeter.models.image_sizes import evenly_spaced
     from vlmeter.models.image_sizes import reachable as all_reachable
 
     geometry, options = _asked(family, preset, weights, revision).geometry, options_of(max_crops)

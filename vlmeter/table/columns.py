@@ -178,7 +178,7 @@ def _quantile(fraction: float) -> Statistic:
 
 
 #: Columns that tables of before did not have; `vlmeter.table.files` says what they are in such a table.
-ADDED_LATER = frozenset({"revision", "trust_remote_code", "kind"})
+ADDED_LATER = frozenset({"quantization", "revision", "trust_remote_code", "kind"})
 
 #: What belongs to a cell, and is the same in all of its rows; `output_tokens` alone is a row's own, since a row that is
 #: derived from a longer run has fewer.
