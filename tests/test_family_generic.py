@@ -214,7 +214,7 @@ def test_a_phase_that_cannot_be_told_apart_is_said_in_log_and_record(
     from transformers.models.deepseek_vl.modeling_deepseek_vl import DeepseekVLAligner
 
     from vlmeter.backends.clock import make_clock
-    from vlmeter.backends.eager import EagerRunner
+    from vlmeter.backends.eager_runner import EagerRunner
 
     monkeypatch.setattr(DeepseekVLAligner, "__call__", lambda self, *args: self.forward(*args))
     with caplog.at_level(logging.WARNING):

@@ -14,7 +14,9 @@ from torch import nn
 
 from tests.support.checkpoints import edit
 from tests.support.native import NATIVE, spec_of, write_native_checkpoint
+from tests.support.tables import table_of
 from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.compare.baseline import run_of_table
 from vlmeter.measure.count_pass import count_pass
 from vlmeter.models import packing
 from vlmeter.models.families.base import ImageOptions, LoadedModel
@@ -246,3 +248,10 @@ def test_other_keys_that_take_a_library_name_it_too(key: str, monkeypatch: pytes
     monkeypatch.setattr(packing, "find_spec", lambda name: None)
     (said,) = missing_libraries("mine", Subject(family="internvl", weights="acme/spoon", **{key: value}))  # type: ignore[arg-type]
     assert said.startswith(f"subjects.mine: {key}: {value} needs ")
+
+
+def test_a_comparison_sees_that_one_side_is_packed(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "records", vision={"tilings": ["1x1"]}, output=None)
+    packed = table.assign(quantization="awq-4bit")
+    facts = [run_of_table(found).subjects[0].facts for found in (table, packed, table.drop(columns="quantization"))]
+    assert [found.get("quantization") for found in facts] == ["none", "awq-4bit", None]

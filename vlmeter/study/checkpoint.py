@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlmeter.backends.registry import get_backend
 from vlmeter.common.errors import UserError
 from vlmeter.models.checkpoints import Checkpoint, checkpoint_at_hand
 from vlmeter.models.families.registry import check_family, get_family
@@ -39,11 +40,16 @@ def saved_packing_of(subject: Subject) -> Packing | None:
 
 
 def missing_libraries(name: str, subject: Subject) -> list[str]:
-    """Say which libraries a subject takes that are not installed here, a sentence each."""
+    """Say which libraries a subject takes that are not installed here, a sentence each.
+
+    A model that another process serves brings its own.
+    """
+    if not get_backend(subject.backend).in_process:
+        return []
     return [f"subjects.{name}: {said}" for said in needs_of(subject_spec(subject), saved_packing_of(subject))]
 
 
 def as_run(subject: Subject) -> Subject:
-    """The subject with what its checkpoint says about it: how its weights are packed."""
-    saved = saved_packing_of(subject)
+    """The subject with what its checkpoint says of it: how its weights are packed, where its backend knows of that."""
+    saved = saved_packing_of(subject) if "quantization" in get_backend(subject.backend).takes else None
     return subject if saved is None else subject.model_copy(update={"quantization": saved.name})
