@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmeter.common.errors import UnsupportedSize, UserError
-from vlmeter.models.families.base import ImageOptions, ImageTokens
+from vlmeter.models.families.base import ImageOptions, ImageTokens, SubjectSpec
 from vlmeter.models.families.molmo import MolmoGeometry
+from vlmeter.models.families.registry import get_family
 from vlmeter.models.image_sizes import evenly_spaced, reachable, sizes_for
 from vlmeter.models.molmo1.geometry import exact_size, tilings
 
@@ -158,3 +159,36 @@ def test_every_way_is_listed_once_in_order() -> None:
     images = reachable(MOLMO, options=FREE)
     assert [(i.vision_tokens, i.crops) for i in images] == sorted((i.vision_tokens, i.crops) for i in images)
     assert {exact_size(*tiling) for tiling in tilings()} == {(i.width_px, i.height_px) for i in images}
+
+
+# --- what acts: a limit, or the shapes that are proposed -----------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "pixtral", "mistral3", "llava_next"])
+def test_a_count_that_is_not_proposed_is_said_to_take_a_strip_and_which(name: str) -> None:
+    """No image within 8:1 makes it: a strip that does is named, or none of any shape does."""
+    family = get_family(name)
+    preset = next(preset for preset in family.presets if preset != "nano")
+    geometry = family.geometry(SubjectSpec(preset, "random", None, "bfloat16", "sdpa", 0))
+    known = {image.vision_tokens for image in reachable(geometry, options=FREE)}
+    strips = 0
+    for count in sorted(set(range(min(known), min(max(known), 3000))) - known)[:400]:
+        with pytest.raises(UserError) as refused:
+            sizes_for(geometry, vision_tokens=count, options=FREE)
+        said = str(refused.value)
+        assert "which sets the limit" not in said, "a limit cuts off at an end"
+        if found := re.search(r"none such is proposed: (\d+)x(\d+) px makes it", said):
+            strips += 1
+            size = int(found[1]), int(found[2])
+            assert geometry.image_tokens(*size, options=FREE).vision_tokens == count
+            assert max(size) > 8 * min(size)
+    assert strips > 0
+
+
+def test_13_tokens_of_qwen_are_a_strip_and_beyond_its_limits_there_is_no_image() -> None:
+    geometry = get_family("qwen2_5_vl").geometry(SubjectSpec("7b", "random", None, "bfloat16", "sdpa", 0))
+    with pytest.raises(UserError, match=r"vision_tokens 13 takes an image more elongated.* 12 below and 14 above"):
+        sizes_for(geometry, vision_tokens=13, options=FREE)
+    for count, limit in ((3, "min_pixels 3,136"), (16_385, "max_pixels 12,845,056")):
+        with pytest.raises(UserError, match=rf"{limit}.*, which sets the limit: nearest is"):
+            sizes_for(geometry, vision_tokens=count, options=FREE)
