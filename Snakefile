@@ -137,7 +137,7 @@ PRODUCTS = products_of(
     PLACES,
     figures={**dict.fromkeys(SUBJECTS, FIGURES), ALL_SUBJECTS: SIDE_BY_SIDE if len(SUBJECTS) > 1 else []},
     on_devices=ON_DEVICES,
-    photographs_shown="latency_distribution" in STUDY.experiments.given,
+    thumbnails=STUDY.experiments.adds_thumbnails,
 )
 
 

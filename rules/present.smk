@@ -95,9 +95,7 @@ rule render_report:
             extension=["svg", "txt"],
         ),
         roofline=[rules.join_roofline.output.roofline] if ON_DEVICES else [],
-        thumbnails=(
-            [rules.make_thumbnails.output.thumbnails] if "latency_distribution" in STUDY.experiments.given else []
-        ),
+        thumbnails=[rules.make_thumbnails.output.thumbnails] if STUDY.experiments.adds_thumbnails else [],
         environments=rules.tabulate.output.environments,
         page=[str(path) for path in sorted((BASE / "vlmeter" / "report" / "template").iterdir())],
         lock=str(BASE / "requirements.lock"),

@@ -115,7 +115,9 @@ def test_ceilings_survive_their_file(tmp_path: Path) -> None:
     assert read_ceilings(path) == H200
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"ceilings_version": 1}', '{"ceilings_version": 9}', "{}"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"ceilings_version": 1}', '{"ceilings_version": 9}', "{}", "[" * 100_000]
+)
 def test_a_file_that_holds_no_ceilings_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "ceilings.json"
     path.write_text(content)

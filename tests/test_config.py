@@ -145,6 +145,12 @@ def test_every_backend_of_the_registry_can_be_asked_for() -> None:
         ("[" * 3000, "study file study.yaml: cannot be read as YAML"),
         ("? [1, 2]\n: x\n", "study file study.yaml line 1, column 3: a key must be plain text"),
         ("study: !!python/object:os.system {}", "study file study.yaml line 1, column 8: could not determine"),
+        ("study: !!timestamp x", "study file study.yaml: cannot be read as YAML: a tag such as !!bool"),
+        ("study: !!bool x", "study file study.yaml: cannot be read as YAML: a tag such as !!bool"),
+        (
+            "- {2026-11-26: a}",
+            'study.yaml: a study is a mapping of keys such as study, subjects, experiments, not [{"2026',
+        ),
     ],
 )
 def test_a_file_that_is_no_study_is_refused_with_its_place(text: str, sentence: str, tmp_path: Path) -> None:
@@ -159,6 +165,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"study: caf\xe9\n")
     with pytest.raises(UserError, match="cannot be read"):
         load_study(tmp_path / "latin.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_study(tmp_path / "no\0path.yaml")
 
 
 # --- several files, and values over them -----------------------------------------------------------

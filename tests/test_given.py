@@ -139,7 +139,7 @@ def test_from_another_folder_the_command_names_the_workflow(base: Path) -> None:
 
 def test_every_product_that_is_not_whole_is_asked_for_by_one_of_its_files(tmp_path: Path) -> None:
     layout = given(tmp_path, placed=lambda path: str(tmp_path / path)).layout
-    products = products_of(layout, figures={"fake": ["one", "two"]}, on_devices=["fake"], photographs_shown=True)
+    products = products_of(layout, figures={"fake": ["one", "two"]}, on_devices=["fake"], thumbnails=True)
     assert deleted(products) == [], "nothing has been made yet, so nothing was deleted"
     for path in (path for paths in products for path in paths):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def test_every_product_that_is_not_whole_is_asked_for_by_one_of_its_files(tmp_pa
 def test_all_that_the_readme_lists_as_results_is_a_product() -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
     layout = given_to_job({"content": fake_study(), "results": "results"})[1]
-    products = products_of(layout, figures={"fake": ["one"]}, on_devices=["fake"], photographs_shown=True)
+    products = products_of(layout, figures={"fake": ["one"]}, on_devices=["fake"], thumbnails=True)
     listed = {path.relative_to(layout.root).parts[0] for paths in products for path in paths}
     for name in ("table.parquet", "table.csv", "figures", "claims.json", "report.html"):
         assert f"`{name}" in text

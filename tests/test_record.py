@@ -67,7 +67,9 @@ def test_an_absent_record_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path / "absent.json") == f"record {tmp_path / 'absent.json'} does not exist"
 
 
-@pytest.mark.parametrize("content", [b"", b'{"record_version": 1, "stu', b"\xff\xfe\x00", b"\x00" * 100])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"record_version": 1, "stu', b"\xff\xfe\x00", b"\x00" * 100, b"[" * 100_000]
+)
 def test_a_truncated_or_corrupt_file_is_named_with_the_remedy(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     assert refusal(path).startswith(f"record {path} cannot be read (")
@@ -80,7 +82,7 @@ def test_a_file_that_is_json_and_no_record_has_no_version(content: str, path: Pa
     assert refusal(path).startswith(f"record {path} has record_version None, and this vlmeter reads {RECORD_VERSION}")
 
 
-@pytest.mark.parametrize("version", [0, RECORD_VERSION + 1, "1", None])
+@pytest.mark.parametrize("version", [0, RECORD_VERSION + 1, "1", None, True, float(RECORD_VERSION)])
 def test_another_version_is_refused_by_name(version: object, path: Path) -> None:
     rewrite(path, record_version=version)
     assert f"has record_version {version!r}, and this vlmeter reads {RECORD_VERSION}" in refusal(path)

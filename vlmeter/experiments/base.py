@@ -76,6 +76,8 @@ class Experiment(Model, ABC):
     question: ClassVar[str]
     #: whether it looks at the dataset's photographs
     on_photographs: ClassVar[bool] = False
+    #: whether it adds a contact sheet to the report: the photographs of its longest latencies
+    adds_thumbnails: ClassVar[bool] = False
 
     max_crops: int | None = Field(
         None, ge=1, description="upper limit of high-resolution crops; absent: the model's own (12 for Molmo)"

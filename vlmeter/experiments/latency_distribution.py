@@ -20,6 +20,7 @@ class LatencyDistribution(Experiment):
     name = "latency_distribution"
     question = "latency of many requests, each measured once, on photographs"
     on_photographs = True
+    adds_thumbnails = True
 
     samples: int = Field(
         5000, ge=1, description="requests, each measured once; beyond the dataset's images they come round again"

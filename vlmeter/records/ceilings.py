@@ -69,7 +69,7 @@ def read_ceilings(path: Path) -> Ceilings:
         return Ceilings.model_validate(data)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; the workflow measures it") from None
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise UserError(
             f"{path} holds no ceilings ({type(error).__name__}); delete it and they are measured again"
         ) from None

@@ -102,15 +102,15 @@ def read_record(path: Path) -> Record:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"record {path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"record {path} cannot be read ({error}); delete it and it is measured again") from None
     version = data.get("record_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version != RECORD_VERSION:
+    if type(version) is int and version != RECORD_VERSION:
         raise OtherVersion(
             f"record {path} has record_version {version}, and this vlmeter reads {RECORD_VERSION}; records of two "
             "versions are never mixed: give its subject another name to keep it, or `vlmeter forget` it to measure it"
         )
-    if version != RECORD_VERSION:
+    if type(version) is not int:
         raise UserError(
             f"record {path} has record_version {version!r}, and this vlmeter reads {RECORD_VERSION}; "
             "delete it and it is measured again"

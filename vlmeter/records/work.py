@@ -100,5 +100,5 @@ def read_work(path: Path) -> SubjectWork:
         return SubjectWork.model_validate(data)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; the workflow makes it") from None
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise UserError(f"{path} is not the work of a subject ({type(error).__name__}); delete it") from None

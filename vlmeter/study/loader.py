@@ -69,7 +69,7 @@ def _mapping_in(path: Path) -> Mapping[Any, Any]:
         raise UserError(f"study file {path} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"study file {path} cannot be read: it is a folder") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no path at all
         raise UserError(f"study file {path} cannot be read: {error}") from None
     data = _yaml_of(text, source=f"study file {path}")
     if data is None:
@@ -96,6 +96,8 @@ def _yaml_of(text: str, *, source: str) -> object:
         raise UserError(f"{source}{where}: {what}") from None
     except (ValueError, RecursionError) as error:  # a date that there is not; brackets in brackets in brackets
         raise UserError(f"{source}: cannot be read as YAML: {error}") from None
+    except (AttributeError, KeyError, TypeError):  # what PyYAML ends in where a tag stands before another kind of value
+        raise UserError(f"{source}: cannot be read as YAML: a tag such as !!bool stands before what is none") from None
 
 
 def parse_study(data: object, *, source: str) -> Study:

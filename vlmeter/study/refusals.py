@@ -103,8 +103,15 @@ def _meant(value: object, expected: str) -> str:
 
 def shown(value: object) -> str:
     """A value as the file may have it, cut to a length that fits a sentence."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = json.dumps(_with_text_keys(value), default=str, ensure_ascii=False)
     return text if len(text) < 80 else f"{text[:77]}..."
+
+
+def _with_text_keys(value: object) -> object:
+    """A value whose mappings have keys that JSON can write: YAML has dates and lists as keys, too."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(under) for key, under in value.items()}
+    return [_with_text_keys(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _most_telling(details: list[ErrorDetails]) -> tuple[ErrorDetails, list[str]]:

@@ -32,6 +32,11 @@ class Experiments(Model):
         """The experiments that look at the dataset's photographs."""
         return tuple(found for found in self.given.values() if found.on_photographs)
 
+    @property
+    def adds_thumbnails(self) -> bool:
+        """Whether the report shows photographs of the longest latencies."""
+        return any(found.adds_thumbnails for found in self.given.values())
+
     @model_validator(mode="after")
     def _one_at_least(self) -> Experiments:
         if not self.given:

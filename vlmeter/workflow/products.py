@@ -16,7 +16,7 @@ FIGURE_FORMS = ("svg", "png", "pdf", "txt")
 
 
 def products_of(
-    layout: Layout, *, figures: Mapping[str, Iterable[str]], on_devices: Sequence[str], photographs_shown: bool
+    layout: Layout, *, figures: Mapping[str, Iterable[str]], on_devices: Sequence[str], thumbnails: bool
 ) -> list[tuple[Path, ...]]:
     """List what is made of a study's records, a tuple for every job that makes it.
 
@@ -34,7 +34,7 @@ def products_of(
         *([(layout.roofline,)] if on_devices else []),
         (layout.claims,),
         *drawn,
-        *([(layout.thumbnails,)] if photographs_shown else []),
+        *([(layout.thumbnails,)] if thumbnails else []),
         (layout.report,),
     ]
 
