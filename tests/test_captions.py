@@ -325,7 +325,11 @@ def sentinel(table: pd.DataFrame) -> list[str]:
 SAID["held_out"] = SAID.pop("held_out_")  # the module has that name
 
 
-@pytest.mark.parametrize("name", FIGURES)
+#: Its captions are held to a table of its own in test_waits.
+OF_SERVERS = {"first_token_by_tokens"}
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in OF_SERVERS])
 def test_a_caption_says_what_the_analysis_found(table: pd.DataFrame, name: str) -> None:
     caption = get_figure(name).caption(table)
     said = SAID[name](table)

@@ -16,6 +16,7 @@ from vlmeter.figures.style import COLOURS
 from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.table.kinds import GENERATION, KINDS, PREFILL, REQUESTS
 from vlmeter.table.quantities import (
+    AROUND,
     CLOCKS,
     DEVICE_ALONE,
     PHASES,
@@ -113,8 +114,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     )
 
 
-#: Rows that only a device with an energy counter has.
-NOT_OF_A_FAKE = {"repeated_prefill", "repeated_vision"}
+#: Rows that only a device with an energy counter has, or a server: of those see test_waits.
+NOT_OF_A_FAKE = {"repeated_prefill", "repeated_vision", *(quantity.name for quantity in AROUND)}
 
 
 def test_every_quantity_that_has_rows_has_them_in_the_table_of_a_study(table: pd.DataFrame) -> None:

@@ -66,3 +66,24 @@ class CpuLikeRunner(FakeRunner):
         return [], "a CPU works in step with the host, so its busy time is its wall time"
 
     busy_step = busy
+
+
+#: What lies around the model on the server of `at_a_server`, in ms.
+AROUND_MS = {"upload": 1.0, "server_inputs": 20.0, "return": 2.0}
+
+
+def at_a_server(path: Path, *, factor: float = 1.0) -> Path:
+    """Turn a record of a fake into that of a server: AROUND_MS times `factor` lies around its phases."""
+    whole_ms = factor * sum(AROUND_MS.values())
+
+    def change(data: dict[str, Any]) -> None:
+        marked = [series for series in data["series"] if series["phase"] == "llm_blocks"]
+        for series in data["series"]:
+            if series["phase"] == "total" and series["arm"] in ("plain", "hooks", "request"):
+                series["samples_ms"] = [sample + whole_ms for sample in series["samples_ms"]]
+        for series in marked:
+            for phase, ms in AROUND_MS.items():
+                samples = [factor * ms for _ in series["samples_ms"]]
+                data["series"].append({**series, "phase": phase, "samples_ms": samples})
+
+    return rewrite(path, change)

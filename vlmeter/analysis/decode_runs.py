@@ -24,6 +24,7 @@ from vlmeter.numbers.intervals import Fit, fit_linear, fit_power, paired_ratio, 
 from vlmeter.numbers.medians import Estimate
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
+    AROUND,
     DECODE,
     FIRST_TOKEN,
     GENERATED,
@@ -85,7 +86,8 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
         prefill, inputs = samples.get(name, PREFILL_SUM), samples.get(name, INPUTS_WALL)
         paired = prefill is not None and len(prefill) == len(steps)
         total = prefill + steps if paired and prefill is not None else None
-        first = prefill + inputs if paired and prefill is not None and inputs is not None else None
+        waited = samples.total(name, (PREFILL_SUM, *AROUND))
+        first = waited + inputs if waited is not None and inputs is not None and len(waited) == len(steps) else None
         estimates = {
             DECODE: median_of(steps),
             PREFILL_SUM: median_of(prefill),

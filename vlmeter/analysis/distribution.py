@@ -32,6 +32,7 @@ from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
+    AROUND,
     COPY,
     DECODE,
     FIRST_TOKEN,
@@ -65,7 +66,7 @@ MIDDLE = (0.40, 0.60)
 #: Bootstrap replicates of what takes a sort and a fit each: ends of intervals move by a twentieth of their width.
 REPLICATES = 400
 
-_MEASURED = (WHOLE_REQUEST, PREPROCESS, COPY, *PHASES, DECODE, LONGEST_STEP)
+_MEASURED = (WHOLE_REQUEST, PREPROCESS, COPY, *PHASES, *AROUND, DECODE, LONGEST_STEP)
 
 #: Durations of `requests`: device time but for the first, which is wall time.
 DURATIONS = (WHOLE_REQUEST, FIRST_TOKEN, INPUTS, PREFILL_SUM, DECODE, LONGEST_STEP)
@@ -110,7 +111,9 @@ def requests(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     result = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     for total in (PREFILL_SUM, INPUTS):
         result[total.column] = result[[part.column for part in total.parts]].sum(axis=1, skipna=False)
-    result[FIRST_TOKEN.column] = result[PREFILL_SUM.column] + result[INPUTS.column]
+    around = result[[quantity.column for quantity in AROUND]].astype("float64").sum(axis=1, min_count=1)
+    waited = result[PREFILL_SUM.column].astype("float64").add(around, fill_value=0.0)  # unknown where both are
+    result[FIRST_TOKEN.column] = waited + result[INPUTS.column]
     result["image_px"] = result["width_px"].astype("float64") * result["height_px"].astype("float64")
     result["disturbances"] = ["; ".join(reasons) for reasons in result["disturbances"]]
     result["disturbed"] = result["disturbances"] != ""

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from vlmeter.analysis.decode_runs import decode, decode_law
-from vlmeter.analysis.prefill_cells import part_costs, vision_cells
+from vlmeter.analysis.prefill_cells import part_costs, pooled, vision_cells
 from vlmeter.analysis.reading import Unknown, median_of, of_subject, scaled
 from vlmeter.numbers.medians import Estimate
-from vlmeter.table.quantities import FIRST_TOKEN
+from vlmeter.numbers.words import plural
+from vlmeter.table.quantities import FIRST_TOKEN, OUTSIDE, OUTSIDE_SHARE
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Headline:
 
 
 def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]:
-    """What one more crop, 1,000 more tokens, one more output token cost; and the time to first token."""
+    """What one more crop, 1,000 more tokens, one more output token cost; the first token, and how much is no model."""
     rows = of_subject(table, subject)
     cells, runs = vision_cells(rows), decode(rows)
     costs, law = part_costs(cells), decode_law(runs)
@@ -60,4 +61,9 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
             f"median over {len(values)} photographs; preprocessing, copy and prefill" if len(values) else "",
         )
     )
+    outside = cells.dropna(subset=[OUTSIDE_SHARE.column])
+    if len(outside):
+        share = pooled(outside, OUTSIDE_SHARE)
+        note = f"of the time to first token, median over {plural(len(outside), 'image size')}; {OUTSIDE.words}"
+        answers.append(Headline(OUTSIDE.name, OUTSIDE.label, share, "fraction", note))
     return answers

@@ -28,6 +28,7 @@ from vlmeter.numbers.medians import CONFIDENCE, Estimate
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
+    AROUND,
     BUSY_PREFILL,
     BUSY_VISION,
     CLOSURE,
@@ -39,6 +40,8 @@ from vlmeter.table.quantities import (
     LANGUAGE,
     METHOD_DIFFERENCE_DEVICE,
     METHOD_DIFFERENCE_WALL,
+    OUTSIDE,
+    OUTSIDE_SHARE,
     OVERHEAD,
     PHASES,
     PLAIN_DEVICE,
@@ -50,6 +53,7 @@ from vlmeter.table.quantities import (
     VISION,
     VISION_ALONE_DEVICE,
     VISION_ALONE_WALL,
+    WAITED,
     WALL_OVER_BUSY,
     Quantity,
 )
@@ -66,6 +70,7 @@ IN_CELLS = (
     *(*PHASES, VISION, LANGUAGE, PREFILL_SUM, VISION_ALONE_WALL, VISION_ALONE_DEVICE),
     *(SUBTRACTION_WALL, SUBTRACTION_DEVICE, METHOD_DIFFERENCE_WALL, METHOD_DIFFERENCE_DEVICE),
     *(BUSY_PREFILL, BUSY_VISION, CLOSURE, CLOSURE_WALL, OVERHEAD, WALL_OVER_BUSY),
+    *(*AROUND, OUTSIDE, OUTSIDE_SHARE),
 )
 
 #: What is taken from the whole, what is left, and how far it lies from the hooks, on each clock.
@@ -113,12 +118,16 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
             values[left] = paired_estimate(paired_difference, taken[plain], taken[alone])
             if (whole := taken[plain]) is not None and (part := taken[alone]) is not None:
                 values[apart] = paired_estimate(paired_difference, taken[LANGUAGE], whole - part)
+        spans = samples.total(name, (PREFILL_SUM, *AROUND))
         for how, of, whole_pass in (
-            (CLOSURE, PREFILL_SUM, PLAIN_DEVICE),
-            (CLOSURE_WALL, PREFILL_SUM, PLAIN_WALL),
-            (OVERHEAD, HOOKS_WALL, PLAIN_WALL),
+            (CLOSURE, spans, PLAIN_DEVICE),
+            (CLOSURE_WALL, spans, PLAIN_WALL),
+            (OVERHEAD, taken[HOOKS_WALL], PLAIN_WALL),
         ):
-            values[how] = paired_estimate(paired_ratio, taken[of], taken[whole_pass], minus=1)
+            values[how] = paired_estimate(paired_ratio, of, taken[whole_pass], minus=1)
+        if taken[PREFILL_SUM] is not None and (outside := samples.total(name, AROUND)) is not None:
+            values[OUTSIDE] = median_of(outside)
+            values[OUTSIDE_SHARE] = paired_estimate(paired_ratio, outside, spans)
         values[WALL_OVER_BUSY] = over(values[PLAIN_WALL], values[BUSY_PREFILL])
         for quantity in IN_CELLS:
             put_estimate(row, quantity, values.get(quantity, NO_ESTIMATE))
@@ -353,9 +362,18 @@ def falls(cells: pd.DataFrame, quantity: Quantity, *, wander_fraction: float = 0
 
 def phase_shares(cells: pd.DataFrame) -> pd.DataFrame:
     """Share of each phase in the sum of phases, over `vision_cells`: phase, smallest, median, largest."""
+    return _shares(cells, PHASES, cells[PREFILL_SUM.column])
+
+
+def wait_shares(cells: pd.DataFrame) -> pd.DataFrame:
+    """Share of everything between the first byte sent and the first token, as `phase_shares`; empty without servers."""
+    return _shares(cells, WAITED, cells[PREFILL_SUM.column] + cells[OUTSIDE.column])
+
+
+def _shares(cells: pd.DataFrame, parts: Sequence[Quantity], whole: pd.Series[float]) -> pd.DataFrame:
     found = []
-    for phase in PHASES:
-        shares = (cells[phase.column] / cells[PREFILL_SUM.column]).dropna().to_numpy(dtype=np.float64)
+    for phase in parts:
+        shares = (cells[phase.column] / whole).dropna().to_numpy(dtype=np.float64)
         if len(shares):
             found.append(
                 {

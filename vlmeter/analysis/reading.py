@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,11 @@ class Samples:
             return self._found.get((cell, *quantity.rows[self._kind]))
         parts = [self.get(cell, part) for part in quantity.parts]
         return None if any(part is None for part in parts) else np.sum(np.array(parts), axis=0)
+
+    def total(self, cell: str, quantities: Sequence[Quantity]) -> Array | None:
+        """Samples of the sum of those quantities that are there; None where none is."""
+        found = [own for quantity in quantities if (own := self.get(cell, quantity)) is not None]
+        return np.sum(np.array(found), axis=0) if found else None
 
 
 def median_of(samples: Array | None) -> Estimate:

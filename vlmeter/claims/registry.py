@@ -47,6 +47,7 @@ from vlmeter.claims.prefill import (
     total_is_the_sum,
 )
 from vlmeter.claims.requests import requests_explain_their_latency, tail_is_output_length, tail_within_twice_the_middle
+from vlmeter.claims.served import first_token_is_outside
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ CLAIMS: Mapping[str, Entry] = {
     "decode_launch_bound": Entry("The host sets the pace of decoding", decode_launch_bound, ("decode_steps",)),
     "decode_near_floor": Entry("Decode runs near the memory's limit", decode_near_floor, ("decode_steps",)),
     "hook_overhead_within_bound": Entry("Marks cost less than 1 %", hook_overhead_within_bound, ("two_methods",)),
+    "first_token_is_outside": Entry(
+        "More than half of the time to first token is outside the model",
+        first_token_is_outside,
+        ("first_token_by_tokens",),
+    ),
     "tail_within_twice_the_middle": Entry(
         "One request in a hundred takes twice the median at most", tail_within_twice_the_middle, ("latency_cdf",)
     ),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FIGURES = {
     "vision_by_tokens": "vlmeter.figures.vision_by_tokens",
     "vision_by_crops": "vlmeter.figures.vision_by_crops",
+    "first_token_by_tokens": "vlmeter.figures.first_token_by_tokens",
     "two_methods": "vlmeter.figures.two_methods",
     "three_clocks": "vlmeter.figures.three_clocks",
     "two_factors": "vlmeter.figures.two_factors",
@@ -55,6 +56,7 @@ FIGURES = {
 SIDE_BY_SIDE = {
     "side_by_side_first_token": "vlmeter.figures.side_by_side_first_token",
     "side_by_side_images": "vlmeter.figures.side_by_side_images",
+    "side_by_side_waits": "vlmeter.figures.side_by_side_waits",
     "side_by_side_costs": "vlmeter.figures.side_by_side_costs",
     "side_by_side_decode": "vlmeter.figures.side_by_side_decode",
 }

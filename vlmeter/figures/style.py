@@ -310,12 +310,14 @@ def stack(
     *,
     crops: list[int] | None = None,
     marks: str = DIAMONDS,
+    parts: Sequence[Quantity] = PHASES,
+    of: str = "one prefill",
 ) -> None:
     """Stack phases as bars, the uninstrumented total and crop counts on top, the phases' names at the right."""
     unit, name = time_unit(float(data[PLAIN_WALL.column].max()))
     base = np.zeros(len(data))
     labels = []
-    for phase in PHASES:
+    for phase in parts:
         height = data[phase.column].fillna(0.0).to_numpy(dtype=np.float64) / unit
         colour = colour_of(phase)
         axes.bar(x, height, width, bottom=base, color=colour, linewidth=0.4, edgecolor="white")
@@ -337,7 +339,7 @@ def stack(
         )
     axes.set_ylim(0, float(top.max()) * 1.18)
     axes.set_xlim(float(x.min()) - 1.5 * width, float(x.max()) + 1.5 * width)
-    axes.set_ylabel(f"latency of one prefill ({name})")
+    axes.set_ylabel(f"latency of {of} ({name})")
     axes.grid(axis="x", visible=False)
     note(axes, f"{marks}\nnumbers above the bars: crops" if crops else marks)
     label_ends(axes, labels)

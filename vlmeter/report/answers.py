@@ -66,8 +66,12 @@ class Bar:
 def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
     """Where the time goes: inside a prefill, and in requests with the fewest and the most output tokens."""
     bars = []
-    shares = prefill_cells.phase_shares(cells)
-    if len(shares):
+    for title, shares in (
+        ("Up to the first token", prefill_cells.wait_shares(cells)),
+        ("Inside the prefill", prefill_cells.phase_shares(cells)),
+    ):
+        if shares.empty:
+            continue
         parts = [
             Segment(
                 QUANTITIES[row["phase"]].label,
@@ -79,7 +83,7 @@ def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
             for row in shares.to_dict("records")
         ]
         note = f"median over {plural(len(cells), 'image size')}, smallest and largest in brackets"
-        bars.append(Bar("Inside the prefill", note, parts))
+        bars.append(Bar(title, note, parts))
     lengths = sorted({int(steps) + 1 for steps in runs["steps"]})
     shortest_and_longest = dict.fromkeys(lengths[:1] + lengths[-1:])
     return bars + [_request_bar(runs[runs["steps"] == tokens - 1], tokens) for tokens in shortest_and_longest]

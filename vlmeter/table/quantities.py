@@ -140,6 +140,26 @@ HEAD = _component("head", "head", noun="the head", colour="purple")
 #: Phases of a prefill, in their order (`models.families.base.PREFILL_PHASES`); they share no time.
 PHASES = (VISION_ENCODER, PROJECTOR, MERGE, LLM_BLOCKS, HEAD)
 
+UPLOAD = _component("upload", "upload", noun="the upload", colour="green")
+SERVER_INPUTS = _component(
+    "server_inputs", "server's inputs", noun="the server's preprocessing and queue", colour="vermilion"
+)
+SERVER = _component("server", "server", noun="the server, of which no more is known", colour="vermilion")
+RETURN = _component("return", "return", noun="the way back", colour="ink")
+
+#: What lies around the phases of a prefill on a server, in its order (`backends.endpoint.spans`); SERVER stands for all
+#: of it but the upload, phases too, where nothing inside tells more.
+AROUND = (UPLOAD, SERVER_INPUTS, SERVER, RETURN)
+
+#: What a client waits for from the first byte that it sends to the first token, in its order.
+WAITED = (UPLOAD, SERVER_INPUTS, SERVER, *PHASES, RETURN)
+
+OUTSIDE = _named("outside", "outside the model", "upload, the server's preprocessing and queue, and the way back")
+OUTSIDE_SHARE = _named(
+    "outside_share", "outside the model", "part of the time to first token that is outside the model", unit="fraction",
+    colour="vermilion",
+)  # fmt: skip
+
 VISION = _named(
     "vision", "vision", "vision encoder and projector, by hooks", colour="blue", parts=(VISION_ENCODER, PROJECTOR)
 )

@@ -1,0 +1,143 @@
+"""The time to first token at a server is taken apart: around the model, and inside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+
+from tests.support.fakes import FakeRunner
+from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of
+from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, waits
+from vlmeter.analysis.reading import Unknown
+from vlmeter.claims.registry import judge_all
+from vlmeter.figures.registry import get_figure
+from vlmeter.numbers.words import with_interval
+from vlmeter.report.answers import share_bars
+from vlmeter.table.build import build_table
+from vlmeter.table.quantities import (
+    CLOSURE,
+    FIRST_TOKEN,
+    INPUTS,
+    INPUTS_WALL,
+    OUTSIDE,
+    OUTSIDE_SHARE,
+    PREFILL_SUM,
+    SERVER_INPUTS,
+)
+
+WHOLE_MS = sum(AROUND_MS.values())
+PICTURES = {"image_sizes": ["336x336", "672x336", "672x672"]}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """A model by itself, and the same at a server."""
+    tables = []
+    for subject, change in (("eager", lambda path: path), ("served", at_a_server)):
+        runner = FakeRunner(noise_fraction=0.01)
+        results = tmp_path_factory.mktemp(subject)
+        found = records_of(results, runner=runner, vision=PICTURES, latency=LATENCY)
+        tables.append(build_table([change(path) for path in found]).assign(subject=subject))
+    return pd.concat(tables, ignore_index=True)
+
+
+def of(table: pd.DataFrame, subject: str) -> pd.DataFrame:
+    return table[table["subject"] == subject].reset_index(drop=True)
+
+
+def test_what_is_outside_the_model_is_the_sum_of_what_lies_around_it(table: pd.DataFrame) -> None:
+    cells = prefill_cells.vision_cells(table, "served")
+    assert cells[OUTSIDE.column].tolist() == pytest.approx([WHOLE_MS] * len(cells))
+    expected = WHOLE_MS / (WHOLE_MS + cells[PREFILL_SUM.column])
+    assert np.allclose(cells[OUTSIDE_SHARE.column], expected, rtol=0.02)
+    assert prefill_cells.vision_cells(table, "eager")[OUTSIDE.column].isna().all(), "nothing lies around a model alone"
+
+
+def test_the_sum_closes_with_what_lies_around_it(table: pd.DataFrame) -> None:
+    for subject in ("eager", "served"):
+        assert prefill_cells.vision_cells(table, subject)[CLOSURE.column].abs().max() < 0.03
+
+
+def test_the_first_token_waits_for_the_server_in_every_kind_of_cell(table: pd.DataFrame) -> None:
+    runs = decode_runs.decode(of(table, "served"))
+    direct = runs[runs["direct"]]
+    waited = direct[FIRST_TOKEN.column] - direct[INPUTS_WALL.column] - direct[PREFILL_SUM.column]
+    assert np.allclose(waited, WHOLE_MS, atol=1.5)
+    requests = distribution.requests(table, "served")
+    waited = requests[FIRST_TOKEN.column] - requests[INPUTS.column] - requests[PREFILL_SUM.column]
+    assert np.allclose(waited, WHOLE_MS)
+
+
+def test_a_server_that_tells_nothing_of_its_phases_has_a_first_token_all_the_same(table: pd.DataFrame) -> None:
+    rows = of(table, "served")
+    inside = {"vision_encoder", "projector", "merge", "llm_blocks", "head", "return"}
+    dumb = rows[~rows["phase"].isin(inside)].copy()
+    dumb.loc[dumb["phase"] == SERVER_INPUTS.name, "phase"] = "server"
+    cells = prefill_cells.vision_cells(dumb)
+    assert cells[FIRST_TOKEN.column].notna().all()
+    assert cells[OUTSIDE_SHARE.column].isna().all(), "what is outside cannot be told"
+    share = waits.outside_share(cells)
+    assert isinstance(share, Unknown)
+    assert share.reason == "nothing inside the server tells its phases"
+    assert distribution.requests(dumb)[FIRST_TOKEN.column].notna().all()
+    assert "What of it is the model cannot be told" in get_figure("first_token_by_tokens").caption(dumb)
+
+
+def test_the_first_screen_says_what_part_is_outside(table: pd.DataFrame) -> None:
+    names = {subject: [one.name for one in headlines.headlines(table, subject)] for subject in ("eager", "served")}
+    assert names == {"eager": names["served"][:-1], "served": [*names["eager"], "outside"]}
+    cells, runs = prefill_cells.vision_cells(table, "served"), decode_runs.decode(of(table, "served"))
+    bar = share_bars(cells, runs)[0]
+    assert bar.title == "Up to the first token"
+    assert sum(part.fraction for part in bar.parts) == pytest.approx(1.0, abs=0.05)
+    assert "server's inputs" in [part.label for part in bar.parts]
+    alone = prefill_cells.vision_cells(table, "eager")
+    assert share_bars(alone, decode_runs.decode(of(table, "eager")))[0].title == "Inside the prefill"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(0.001, "does not hold"), (1000.0, "holds")])
+def test_whether_most_is_outside_the_model_is_judged(factor: float, verdict: str, tmp_path: Path) -> None:
+    found = records_of(tmp_path, runner=FakeRunner(noise_fraction=0.01), vision=PICTURES, output=None)
+    rows = build_table([at_a_server(path, factor=factor) for path in found])
+    claims = {claim.name: claim for claim in judge_all(rows, str(rows["subject"].iloc[0]))}
+    assert claims["first_token_is_outside"].verdict == verdict
+
+
+def test_without_a_server_the_claim_cannot_be_told(table: pd.DataFrame) -> None:
+    claims = {claim.name: claim for claim in judge_all(table, "eager")}
+    assert claims["first_token_is_outside"].verdict == "cannot tell"
+    assert claims["first_token_is_outside"].statement == "Cannot be told: no server was measured."
+
+
+def test_the_stack_of_a_server_is_as_high_as_its_first_token(table: pd.DataFrame) -> None:
+    module = get_figure("first_token_by_tokens")
+    rows = of(table, "served")
+    assert module.needs(rows) is None
+    share = waits.outside_share(prefill_cells.vision_cells(rows))
+    assert not isinstance(share, Unknown)
+    assert f"{with_interval(share, 'fraction')} is outside the model" in module.caption(rows)
+    assert "The largest part is the server's preprocessing and queue" in module.caption(rows)
+    figure = module.draw(rows)
+    axes = figure.axes[0]
+    tops = sorted({round(patch.get_y() + patch.get_height(), 6) for patch in axes.patches})
+    cells = prefill_cells.vision_cells(rows)
+    highest = (cells[PREFILL_SUM.column] + cells[OUTSIDE.column]).max()
+    assert tops[-1] == pytest.approx(highest, rel=0.02)
+    pyplot.close(figure)
+    assert module.needs(of(table, "eager")) == "no server was measured"
+
+
+def test_an_image_stands_in_a_server_beside_the_model_by_itself(table: pd.DataFrame) -> None:
+    module = get_figure("side_by_side_waits")
+    assert module.needs(table) is None
+    data = waits.same_images(table)
+    assert data.groupby("image")["subject"].apply(list).tolist() == [["eager", "served"]] * 3
+    assert "672 x 672 px" in module.caption(table)
+    figure = module.draw(table)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["eager", "served"] * 3
+    pyplot.close(figure)
+    assert module.needs(of(table, "eager")) == "no image was measured at a server and in another subject"
