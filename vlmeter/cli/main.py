@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vlmeter import __version__
-from vlmeter.cli import compare, machine, predict, sizes, study
+from vlmeter.cli import checkpoint, compare, machine, predict, sizes, study
 from vlmeter.cli.app import app, say
 from vlmeter.common.errors import UserError
 
@@ -17,7 +17,7 @@ COMMANDS = (
     *(sizes.tokens, sizes.size, sizes.reachable),
     *(study.plan, study.status, study.forget),
     predict.predict,
-    machine.doctor,
+    *(checkpoint.checkpoint, machine.doctor),
     study.schema,
     machine.verify,
     *(compare.compare, compare.baseline),
