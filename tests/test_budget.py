@@ -100,3 +100,25 @@ def test_a_model_that_is_spread_over_the_gpus_takes_them_all() -> None:
     assert session_gpus(own.model_copy(update={"device_map": "auto"}), gpus=4) == 4
     assert session_gpus(own.model_copy(update={"device_map": "auto"}), gpus=0) == 1
     assert session_gpus(own.model_copy(update={"device": "cpu"}), gpus=4) == 0
+
+
+SERVED = {"family": "internvl", "preset": "8b", "device": "cuda", "backend": "endpoint"}
+
+
+def test_a_started_server_takes_a_gpu_or_as_many_as_its_options_say_and_a_running_one_none() -> None:
+    started = Subject(**SERVED, endpoint={"engine": "vllm"})
+    spread = Subject(**SERVED, endpoint={"engine": "vllm", "options": ["--tensor-parallel-size", "2"]})
+    running = Subject(**SERVED, endpoint={"url": "http://127.0.0.1:8000/v1"})
+    assert [session_gpus(subject, gpus=4) for subject in (started, spread, running)] == [1, 2, 0]
+    assert session_gpus(started.model_copy(update={"device": "cpu"}), gpus=4) == 0
+
+
+def test_a_session_has_time_and_memory_for_the_server_that_it_starts() -> None:
+    def of(**endpoint: object) -> tuple[int, int]:
+        study = study_of(subjects={"served": {**SERVED, "endpoint": endpoint}})
+        cells = build_plan(study)
+        return session_minutes(study, "served", cells), host_memory_mb(study, "served", cells)
+
+    running, started = of(url="http://127.0.0.1:8000/v1"), of(engine="vllm", ready_seconds=600.0)
+    assert started[0] - running[0] in (10, 11)
+    assert started[1] > 3 * running[1]

@@ -158,6 +158,20 @@ def test_one_card_to_spread_over_is_that_card(monkeypatch: pytest.MonkeyPatch) -
     assert (device.model, device.cards) == ("Example 9000", (device,))
 
 
+def test_a_server_holds_as_many_cards_as_its_options_spread_it_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, cards=3)
+
+    def served(number: int) -> Subject:
+        endpoint = {"engine": "vllm", "options": ["--tensor-parallel-size", str(number)]}
+        return Subject(family="internvl", preset="8b", device="cuda", backend="endpoint", endpoint=endpoint)
+
+    (device,) = devices_for(served(2))
+    assert ([card.name for card in device.cards], device.model) == (["cuda:0", "cuda:1"], "2 x Example 9000")
+    assert len(devices_for(served(1))) == 3, "any of the cards will do"
+    with pytest.raises(UserError, match="options: 4 cards are asked for, and there are 3 x Example 9000 here"):
+        devices_for(served(4))
+
+
 def test_a_model_is_not_spread_over_cards_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 

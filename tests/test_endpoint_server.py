@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,11 +17,14 @@ import pytest
 
 from tests.support import fake_server
 from tests.support.imports import ROOT
+from tests.support.nvml import FakeGpu, fake_nvml
 from tests.support.processes import PATIENCE_S, gone, runs, written
 from vlmeter.backends.endpoint import server
-from vlmeter.backends.endpoint.engine import Launch, Setup
+from vlmeter.backends.endpoint.cards import cards_of
+from vlmeter.backends.endpoint.engine import Launch, Setup, cards_in, visible_cards
 from vlmeter.backends.endpoint.engines import ENGINES, get_engine
-from vlmeter.backends.endpoint.server import NotReady, Server, ServerEnded, start
+from vlmeter.backends.endpoint.request import Address
+from vlmeter.backends.endpoint.server import NotReady, Server, ServerEnded, serving, start
 from vlmeter.common.errors import UserError
 
 PROGRAM = fake_server.__file__
@@ -128,6 +132,33 @@ def _free() -> int:
 def test_what_listens_beyond_the_loopback_address_is_seen(tmp_path: Path) -> None:
     with started(tmp_path, "--host", "0.0.0.0") as running:
         assert running.listens_beyond() == [f"0.0.0.0:{running.url.rpartition(':')[2].removesuffix('/v1')}"]
+
+
+def test_the_processes_of_a_server_that_others_started_are_found_by_its_port(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    with started(tmp_path, "--child", str(child)) as running:
+        address = Address.parse(running.url)
+        assert serving(address) == sorted([running.pid, int(written(child))])
+        assert serving(replace(address, host="localhost")) == serving(address)
+        assert serving(replace(address, host="192.0.2.1")) == [], "another machine's ports are not ours"
+    assert serving(address) == []
+
+
+def test_a_server_in_this_very_process_is_none_of_anothers() -> None:
+    with fake_server.FakeServer() as fake:
+        assert serving(Address.parse(fake.url)) == []
+
+
+def test_the_cards_of_a_server_are_those_that_its_processes_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [FakeGpu(uuid=f"GPU-{n}", compute_pids=pids) for n, pids in enumerate([(7,), (8, 9), ()])]
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(*gpus))
+    assert cards_of([9, 7, 1]) == ["NVIDIA Fake 100", "NVIDIA Fake 100"]
+    assert cards_of([1]) == cards_of([]) == []
+
+
+def test_a_machine_without_nvml_has_no_cards_to_tell_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert cards_of([7]) == []
 
 
 def test_ending_a_server_ends_its_children_wherever_they_went(tmp_path: Path) -> None:
@@ -278,6 +309,32 @@ def test_made_up_weights_are_left_to_engines_that_make_them(tmp_path: Path) -> N
     for name in ("transformers", "llama.cpp"):
         with pytest.raises(UserError, match="makes up no weights"):
             get_engine(name).launch(setup(tmp_path, made_up_weights=True), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "cards"),
+    [
+        ("vllm", [], 1),
+        ("vllm", ["--tensor-parallel-size", "2", "--max-model-len", "4096"], 2),
+        ("vllm", ["-tp=2", "--pipeline-parallel-size=3"], 6),
+        ("sglang", ["--tp", "4"], 4),
+        ("transformers", ["--tp", "4"], 1),
+    ],
+)
+def test_options_say_how_many_cards_a_server_takes(name: str, options: list[str], cards: int) -> None:
+    assert cards_in(options, get_engine(name).card_options) == cards
+
+
+@pytest.mark.parametrize("options", [["-tp", "two"], ["-tp"], ["-tp=0"]])
+def test_a_number_of_cards_that_is_none_is_refused(options: list[str]) -> None:
+    with pytest.raises(UserError, match="options: -tp wants a number of cards"):
+        cards_in(options, get_engine("vllm").card_options)
+
+
+def test_a_server_sees_the_cards_that_its_session_holds_and_no_others() -> None:
+    assert visible_cards(None, {}) == {}
+    assert visible_cards((1,), {}) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert visible_cards((0, 1), {"CUDA_VISIBLE_DEVICES": "3, 5,7"}) == {"CUDA_VISIBLE_DEVICES": "3,5"}
 
 
 def test_an_engine_that_is_none_is_told_with_those_that_are() -> None:

@@ -78,6 +78,8 @@ class Loading:
     cpu_threads: int | None = None
     #: the backend's own keys, by name
     own: Mapping[str, Any] = field(default_factory=dict)
+    #: further cards, by their names for torch, if the session holds several
+    beside: tuple[str, ...] = ()
     #: where the backend may keep files of its own, such as a server's log
     folder: Path | None = None
     #: hears of what takes long
@@ -241,6 +243,21 @@ class HasNotes(Protocol):
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a session asks of its machine beside what every session does.
+
+    gpus: equal cards that it holds on a machine with GPUs; 0: none. processes: further ones that are as large as the
+    session's. loading_s: how long it may take to start them. weights_pass: whether the host's memory or its files hold
+    random weights on their way to a device.
+    """
+
+    gpus: int = 1
+    processes: int = 0
+    loading_s: float = 0.0
+    weights_pass: bool = False
+
+
+@dataclass(frozen=True)
 class Backend:
     """What a way of running says of itself.
 
@@ -250,7 +267,7 @@ class Backend:
     in_process: whether it runs in the session's own process, on a device that is found and held there. reads_weights:
     whether it can read a checkpoint.
     check: says what is wrong with a subject's own keys, if anything. devices: finds the devices that a wish of a study
-    and the own keys stand for; None: those of torch.
+    and the own keys stand for; None: those of torch. needs: says what a session with the own keys asks of its machine.
     """
 
     name: str
@@ -263,3 +280,4 @@ class Backend:
     reads_weights: bool = True
     check: Callable[[Mapping[str, Any]], str | None] = lambda own: None
     devices: Callable[[str, Mapping[str, Any]], tuple[Device, ...] | None] = lambda wish, own: None
+    needs: Callable[[Mapping[str, Any]], Needs] = lambda own: Needs()

@@ -108,6 +108,8 @@ def devices_for(subject: Subject) -> tuple[Device, ...]:
     others = [_cuda_device(index) for index in range(1, torch.cuda.device_count())]
     if subject.device_map:
         return (_together(first, others),)
+    if (wanted := get_backend(subject.backend).needs(own_keys(subject)).gpus) > 1:
+        return (_several(first, others, wanted),)
     return (first, *(device for device in others if device.identity == first.identity))
 
 
@@ -126,6 +128,14 @@ def _together(first: Device, others: Sequence[Device]) -> Device:
         free_bytes=sum(device.free_bytes for device in (first, *others)),
         beside=tuple(others),
     )
+
+
+def _several(first: Device, others: Sequence[Device], wanted: int) -> Device:
+    """One device made of as many equal cards as a backend asks for."""
+    equal = [device for device in others if device.identity == first.identity]
+    if 1 + len(equal) < wanted:
+        raise UserError(f"options: {wanted} cards are asked for, and there are {1 + len(equal)} x {first.model} here")
+    return _together(first, equal[: wanted - 1])
 
 
 def refreshed(device: Device, subject: Subject) -> Device:

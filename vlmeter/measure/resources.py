@@ -14,7 +14,7 @@ from vlmeter.cells.cell import Cell
 from vlmeter.measure.devices import BYTES_PER_VALUE, needed_bytes
 from vlmeter.models.families.registry import get_family
 from vlmeter.study.study import Study
-from vlmeter.study.subject import Subject, subject_spec
+from vlmeter.study.subject import Subject, own_keys, subject_spec
 
 #: Python, torch and the CUDA libraries in a process that has not loaded a model yet. # ASSUME: measured 3 to 5 GiB.
 PROCESS_BYTES = 6 << 30
@@ -76,7 +76,8 @@ def session_minutes(study: Study, subject: str, cells: Sequence[Cell]) -> int:
     """Estimate how long a session of these cells takes at most, loading included."""
     if not get_backend(study.subjects[subject].backend).runs_model:
         return 10
-    load_s = START_SECONDS + weight_bytes(study, subject) / LOAD_BYTES_PER_S
+    loading_s = get_backend(study.subjects[subject].backend).needs(own_keys(study.subjects[subject])).loading_s
+    load_s = START_SECONDS + loading_s + weight_bytes(study, subject) / LOAD_BYTES_PER_S
     cells_s = sum(map(cell_seconds, cells))
     looks_s = SECONDS_BESIDE_ROUNDS * (2 + len(cells) // study.sentinel_every_cells)
     return math.ceil((load_s + DRIFT_FACTOR * (cells_s + looks_s)) / 60)
@@ -87,18 +88,27 @@ def host_memory_mb(study: Study, subject: str, cells: Sequence[Cell]) -> int:
     own = study.subjects[subject]
     if not get_backend(own.backend).runs_model:
         return 1000
-    if own.device == "cpu":
+    needs = get_backend(own.backend).needs(own_keys(own))
+    if needs.gpus == 0:  # it runs elsewhere
+        own_bytes = 0
+    elif own.device == "cpu":
         own_bytes = needed_bytes(own, tuple(cells)) or weight_bytes(study, subject)
     else:
-        own_bytes = 0 if own.weights == "random" else weight_bytes(study, subject) // 2
-    return math.ceil((PROCESS_BYTES + own_bytes) / 1e6)
+        passes = own.weights != "random" or needs.weights_pass
+        own_bytes = weight_bytes(study, subject) // 2 if passes else 0
+    return math.ceil((PROCESS_BYTES * (1 + needs.processes) + own_bytes) / 1e6)
 
 
 def session_gpus(subject: Subject, *, gpus: int) -> int:
-    """Say how many of the GPUs for sessions (`gpus`) one session takes: all of them if its model is spread."""
+    """Say how many of the GPUs for sessions (`gpus`) one session takes.
+
+    All of them if its model is spread, as many as its backend asks for, none if it runs elsewhere.
+    """
     if subject.device == "cpu":
         return 0
-    return max(1, gpus) if subject.device_map else 1
+    if subject.device_map:
+        return max(1, gpus)
+    return get_backend(subject.backend).needs(own_keys(subject)).gpus
 
 
 def session_threads(gpus: int, *, cores: int, of_gpus: int) -> int:

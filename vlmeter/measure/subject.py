@@ -112,7 +112,13 @@ def measure_subject(
         if backend.in_process:
             check_memory(subject_name, subject, cells, device)
         tell(f"{subject_name} runs on {device.name}: {device.identity}")
-        asked = loading(subject, device=device.name, folder=layout.backend_files(subject_name), tell=tell)
+        asked = loading(
+            subject,
+            device=device.name,
+            beside=tuple(card.name for card in device.beside),
+            folder=layout.backend_files(subject_name),
+            tell=tell,
+        )
         held = _Held(lambda: backend.load(asked))
         stack.callback(held.close)
         uuids = [card.uuid for card in device.cards]

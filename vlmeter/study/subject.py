@@ -235,11 +235,16 @@ def has_limits(subject: Subject) -> bool:
 
 
 def loading(
-    subject: Subject, *, device: str, folder: Path | None = None, tell: Callable[[str], None] = lambda message: None
+    subject: Subject,
+    *,
+    device: str,
+    beside: tuple[str, ...] = (),
+    folder: Path | None = None,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Loading:
     """What a backend is asked to load for a subject, on a device (its name for torch).
 
-    folder: where it may keep files of its own; tell: hears of what takes long.
+    beside: further cards that the session holds; folder: where it may keep files of its own; tell: hears of what takes long.
     """
     spec, own = subject_spec(subject), own_keys(subject)
-    return Loading(subject.family, spec, device, subject.cpu_threads, own, folder, tell)
+    return Loading(subject.family, spec, device, subject.cpu_threads, own, beside, folder, tell)

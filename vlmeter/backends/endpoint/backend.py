@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlmeter.backends.base import Backend, Loading, Runner
+from vlmeter.backends.base import Backend, Loading, Needs, Runner
 from vlmeter.backends.device import Device
+from vlmeter.backends.endpoint.engine import cards_in
+from vlmeter.backends.endpoint.engines import get_engine
 from vlmeter.backends.endpoint.keys import Endpoint, Keys
 from vlmeter.backends.endpoint.request import Address
 
 #: A server's memory is its own affair.
 _PLENTY_BYTES = 1 << 50
+
+#: An engine is a server of requests, an engine core and workers, each with torch in it.
+_ENGINE_PROCESSES = 3
 
 
 def check(own: Mapping[str, Any]) -> str | None:
@@ -44,6 +49,15 @@ def devices(wish: str, own: Mapping[str, Any]) -> tuple[Device, ...] | None:
     )
 
 
+def needs(own: Mapping[str, Any]) -> Needs:
+    """Say what a session asks of its machine: next to nothing where the server runs already."""
+    endpoint: Endpoint | None = own["endpoint"]
+    if endpoint is None or endpoint.engine is None:
+        return Needs(gpus=0)
+    gpus = cards_in(endpoint.options, get_engine(endpoint.engine).card_options)
+    return Needs(gpus=gpus, processes=_ENGINE_PROCESSES, loading_s=endpoint.ready_seconds, weights_pass=True)
+
+
 def load(asked: Loading) -> Runner:
     """Start or find the server, and ask what it takes."""
     from vlmeter.backends.endpoint.runner import load_runner
@@ -60,4 +74,5 @@ BACKEND = Backend(
     check=check,
     in_process=False,
     devices=devices,
+    needs=needs,
 )

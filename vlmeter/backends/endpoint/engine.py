@@ -74,6 +74,8 @@ class Engine(Protocol):
     idle_path: str
     #: where its Prometheus metrics are, if it has any
     metrics_path: str | None
+    #: options that spread a model over several cards, each with its spellings; their product is the number of cards
+    card_options: Sequence[tuple[str, ...]]
     #: what its caches are, and with what they are switched off
     caches_off: str
 
@@ -105,6 +107,9 @@ class Engine(Protocol):
 #: Options that decide who reaches a server and what it is called; vlmeter sets them.
 OWN_OPTIONS = ("--host", "--port", "--uds", "--api-key", "--served-model-name", "--alias")
 
+#: The variable by which CUDA shows a process some of the machine's cards.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 #: No engine that a session starts looks for anything outside the machine, or reports home.
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -114,6 +119,32 @@ def check_options(options: Sequence[str]) -> None:
     for option in options:
         if option.partition("=")[0] in OWN_OPTIONS:
             raise UserError(f"options: {option} is set by vlmeter; a started server listens on loopback alone")
+
+
+def cards_in(options: Sequence[str], names: Sequence[tuple[str, ...]]) -> int:
+    """Count the cards that options ask for; raises UserError for a number that is none."""
+    cards = 1
+    for spellings in names:
+        for place, option in enumerate(options):
+            name, equals, text = option.partition("=")
+            if name not in spellings:
+                continue
+            text = text if equals else (options[place + 1] if place + 1 < len(options) else "")
+            if not text.isdecimal() or int(text) < 1:
+                raise UserError(f"options: {name} wants a number of cards, and {text!r} is none")
+            cards *= int(text)
+    return cards
+
+
+def visible_cards(cards: Sequence[int] | None, own: Mapping[str, str]) -> dict[str, str]:
+    """Write the variable that shows a server the cards of a session and no others.
+
+    cards: numbers as the session counts them, which sees some of the machine's cards itself (`own`, its environment).
+    """
+    if cards is None:
+        return {}
+    seen = [name.strip() for name in own.get(VISIBLE, "").split(",") if name.strip()]
+    return {VISIBLE: ",".join(seen[card] if card < len(seen) else str(card) for card in cards)}
 
 
 def said_in(found: object, prefix: str, definitions: Mapping[str, str], *, factor: float = 1.0) -> list[Said]:

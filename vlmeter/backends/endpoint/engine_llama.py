@@ -38,6 +38,7 @@ class LlamaEngine:
     ready_paths: Sequence[str] = ("/health",)
     idle_path = "/health"
     metrics_path: str | None = "/metrics"
+    card_options: Sequence[tuple[str, ...]] = ()
     caches_off = "cache_prompt: false in every request, --cache-ram 0"
 
     def launch(self, setup: Setup, port: int) -> Launch:

@@ -46,6 +46,11 @@ class SglangEngine:
     ready_paths: Sequence[str] = ("/ready", "/v1/models")
     idle_path = "/v1/models"  # its /health generates a token
     metrics_path: str | None = "/metrics"
+    card_options: Sequence[tuple[str, ...]] = (
+        ("--tensor-parallel-size", "--tp-size", "--tp"),
+        ("--pipeline-parallel-size", "--pp-size", "--pp"),
+        ("--data-parallel-size", "--dp-size", "--dp"),
+    )
     caches_off = "--disable-radix-cache --mm-preprocess-cache-size-mb 0, SGLANG_VLM_CACHE_SIZE_MB=0"
 
     def launch(self, setup: Setup, port: int) -> Launch:

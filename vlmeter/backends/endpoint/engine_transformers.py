@@ -21,6 +21,7 @@ class TransformersEngine:
     ready_paths: Sequence[str] = ("/health",)
     idle_path = "/health"
     metrics_path: str | None = None
+    card_options: Sequence[tuple[str, ...]] = ()
     caches_off = "none there"
 
     def launch(self, setup: Setup, port: int) -> Launch:

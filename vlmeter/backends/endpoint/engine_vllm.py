@@ -65,6 +65,11 @@ class VllmEngine:
     ready_paths: Sequence[str] = ("/health",)
     idle_path = "/version"
     metrics_path: str | None = "/metrics"
+    card_options: Sequence[tuple[str, ...]] = (
+        ("--tensor-parallel-size", "-tp"),
+        ("--pipeline-parallel-size", "-pp"),
+        ("--data-parallel-size", "-dp"),
+    )
     caches_off = "--no-enable-prefix-caching --mm-processor-cache-gb 0"
 
     def launch(self, setup: Setup, port: int) -> Launch:

@@ -9,24 +9,27 @@ as many output tokens, none from a cache.
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vlmeter.backends.base import CellFault, DeviceLost, Loading, Mark, OpenedRequest, Prompt
 from vlmeter.backends.clock import Clock, HostClock, Timing
 from vlmeter.backends.endpoint.capabilities import ANY_SERVER, Capabilities, probe
+from vlmeter.backends.endpoint.cards import cards_of
 from vlmeter.backends.endpoint.client import Client, Exchange
-from vlmeter.backends.endpoint.engine import Engine, Setup
+from vlmeter.backends.endpoint.engine import Engine, Launch, Setup, visible_cards
 from vlmeter.backends.endpoint.engine_vllm import call_workers
 from vlmeter.backends.endpoint.engines import ENGINES, get_engine
 from vlmeter.backends.endpoint.faults import Refusal, ServerFault
 from vlmeter.backends.endpoint.keys import Endpoint
 from vlmeter.backends.endpoint.metrics import Metrics, read_metrics
 from vlmeter.backends.endpoint.pictures import encoded, unlike
-from vlmeter.backends.endpoint.request import Body, Chat, encode
-from vlmeter.backends.endpoint.server import Server, start
+from vlmeter.backends.endpoint.request import Address, Body, Chat, encode
+from vlmeter.backends.endpoint.server import Server, serving, start
 from vlmeter.backends.endpoint.spans import first_token_spans, is_prompt, step_ms, token_gaps
 from vlmeter.backends.endpoint.validity import check_answer
 from vlmeter.common.errors import Unsupported, UserError
@@ -93,10 +96,13 @@ def _start(engine: Engine, endpoint: Endpoint, asked: Loading) -> tuple[Server, 
         device=asked.device.partition(":")[0],
         dtype=asked.spec.dtype,
     )
+    log = folder / "server.log"
+    seen = visible_cards(_cards(asked), os.environ)
+    asked.tell(f"the {engine.name} server starts; its log is {log}")
     server = start(
-        lambda port: engine.launch(setup, port),
+        lambda port: _with(engine.launch(setup, port), seen),
         ready_paths=engine.ready_paths,
-        log=folder / "server.log",
+        log=log,
         limit_s=endpoint.ready_seconds,
         tell=asked.tell,
         what=f"the {engine.name} server",
@@ -105,6 +111,16 @@ def _start(engine: Engine, endpoint: Endpoint, asked: Loading) -> tuple[Server, 
         server.stop()
         raise UserError(f"endpoint: the {engine.name} server listens on {', '.join(beyond)}, beyond this machine")
     return server, engine.model_name(setup)
+
+
+def _cards(asked: Loading) -> tuple[int, ...] | None:
+    """The numbers of the cards that the session holds; None on a processor, or where it is not known which."""
+    names = (asked.device, *asked.beside)
+    return tuple(int(name.partition(":")[2]) for name in names) if all(":" in name for name in names) else None
+
+
+def _with(launch: Launch, env: Mapping[str, str]) -> Launch:
+    return replace(launch, env={**launch.env, **env})
 
 
 def _checkpoint(engine: Engine, asked: Loading, folder: Path) -> tuple[Path, bool]:
@@ -176,6 +192,7 @@ class EndpointRunner:
             "model": self._model,
             "started": server is not None,
             "options": list(endpoint.options),
+            "cards": cards_of(self.processes()),
             "dropped": list(server.dropped) if server else [],
             "loading_s": server.loading_s if server else None,
             "caches": "on" if endpoint.caches else ("off" if server else "the server's own"),
@@ -209,7 +226,7 @@ class EndpointRunner:
         """Processes of the server on this machine, whose work is the subject's own."""
         if self._server is not None:
             return self._server.processes()
-        return []
+        return serving(Address.parse(str(self._endpoint.url)))
 
     def disturbances(self) -> tuple[str, ...]:
         """What disturbed the requests since the last time that this was asked."""

@@ -27,6 +27,7 @@ from vlmeter.backends.endpoint import keeper
 from vlmeter.backends.endpoint.client import Client
 from vlmeter.backends.endpoint.engine import Launch
 from vlmeter.backends.endpoint.faults import ServerFault
+from vlmeter.backends.endpoint.request import Address
 from vlmeter.common.errors import UserError
 
 #: Ports that are tried, should others be quicker.
@@ -274,6 +275,23 @@ def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
                 if connection.status == psutil.CONN_LISTEN:
                     found.add((connection.laddr.ip, connection.laddr.port))
     return found
+
+
+def serving(address: Address) -> list[int]:
+    """List the processes of a server that somebody else started on this machine, by the port on which it listens.
+
+    Those that listen, and those below them. Empty for a server on another machine, and for one of another user.
+    """
+    if not _is_loopback(address.host) and address.host != "localhost":
+        return []
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.Error:  # a system that shows them to nobody
+        return []
+    ports = ((found.pid, found.status, found.laddr.port) for found in connections if found.laddr)
+    first = {pid for pid, status, port in ports if pid and status == psutil.CONN_LISTEN and port == address.port}
+    below = {child for pid in first for child in keeper.descendants(pid)}
+    return sorted((first | below) - {os.getpid()})
 
 
 def tail(log: Path, *, lines: int = _LAST_LINES) -> list[str]:
