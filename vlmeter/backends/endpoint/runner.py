@@ -178,6 +178,8 @@ class EndpointRunner:
         self._disturbed: list[str] = []
         self._marked = False
         self._inside: dict[str, Any] | None = self._look_inside()
+        self._version = engine.version(client) if engine else None
+        self._cards = cards_of(self.processes())
         self._trips = client.round_trips_ms(engine.idle_path if engine else "/v1/models", repeats=ROUND_TRIPS)
 
     # ---- what it is
@@ -188,11 +190,11 @@ class EndpointRunner:
         engine, server, endpoint = self._engine, self._server, self._endpoint
         return {
             "engine": engine.name if engine else "not known",
-            "version": engine.version(self._client) if engine else None,
+            "version": self._version,
             "model": self._model,
             "started": server is not None,
             "options": list(endpoint.options),
-            "cards": cards_of(self.processes()),
+            "cards": list(self._cards),
             "dropped": list(server.dropped) if server else [],
             "loading_s": server.loading_s if server else None,
             "caches": "on" if endpoint.caches else ("off" if server else "the server's own"),
@@ -209,8 +211,7 @@ class EndpointRunner:
     def identity(self) -> tuple[str, ...]:
         """What its numbers depend on, beside the subject's own keys."""
         engine = self._engine
-        version = engine.version(self._client) if engine else None
-        return (engine.name if engine else "", version or "", self._model, *self._taken.taken)
+        return (engine.name if engine else "", self._version or "", self._model, *self._taken.taken)
 
     @property
     def notes(self) -> Sequence[str]:
