@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks.chaos import make_dummies
 from tests.support.fake_server import DONE, MODEL, FakeServer, Reset, Script, chunk, plain_answer, usage, usage_alone
+from tests.support.sessions import wait_until
 from tests.support.studies import dataset_items, photographs, pictures_of, study_of
 from vlmeter.backends.base import CellFault, DeviceLost, OpenedRequest, RunsElsewhere, RunsVisionAlone, StampsItself
 from vlmeter.backends.endpoint.client import Exchange
 from vlmeter.backends.endpoint.faults import InvalidSample
 from vlmeter.backends.endpoint.pictures import encoded, unlike
+from vlmeter.backends.endpoint.request import Address
 from vlmeter.backends.endpoint.runner import EndpointRunner, load_runner
 from vlmeter.backends.endpoint.spans import first_token_spans, own_times, step_ms, token_gaps
 from vlmeter.backends.endpoint.stream import Answer, Piece, Usage
@@ -26,10 +30,11 @@ from vlmeter.common.errors import Unsupported, UserError
 from vlmeter.measure.devices import devices_for
 from vlmeter.measure.monitors import QuietMonitor, ServedMonitor
 from vlmeter.measure.session import Machine, SessionFailed, run_session
+from vlmeter.measure.subject import measure_subject
 from vlmeter.models.families.base import ImageOptions, LoadedModel
 from vlmeter.models.families.registry import get_family
 from vlmeter.records.record import Record, read_record
-from vlmeter.study.layout import cell_path
+from vlmeter.study.layout import Layout, cell_path
 from vlmeter.study.loader import parse_study
 from vlmeter.study.plan import build_plan
 from vlmeter.study.study import Study
@@ -442,3 +447,47 @@ def test_a_server_that_ends_is_a_device_that_is_lost(loaded: LoadedModel) -> Non
         runner._server = Ended()  # type: ignore[assignment]
         with pytest.raises(DeviceLost, match="the server ended: out of memory"):
             runner.run(prompt, output_tokens=1, stop="length", marked=False)
+
+
+# --- two at once ---------------------------------------------------------------------------------------
+
+
+def test_two_studies_never_speak_to_one_server_at_once(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMETER_LOCK_DIR", str(tmp_path / "locks"))
+    begun, go_on = threading.Event(), threading.Event()
+    answer = counting(loaded)
+    told: dict[str, list[str]] = {"first": [], "second": []}
+    failed: list[BaseException] = []
+
+    def held_up(body: dict[str, Any]) -> Script:
+        begun.set()
+        assert go_on.wait(60)
+        return answer(body)
+
+    def measure(name: str, url: str) -> None:
+        study = served_study(url, study=name, experiments={"vision_tokens": {"image_sizes": ["60x40"]}})
+        layout = Layout(name, tmp_path)
+        make_dummies(study, layout)
+        try:
+            measure_subject(study, "served", layout, tell=told[name].append, progress=lambda step: None)
+        except BaseException as error:
+            failed.append(error)
+
+    with FakeServer(held_up) as server:
+        first, second = (threading.Thread(target=measure, args=(name, server.url)) for name in told)
+        first.start()
+        assert begun.wait(60)
+        second.start()
+        wait_until(lambda: told["second"])
+        assert len(server.requests) == 1, "the second has asked for nothing"
+        go_on.set()
+        first.join(120)
+        second.join(120)
+    assert failed == []
+    (line, *_) = told["second"]
+    assert f"server {Address.parse(server.url).netloc}" in line
+    assert "study first, subject served" in line, "who has it"
+    done = [read_record(path) for name in told for path in (tmp_path / name / "cells").rglob("*.json")]
+    assert [record.status for record in done] == ["ok", "ok"]
