@@ -17,7 +17,7 @@ from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, WITH_ROOFLINE, get_f
 from vlmeter.common.code import code_digest, digest_of
 from vlmeter.study.layout import ALL_SUBJECTS, Layout
 from vlmeter.study.plan import build_plan
-from vlmeter.study.subject import has_limits
+from vlmeter.study.subject import has_counts, has_limits
 from vlmeter.measure.supervision import OWNER_VARIABLE
 from vlmeter.records.states import (
     cell_states,
@@ -87,6 +87,7 @@ SUBJECTS = list(STUDY.subjects)
 STATES = cell_states(STUDY, PLACES, CELLS)
 # Limits are those of a device that this machine holds, and of a model that runs on it.
 ON_DEVICES = [name for name, subject in STUDY.subjects.items() if has_limits(subject)]
+COUNTED = [name for name, subject in STUDY.subjects.items() if has_counts(subject)]
 
 # Here, all cores, and as many sessions at once as there are GPUs to give. On a cluster no number of cores is given, and a
 # session gets as many as it can use.

@@ -71,7 +71,7 @@ for subject_name in SUBJECTS:
             dummies=[LAYOUT.dummies / image for image in made_pictures(subject_cells)],
             dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
             # a study stops here, before any time on a device, if a count is not what the plan says
-            counts=ancient([LAYOUT.counts(subject_name)] if subject_name in ON_DEVICES else []),
+            counts=ancient([LAYOUT.counts(subject_name)] if subject_name in COUNTED else []),
         output:
             records=update([LAYOUT.record(cell) for cell in subject_cells]),
             seal=LAYOUT.seal(subject_name),

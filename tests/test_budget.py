@@ -20,7 +20,7 @@ from vlmeter.measure.resources import (
 from vlmeter.study.loader import load_study
 from vlmeter.study.plan import build_plan
 from vlmeter.study.study import Study
-from vlmeter.study.subject import Subject
+from vlmeter.study.subject import Subject, has_counts, has_limits
 
 
 def big(**subject: Any) -> Study:
@@ -122,3 +122,10 @@ def test_a_session_has_time_and_memory_for_the_server_that_it_starts() -> None:
     running, started = of(url="http://127.0.0.1:8000/v1"), of(engine="vllm", ready_seconds=600.0)
     assert started[0] - running[0] in (10, 11)
     assert started[1] > 3 * running[1]
+
+
+def test_a_served_subjects_counts_are_checked_before_its_server_is_started_and_it_has_no_limits_of_a_device() -> None:
+    served = Subject(**SERVED, endpoint={"engine": "vllm"})
+    eager, fake = (Subject(**{**SERVED, "backend": name}) for name in ("eager", "fake"))
+    assert [has_counts(subject) for subject in (served, eager, fake)] == [True, True, False]
+    assert [has_limits(subject) for subject in (served, eager, fake)] == [False, True, False]

@@ -234,6 +234,11 @@ def has_limits(subject: Subject) -> bool:
     return backend.runs_model and backend.in_process
 
 
+def has_counts(subject: Subject) -> bool:
+    """Whether a subject has a processor of its own, against which the plan's counts can be checked."""
+    return get_backend(subject.backend).runs_model
+
+
 def loading(
     subject: Subject,
     *,
@@ -244,7 +249,8 @@ def loading(
 ) -> Loading:
     """What a backend is asked to load for a subject, on a device (its name for torch).
 
-    beside: further cards that the session holds; folder: where it may keep files of its own; tell: hears of what takes long.
+    beside: further cards that the session holds; folder: where it may keep files of its own; tell: hears of what takes
+    long.
     """
     spec, own = subject_spec(subject), own_keys(subject)
     return Loading(subject.family, spec, device, subject.cpu_threads, own, beside, folder, tell)
