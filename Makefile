@@ -22,7 +22,7 @@ checksum = $(shell { pwd -P; cat $(1); } | cksum | cut -d ' ' -f 1)
 RUN_STAMP := .venv/.requirements.lock-$(call checksum,requirements.lock)
 DEV_STAMP := .venv/.requirements-dev.lock-$(call checksum,requirements-dev.lock)
 PACKAGE_STAMP := .venv/.package-$(call checksum,pyproject.toml)
-ifneq ($(filter test lint format lock,$(MAKECMDGOALS)),)
+ifneq ($(filter test test-servers servers lint format lock,$(MAKECMDGOALS)),)
 LOCK := requirements-dev.lock
 STAMP := $(DEV_STAMP)
 else
@@ -33,11 +33,14 @@ ifneq ($(shell .venv/bin/python -c 'print("starts")' 2>/dev/null),starts)
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help run test lint format lock clean
+# The tests that speak to real serving engines; each is skipped where its engine was not made.
+REAL_SERVER_TESTS := tests/test_real_servers.py tests/test_real_studies.py
+
+.PHONY: help run test servers test-servers lint format lock clean
 
 help: ## list these commands
 	@echo 'usage: make COMMAND'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 run: $(PACKAGE_STAMP) ## measure and report; the study is STUDY=config.yaml, CORES=2 uses fewer cores than there are
 	@set -eu; report="$$(.venv/bin/python -m vlmeter.workflow.where "$(STUDY)")"; \
@@ -48,6 +51,13 @@ run: $(PACKAGE_STAMP) ## measure and report; the study is STUDY=config.yaml, COR
 test: lint ## everything that has to hold: lint, types, unit, workflow and end-to-end tests
 	@echo 'Running the tests'
 	@$(IN_VENV) OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup --durations=10
+
+servers: $(PACKAGE_STAMP) ## make the real serving engines of the tests, once: vLLM for processors, transformers serve (5 GB)
+	@.venv/bin/python tools/servers.py vllm
+	@.venv/bin/python tools/servers.py transformers
+
+test-servers: servers ## run the tests with real serving engines alone
+	@$(IN_VENV) OMP_NUM_THREADS=1 pytest --durations=10 $(REAL_SERVER_TESTS)
 
 lint: $(PACKAGE_STAMP) ## style, formatting, the workflow's own lint, types; changes nothing
 	.venv/bin/ruff check --quiet
