@@ -1,24 +1,19 @@
 """Real serving engines on this machine's processor, with models of made-up weights.
 
 They are made by `python tools/servers.py vllm` and `... transformers`; without them these tests are skipped.
+Studies on them, and other families, are in test_real_studies.py.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import pytest
 
-from tests.support.imports import ROOT
-from tests.support.processes import gone, written
-from tests.support.real_servers import LIMIT_S, get_engine, noise, predicted_tokens, program_of, serve, setup_of
+from tests.support.processes import gone
+from tests.support.real_servers import get_engine, noise, predicted_tokens, program_of, serve, setup_of
 from vlmeter.backends.endpoint.capabilities import Capabilities, probe
 from vlmeter.backends.endpoint.client import Client, Exchange
 from vlmeter.backends.endpoint.engine import Engine
@@ -57,7 +52,7 @@ class Served(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[("vllm", "llava_next"), ("vllm", "qwen2_5_vl"), ("transformers", "llava_next")],
+    params=[("vllm", "llava_next"), ("transformers", "llava_next")],
     ids=lambda pair: "-".join(pair),
 )
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -133,7 +128,7 @@ def test_phases_inside_vllm_add_up_to_what_its_steps_took(served: Served) -> Non
     usage = exchange.answer.usage
     assert usage is not None
     assert sum(step["requests"][0]["tokens"] for step in prefill) == usage.prompt_tokens
-    assert len(prefill) == (2 if served.family == "llava_next" else 1), "a long prompt comes in chunks"
+    assert len(prefill) == 2, "a long prompt comes in chunks"
     assert len(steps) - len(prefill) == 7, "the first of 8 tokens comes out of the prefill"
     spans = {span["name"]: span for span in prefill[0]["spans"]}
     assert spans["execute"]["ms"] >= spans["vision"]["ms"] + spans["forward"]["ms"]
@@ -149,29 +144,11 @@ def test_phases_inside_vllm_add_up_to_what_its_steps_took(served: Served) -> Non
     assert call_workers(served.client, "vlmeter_remove_marks") == [{"removed": True}]
 
 
-SESSION = """
-import os, sys, time
-from pathlib import Path
-from tests.support.real_servers import get_engine, serve, setup_of
-
-folder, engine = Path(sys.argv[1]), get_engine("vllm")
-server = serve(engine, setup_of("vllm", "llava_next", folder), folder)
-Path(folder, "new").write_text(" ".join(map(str, [server._keeper.pid, *server.processes()])))
-os.rename(folder / "new", folder / "pids")
-time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("victim", ["session", "keeper", "VLLM::EngineCore", "VLLM::Worker"])
-def test_whichever_process_is_killed_vllm_leaves_none(tmp_path: Path, victim: str) -> None:
-    program_of("vllm")
-    session = subprocess.Popen([sys.executable, "-c", SESSION, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        keeper, *pids = map(int, written(tmp_path / "pids", patience_s=LIMIT_S).split())
-        named = {psutil.Process(pid).name(): pid for pid in pids}
-        assert {"VLLM::EngineCore", "VLLM::Worker"} <= set(named), "several processes"
-        os.kill({**named, "session": session.pid, "keeper": keeper}[victim], signal.SIGKILL)
-        assert gone(*pids, patience_s=60)
-    finally:
-        session.kill()
-        session.wait()
+def test_a_keeper_that_is_killed_takes_every_process_of_a_server_along(served: Served) -> None:
+    """The last test of each server, which is gone after it."""
+    pids = served.server.processes()
+    named = {psutil.Process(pid).name() for pid in pids}
+    if served.engine.name == "vllm":
+        assert {"VLLM::EngineCore", "VLLM::Worker"} <= named, "several processes"
+    served.server._keeper.kill()
+    assert gone(*pids, patience_s=60)
