@@ -1,4 +1,4 @@
-"""Where a served model's first token goes: one command that starts the server, measures, checks itself and prints tables.
+"""Where a served model's first token goes: one command that starts the server, measures, checks itself, prints tables.
 
     python -m benchmarks.served --python PATH/TO/vllm/bin/python --family qwen2_5_vl --preset 7b --dtype bfloat16
 
@@ -211,7 +211,7 @@ def before_it_ends(action: Callable[[Server], None]) -> Iterator[None]:
         finally:
             stop(server)
 
-    Server.stop = stop_after  # type: ignore[method-assign]
+    Server.stop = stop_after  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -388,7 +388,7 @@ def _about(record: Record) -> str:
 
 
 def _pixels(record: Record) -> int:
-    return sum(picture.width_px * picture.height_px for picture in record.requests[0].pictures)
+    return sum((picture.width_px or 0) * (picture.height_px or 0) for picture in record.requests[0].pictures)
 
 
 def _picture(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from vlmeter.backends.endpoint.stream import Answer
 #: The folder that the server's PYTHONPATH gains, and the class in it; see there.
 EXTENSION_FOLDER = Path(__file__).parent / "inside"
 EXTENSION = "vlmeter_vllm_marks.PhaseMarks"
+
+#: The class in its place where no marks are wanted: a worker's meeting point listens on the loopback address with both.
+WITHOUT_MARKS = "vlmeter_vllm_loopback.OnLoopback"
+
+#: The machine's own network interface, for what else workers meet over.
+_INTERFACES = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 
 #: vllm/entrypoints: build_per_request_timing_metrics.
 PER_REQUEST: Mapping[str, str] = {
@@ -78,15 +85,16 @@ class VllmEngine:
         argv = [str(setup.program), "-m", "vllm.entrypoints.openai.api_server", "--model", str(setup.checkpoint)]
         argv += ["--served-model-name", setup.model, "--host", "127.0.0.1", "--port", str(port)]
         argv += ["--dtype", setup.dtype, "--enable-prompt-tokens-details", "--enable-per-request-metrics"]
-        env = {**QUIET, "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1"}
+        env = {**QUIET, **_INTERFACES, "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1"}
+        env["PYTHONPATH"] = str(EXTENSION_FOLDER)
+        argv += ["--worker-extension-cls", EXTENSION if setup.marks else WITHOUT_MARKS]
         if not setup.caches:
             argv += self.caches_off.split()
         if setup.made_up_weights:
             argv += ["--load-format", "dummy"]
         if setup.marks:
-            argv += ["--worker-extension-cls", EXTENSION]
             # opens the engine's methods to whoever reaches the port, which is this machine alone
-            env |= {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(EXTENSION_FOLDER)}
+            env["VLLM_SERVER_DEV_MODE"] = "1"
         return Launch((*argv, *setup.options), env, optional=("--enable-per-request-metrics",))
 
     def model_name(self, setup: Setup) -> str:

@@ -15,9 +15,14 @@ What a version of vLLM does not have is told by name (`missing`), never guessed.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
+
+with contextlib.suppress(ImportError):  # it lies beside this file, and is wanted in every worker
+    import_module("vlmeter_vllm_loopback")
 
 #: Steps that are kept until they are taken; a server that nobody asks does not fill its memory.
 MOST_STEPS = 20_000
@@ -322,8 +327,6 @@ class _Marks:
 
     def about(self) -> dict[str, Any]:
         try:
-            from importlib import import_module
-
             version = import_module("vllm.version").__version__
         except Exception:
             version = None
