@@ -378,7 +378,7 @@ def _about(record: Record) -> str:
     at, server = record.environment, record.environment["server"]
     inside = server["inside"] or {}
     return (
-        f"{at['device']}, driver {at['driver']}; {server['engine']} {server['version']}, "
+        f"{at['device_model']}, driver {at['driver']}; {server['engine']} {server['version']}, "
         f"{inside.get('model')} on {inside.get('runner')}, marks by {inside.get('clock')} "
         f"({', '.join(inside.get('marks', []))}; missing: {inside.get('missing') or 'none'}); "
         f"options {' '.join(server['options']) or 'none'}; caches {server['caches']}; ready after "

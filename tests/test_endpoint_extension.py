@@ -7,6 +7,8 @@ encoder in an object of its own, and may replay a step as one graph, past the mo
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import util
@@ -17,6 +19,7 @@ import pytest
 from torch import nn
 
 from tests.support.fake_server import FakeServer, Script
+from tests.support.imports import ROOT
 from vlmeter.backends.endpoint.client import Client
 from vlmeter.backends.endpoint.engine_vllm import EXTENSION, EXTENSION_FOLDER, call_workers
 
@@ -454,3 +457,18 @@ def test_methods_of_the_extension_are_called_over_http() -> None:
     )
     with FakeServer(paths={"/collective_rpc": told}) as server, Client(server.url) as client:
         assert call_workers(client, "vlmeter_take_marks") == [{"steps": []}]
+
+
+def test_workers_meet_on_the_loopback_address_alone() -> None:
+    """In a process of its own: a process meets once."""
+    program = """
+import psutil, torch.distributed as d
+import vlmeter_vllm_loopback
+from vlmeter.backends.endpoint.server import free_port
+d.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", world_size=1, rank=0)
+found = {c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+assert found == {"127.0.0.1"}, found
+"""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{EXTENSION_FOLDER}", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
