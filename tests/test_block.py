@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.support.fakes import FakeRunner, out_of_memory
+from tests.support.fakes import FakeRunner, ReadyRunner, out_of_memory
 from tests.support.studies import machine_of, photographs, run_fake, study_of
 from vlmeter.backends.base import OpenedRequest, OutOfDeviceMemory
 from vlmeter.cells.cell import Cell, Expected, Request
@@ -131,6 +131,46 @@ def test_the_first_use_of_a_shape_is_in_no_sample() -> None:
     result = measured(block_cell(), runner)
     assert min(result.warmups[0].wall_ms) > 5000
     assert max(timing.wall_ms for timing in result.timings["request"]) < 1000
+
+
+def test_every_shape_and_length_is_ready_before_the_requests() -> None:
+    runner = ReadyRunner()
+    result = measured(block_cell(samples=20, block_samples=20), runner)
+    assert len(runner.made) == len(set(runner.made)) == 2 * 3, "two sizes of picture, three lengths"
+    assert runner.late == []
+    assert result.seconds["compile"] + result.seconds["capture"] == pytest.approx(6 * 4.0)
+    assert sum(result.seconds.values()) == pytest.approx(runner.clock.host_ms() / 1000, rel=0.01)
+    assert max(timing.wall_ms for timing in result.timings["request"]) < 1000
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_what_a_runner_could_not_keep_is_made_anew_between_requests_and_in_none(kept: int) -> None:
+    runner = ReadyRunner(kept=kept)
+    result = measured(block_cell(samples=20, block_samples=20), runner)
+    assert len(runner.made) > 6
+    assert runner.late == []
+    assert max(timing.wall_ms for timing in result.timings["request"]) < 1000
+    assert sum(result.seconds.values()) == pytest.approx(runner.clock.host_ms() / 1000, rel=0.01)
+
+
+def test_what_was_given_back_for_want_of_memory_is_made_anew_between_requests() -> None:
+    runner, calls = ReadyRunner(), 0
+
+    def fail() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6 + 3:
+            out_of_memory()
+
+    runner.fail["generate"] = fail
+    result = measured(block_cell(samples=12, block_samples=12), runner)
+    assert len(result.failed) == 1
+    assert runner.late == []
+
+
+def test_too_little_memory_to_get_a_shape_ready_is_told_by_its_request() -> None:
+    result = measured(block_cell(), ReadyRunner(fail={"ready": out_of_memory}))
+    assert (result.status, len(result.failed)) == ("oom", 4)
 
 
 def test_a_warm_up_may_be_repeated_and_is_short() -> None:

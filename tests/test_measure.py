@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.support.fakes import FakeClock, FakeRunner, out_of_memory
+from tests.support.fakes import FakeClock, FakeRunner, ReadyRunner, out_of_memory
 from tests.support.studies import pictures_of, study_of
 from vlmeter.backends.base import Prompt
 from vlmeter.backends.clock import ClockError
@@ -127,6 +127,25 @@ def test_a_warm_up_that_never_settles_ends_and_says_so() -> None:
     by_arm = {warmup.arm: warmup for warmup in result.warmups}
     assert (len(by_arm["vision"].wall_ms), by_arm["vision"].settled) == (6, False)
     assert by_arm["plain"].settled
+
+
+def test_what_is_compiled_and_captured_is_ready_before_the_warm_up_and_in_no_sample() -> None:
+    runner = ReadyRunner()
+    result = measured(output_cell(16), runner)
+    assert runner.made == [(runner.made[0][0], 16)], "for its own length, not that of the warm-up"
+    assert runner.late == []
+    assert (result.seconds["compile"], result.seconds["capture"]) == (3.0, 1.0)
+    assert result.seconds["warmup"] + result.seconds["rounds"] < 4.0
+    assert max(max(warmup.wall_ms) for warmup in result.warmups) < runner.ready_ms
+
+
+def test_a_runner_that_has_nothing_to_make_ready_says_nothing_of_it() -> None:
+    assert {"compile", "capture"}.isdisjoint(measured(vision_cell()).seconds)
+
+
+def test_too_little_memory_to_get_ready_is_a_result() -> None:
+    result = measured(vision_cell(), ReadyRunner(fail={"ready": out_of_memory}))
+    assert (result.status, result.reason) == ("oom", "tried to allocate 2.00 GiB")
 
 
 def test_a_long_generation_is_warmed_up_with_a_short_one() -> None:

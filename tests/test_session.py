@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakes import FakeRunner, out_of_memory
+from tests.support.fakes import FakeRunner, ReadyRunner, out_of_memory
 from tests.support.studies import QUESTION, machine_of, pictures_of, run_fake, study_of
 from vlmeter.backends.base import OpenedRequest, Runner
 from vlmeter.cells.cell import Cell
@@ -62,6 +62,27 @@ def test_what_a_family_says_of_its_phases_stands_in_every_record(tmp_path: Path)
     study = study_of()
     run_fake(study, tmp_path, runner=Noting())
     assert all(record.environment["notes"] == ["projector: none"] for record in records(tmp_path, study).values())
+
+
+def test_notes_that_come_with_a_shape_stand_in_the_records_from_then_on(tmp_path: Path) -> None:
+    class Learning(ReadyRunner):
+        @property
+        def notes(self) -> tuple[str, ...]:
+            return tuple(f"a shape of {tokens} tokens is captured" for tokens, _ in self.made)
+
+    study = study_of()
+    run_fake(study, tmp_path, runner=Learning())
+    noted = [len(record.environment["notes"]) for record in records(tmp_path, study).values()]
+    assert min(noted) < max(noted) == ALL
+
+
+def test_what_a_shape_takes_to_be_ready_stands_in_its_record_though_the_sentinel_came_first(tmp_path: Path) -> None:
+    study = study_of()
+    summary = run_fake(study, tmp_path, runner=ReadyRunner())
+    found = list(records(tmp_path, study).values())
+    assert [(record.seconds["compile"], record.seconds["capture"]) for record in found] == [(3.0, 1.0)] * ALL
+    assert summary.seconds["compile"] == pytest.approx(3.0 * ALL)
+    assert "% compiling" in summary.spent()
 
 
 def vision_study(**changes: Any) -> Study:

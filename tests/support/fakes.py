@@ -216,3 +216,37 @@ def _planned_text_tokens(question: str) -> int:
 def out_of_memory() -> None:
     """Raise what a runner raises when its device is full."""
     raise OutOfDeviceMemory("tried to allocate 2.00 GiB")
+
+
+@dataclass
+class ReadyRunner(FakeRunner):
+    """A fake that captures every length of a prompt before it can run it, keeps so many, and says what was late."""
+
+    ready_ms: float = 4000.0
+    kept: int = 64
+    made: list[tuple[int, int]] = field(default_factory=list)
+    late: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._held: list[tuple[int, int]] = []
+
+    def ready(self, prompt: Prompt, *, output_tokens: int) -> dict[str, float]:
+        self._call("ready")
+        key = (prompt.counts.prompt_tokens, output_tokens)
+        if key in self._held:
+            return {}
+        self._held = [*self._held, key][-self.kept :]
+        self.made.append(key)
+        self.clock.work(device_ms=self.ready_ms)
+        self.clock.synchronize()
+        return {"compile": 0.75 * self.ready_ms / 1000, "capture": 0.25 * self.ready_ms / 1000}
+
+    def generate(self, prompt: Prompt, *, output_tokens: int, stop: str, mark: Any = None) -> list[int]:
+        if not any(tokens == prompt.counts.prompt_tokens and most >= output_tokens for tokens, most in self._held):
+            self.late.append((prompt.counts.prompt_tokens, output_tokens))
+        return super().generate(prompt, output_tokens=output_tokens, stop=stop, mark=mark)
+
+    def release(self) -> None:
+        self._held.clear()
+        super().release()

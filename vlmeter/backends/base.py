@@ -202,6 +202,18 @@ class StampsItself(Protocol):
 
 
 @runtime_checkable
+class GetsReady(Protocol):
+    """It compiles or captures what a shape of request runs on, which must happen in no sample."""
+
+    def ready(self, prompt: Prompt, *, output_tokens: int) -> Mapping[str, float]:
+        """Make everything that such a request runs on, unless it is there already.
+
+        Returns the seconds that it took, by what they were for (`compile`, `capture`); none if all was there.
+        """
+        ...
+
+
+@runtime_checkable
 class RunsElsewhere(Protocol):
     """It runs in processes of its own, which are ended with it."""
 
@@ -247,13 +259,15 @@ class Needs:
     """What a session asks of its machine beside what every session does.
 
     gpus: equal cards that it holds on a machine with GPUs; 0: none. processes: further ones that are as large as the
-    session's. loading_s: how long it may take to start them. weights_pass: whether the host's memory or its files hold
+    session's. loading_s: how long it may take to start them. ready_s: how long to get a shape ready (`GetsReady`).
+    weights_pass: whether the host's memory or its files hold
     random weights on their way to a device.
     """
 
     gpus: int = 1
     processes: int = 0
     loading_s: float = 0.0
+    ready_s: float = 0.0
     weights_pass: bool = False
 
 

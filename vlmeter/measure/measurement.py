@@ -12,6 +12,9 @@ from vlmeter.models.families.base import Counts
 from vlmeter.numbers.medians import Estimate, median_estimate
 from vlmeter.records.parts import Energy, FailedRequest, MeasuredRequest, Round, Series, Warmup
 
+#: Keys of `Measurement.seconds` for what a runner does before it can run a shape at its own speed.
+GETTING_READY = ("compile", "capture")
+
 
 class CountMismatch(Exception):
     """The model's real inputs hold other counts than the plan predicted: the cell's numbers would be mislabelled."""

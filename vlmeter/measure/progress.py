@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlmeter.cells.cell import Cell
+from vlmeter.measure.measurement import GETTING_READY
 from vlmeter.numbers.medians import Estimate
 
 
@@ -52,11 +53,18 @@ class Summary:
             return ""
         names = {
             "load": "loading",
+            "compile": "compiling",
+            "capture": "capturing",
             "warmup": "warm-up",
             "rounds": "samples",
             "sentinel": "samples of the sentinel",
             "extras": "busy time, memory and energy",
         }
-        parts = [f"{100 * self.seconds.get(key, 0.0) / whole_s:.0f} % {name}" for key, name in names.items()]
+        seldom = {key for key in GETTING_READY if key not in self.seconds}
+        parts = [
+            f"{100 * self.seconds.get(key, 0.0) / whole_s:.0f} % {name}"
+            for key, name in names.items()
+            if key not in seldom
+        ]
         sampled_s = sum(self.seconds.get(key, 0.0) for key in ("warmup", "rounds", "sentinel"))
         return f"{whole_s:.0f} s: {', '.join(parts)}; {100 * sampled_s / whole_s:.0f} % in warm-up and samples"

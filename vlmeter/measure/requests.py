@@ -4,7 +4,8 @@ A distribution wants many different requests rather than many rounds of one. So 
 prepared and copied, prefill, decode, with a mark at every boundary of a phase - and is not repeated. What a server that
 has run for a while does not see is kept out of it: before the requests, every distinct shape among them (crops and
 prompt tokens) is run `min_warmup` times, with few output tokens; those runs stand in the record as warm-up and in no
-sample. The order of the requests within the cell is random.
+sample. A runner that compiles or captures does so before them, for every shape and output length. The order of the
+requests within the cell is random.
 
 A cell may have any number of requests of any size: pictures are opened one at a time and let go, and of each request
 only a few numbers are kept. A request for which the device has not enough memory is listed with its reason, and the
@@ -19,6 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from vlmeter.backends.base import (
+    GetsReady,
     MarksPhases,
     OpenedRequest,
     OutOfDeviceMemory,
@@ -30,9 +32,9 @@ from vlmeter.backends.base import (
 from vlmeter.backends.clock import Marks, Timing, time_call
 from vlmeter.cells.cell import Cell, Request
 from vlmeter.measure.arms import WARMUP_OUTPUT_TOKENS
-from vlmeter.measure.measurement import Measurement, check_counts
+from vlmeter.measure.measurement import GETTING_READY, Measurement, check_counts
 from vlmeter.measure.monitors import Monitor
-from vlmeter.measure.rounds import ENERGY_MIN_SPAN_S, read_energy, release, seen
+from vlmeter.measure.rounds import ENERGY_MIN_SPAN_S, get_ready, read_energy, release, seen
 from vlmeter.models.families.base import Counts
 from vlmeter.records.parts import Energy, FailedRequest, MeasuredRequest, Round, Warmup
 
@@ -72,17 +74,18 @@ def measure_requests(
     many = _Many(cell, open_request, runner, monitor=monitor, rng=rng, started_ms=started_ms)
     begin_ms = runner.clock.host_ms()
     many.warm_up()
-    warm_ms = runner.clock.host_ms()
+    warm_ms, warm_ready_s = runner.clock.host_ms(), many.ready_s
     many.take_requests()
-    rounds_ms = runner.clock.host_ms()
+    rounds_ms, ready_s = runner.clock.host_ms(), many.ready_s
     if many.result.timings[ARM]:
         many.look_further()
     else:
         many.result.status, many.result.reason = "oom", many.result.failed[0].reason
         many.result.timings = {}
-    seconds = {"warmup": warm_ms - begin_ms, "rounds": rounds_ms - warm_ms}
     many.result.seconds = {
-        **{name: spent_ms / 1000 for name, spent_ms in seconds.items()},
+        **many.result.seconds,
+        "warmup": (warm_ms - begin_ms) / 1000 - warm_ready_s,
+        "rounds": (rounds_ms - warm_ms) / 1000 - (ready_s - warm_ready_s),
         "extras": (runner.clock.host_ms() - rounds_ms) / 1000,
     }
     return many.result
@@ -127,14 +130,28 @@ class _Many:
         counts = self._runner.prepare(self._opened(place)).counts
         return counts.crops, counts.vision_tokens, counts.prompt_tokens
 
+    @property
+    def ready_s(self) -> float:
+        """Seconds that have gone into compiling and capturing."""
+        return sum(self.result.seconds.get(name, 0.0) for name in GETTING_READY)
+
+    def _get_ready(self, place: int) -> bool:
+        """Make ready what a request runs on; whether there was anything to be made."""
+        if not isinstance(self._runner, GetsReady):
+            return False
+        prompt = self._runner.prepare(self._opened(place))
+        tokens = self._cell.requests[place].output_tokens
+        return get_ready(self._runner, prompt, output_tokens=tokens, result=self.result)
+
     def warm_up(self) -> None:
-        """Run every distinct shape of the cell with few output tokens."""
+        """Run every distinct shape of the cell with few output tokens; get ready what has to be, for every length."""
         wall_ms: list[float] = []
         known: set[Shape] = set()
         for place, request in enumerate(self._cell.requests):
             enough = True
             try:
-                if (shape := self._shape(place)) in known:
+                made = self._get_ready(place)
+                if (shape := self._shape(place)) in known and not made:
                     continue
                 known.add(shape)
                 for _ in range(self._cell.sampling.min_warmup):
@@ -190,8 +207,11 @@ class _Many:
         for place in order:
             request = self._cell.requests[place]
             round_ms = self._runner.clock.host_ms()
-            reason, before_j = None, self._monitor.energy_j()
+            reason, before_j = None, None
             try:
+                if self._get_ready(place):  # more shapes than a runner keeps, or given back for want of memory
+                    self._run(place, output_tokens=min(request.output_tokens, WARMUP_OUTPUT_TOKENS))
+                before_j = self._monitor.energy_j()
                 run = self._run(place, output_tokens=request.output_tokens)
             except OutOfDeviceMemory as error:
                 reason = str(error)

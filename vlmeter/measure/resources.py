@@ -76,9 +76,9 @@ def session_minutes(study: Study, subject: str, cells: Sequence[Cell]) -> int:
     """Estimate how long a session of these cells takes at most, loading included."""
     if not get_backend(study.subjects[subject].backend).runs_model:
         return 10
-    loading_s = get_backend(study.subjects[subject].backend).needs(own_keys(study.subjects[subject])).loading_s
-    load_s = START_SECONDS + loading_s + weight_bytes(study, subject) / LOAD_BYTES_PER_S
-    cells_s = sum(map(cell_seconds, cells))
+    needs = get_backend(study.subjects[subject].backend).needs(own_keys(study.subjects[subject]))
+    load_s = START_SECONDS + needs.loading_s + weight_bytes(study, subject) / LOAD_BYTES_PER_S
+    cells_s = sum(cell_seconds(cell) + needs.ready_s * len(cell.requests) for cell in cells)
     looks_s = SECONDS_BESIDE_ROUNDS * (2 + len(cells) // study.sentinel_every_cells)
     return math.ceil((load_s + DRIFT_FACTOR * (cells_s + looks_s)) / 60)
 

@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 
 from vlmeter.backends.base import (
     BusyTime,
+    GetsReady,
     HoldsMemory,
     OpenedRequest,
     OutOfDeviceMemory,
@@ -110,6 +111,16 @@ def seen(opened: OpenedRequest, counts: Counts, *, place: int = 0) -> MeasuredRe
     return MeasuredRequest(place=place, counted=counts, pictures=pictures, question=opened.question)
 
 
+def get_ready(runner: Runner, prompt: Prompt, *, output_tokens: int, result: Measurement) -> bool:
+    """Let a runner compile and capture what a request runs on, outside of every sample; whether there was anything."""
+    if not isinstance(runner, GetsReady):
+        return False
+    spent = runner.ready(prompt, output_tokens=output_tokens)
+    for name, seconds in spent.items():
+        result.seconds[name] = result.seconds.get(name, 0.0) + seconds
+    return bool(spent)
+
+
 def release(runner: Runner) -> None:
     """Let a runner give back what memory it holds for reuse."""
     if isinstance(runner, HoldsMemory):
@@ -126,9 +137,10 @@ def _warm_up_and_sample(
     result: Measurement,
 ) -> None:
     clock = bench.runner.clock
-    begin_ms = clock.host_ms()
     result.requests.append(seen(bench.opened, bench.prompt.counts))
     check_counts(bench.cell, bench.cell.expected, bench.prompt.counts)
+    get_ready(bench.runner, bench.prompt, output_tokens=bench.output_tokens, result=result)
+    begin_ms = clock.host_ms()
     _warm_up(bench, arms, result)
     warm_ms = clock.host_ms()
     result.seconds["warmup"] = (warm_ms - begin_ms) / 1000

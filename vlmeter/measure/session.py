@@ -26,7 +26,7 @@ from vlmeter.cells.cell import Cell, sentinel_of
 from vlmeter.cells.keys import Sampling
 from vlmeter.common.errors import Unsupported, UserError
 from vlmeter.inputs.pictures import Pictures
-from vlmeter.measure.measurement import CountMismatch, Measurement
+from vlmeter.measure.measurement import GETTING_READY, CountMismatch, Measurement
 from vlmeter.measure.monitors import Monitor
 from vlmeter.measure.progress import Progress, Summary
 from vlmeter.measure.recording import named
@@ -153,6 +153,8 @@ class _Session:
         self.order_seed = f"{study.seed}/{subject_name}"
         self._fresh: list[Record] = []
         self._done = 0
+        #: seconds that getting a cell's shape ready took when it was looked at as the sentinel, by cell
+        self._ready_early: dict[str, dict[str, float]] = {}
         self._measured = 0  # counts a cell that is measured twice twice
         self._reference: Estimate | None = None
         self._installed: Mapping[str, str] = {}
@@ -213,8 +215,6 @@ class _Session:
         self._environment = {"device_identity": self.machine.identity, **self.machine.describe()}
         if isinstance(runner, RunsElsewhere):
             self._environment["server"] = dict(runner.about)
-        if isinstance(runner, HasNotes) and runner.notes:
-            self._environment["notes"] = list(runner.notes)
         sentinel = sentinel_of([cell for cell in self.cells if cell.cell_id not in self.given_up])
         self._look_at_sentinel(sentinel, runner, rng)
         every = self.study.sentinel_every_cells
@@ -258,6 +258,11 @@ class _Session:
             self._keep(self._record(cell, measured, parameters={}, position=position))
             self.summary.unsupported += 1
 
+    def _note_words(self, runner: Runner) -> None:
+        """Let what a runner has to say of its numbers stand in what follows; it may say more with every new shape."""
+        if isinstance(runner, HasNotes) and runner.notes:
+            self._environment = {**self._environment, "notes": list(runner.notes)}
+
     def _note_installed(self, listing: Mapping[str, str]) -> None:
         """Let a listing of installed code, if it is a new one, be a part of every record that follows."""
         if listing and listing != self._installed:
@@ -271,7 +276,10 @@ class _Session:
         try:
             measured = self._measure_one(short, runner, rng, quick=True)
             estimate = measured.estimate()
-            self._spend("sentinel", sum(measured.seconds.values()))
+            for name, seconds in measured.seconds.items():
+                self._spend(name if name in GETTING_READY else "sentinel", seconds)
+                if name in GETTING_READY:
+                    self._ready_early.setdefault(sentinel.cell_id, {})[name] = seconds
         except CELL_FAULTS as error:  # if it is among the cells to measure, it fails there, with its name
             log.warning("the sentinel cannot be measured: %s", error)
         if estimate is None:
@@ -330,6 +338,11 @@ class _Session:
                 self._done += 1
                 continue
             self._note_installed(self.machine.installed())
+            self._note_words(runner)
+            for name, seconds in measured.seconds.items():
+                self._spend(name, seconds)
+            for name, seconds in self._ready_early.pop(cell.cell_id, {}).items():
+                measured.seconds[name] = measured.seconds.get(name, 0.0) + seconds
             record = self._record(cell, measured, parameters=parameters_of(runner), position=position + offset)
             self._keep(record)
             records.append(record)
@@ -338,8 +351,6 @@ class _Session:
             if not again:
                 self.summary.measured += 1
                 self.summary.oom += measured.status == "oom"
-            for name, seconds in measured.seconds.items():
-                self._spend(name, seconds)
             note = "out of memory" if measured.status == "oom" else measured.stop_reason or ""
             self._tell(cell, measured.estimate(), note=note, runner=runner)
         return records
