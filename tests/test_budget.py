@@ -46,6 +46,14 @@ def test_more_cells_longer_generations_and_larger_weights_take_longer() -> None:
     assert session_minutes(study_of(subjects={"big": {**SMALL}}), "big", cells) < session_minutes(study, "big", cells)
 
 
+def test_what_is_compiled_or_captured_takes_longer_to_be_ready() -> None:
+    study = big()
+    cells = build_plan(study)
+    plainly = session_minutes(study, "big", cells)
+    for backend in ("cudagraph", "compile"):
+        assert session_minutes(big(backend=backend), "big", cells) > plainly
+
+
 def test_every_cell_may_have_to_be_measured_twice() -> None:
     study = study_of(subjects={"small": SMALL}, sampling={"max_seconds_per_cell": 600})
     cells = build_plan(study)

@@ -339,7 +339,10 @@ def test_a_missing_key_is_named_with_what_it_means(data: object, sentence: str) 
             "subjects.one: preset '9b' is not known; legal: nano, 7b-d, 7b-o, e-1b, 72b",
         ),
         (changed(subjects__one__preset=...), "subjects.one: preset is missing: random weights need an architecture"),
-        (changed(subjects__one__backend="vllm"), "subjects.one.backend: 'vllm' is not known; legal: eager"),
+        (
+            changed(subjects__one__backend="vllm"),
+            "subjects.one.backend: 'vllm' is not known; legal: compile, cudagraph, eager, endpoint, fake",
+        ),
         (
             changed(subjects__one__dtype="fp8"),
             "subjects.one.dtype: \"fp8\" is not legal; legal: 'float32', 'bfloat16' or 'float16'",

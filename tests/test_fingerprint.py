@@ -103,6 +103,7 @@ OTHER_SUBJECTS: list[dict[str, Any]] = [
     {"dtype": "bfloat16"},
     {"attention": "eager"},
     {"cpu_threads": 2},
+    {"vision_attention_dtype": "weights"},
     {"seed": 1},
 ]
 OTHER_CHECKPOINT_KEYS: list[dict[str, Any]] = [

@@ -17,6 +17,15 @@ RUNNERS = ("backends", "inputs", "measure")
 
 #: Modules that need a model, and may import torch at once.
 NEED_A_MODEL = (
+    "vlmeter.backends.compiled.captured",
+    "vlmeter.backends.compiled.captured_runner",
+    "vlmeter.backends.compiled.compiled_runner",
+    "vlmeter.backends.compiled.constants",
+    "vlmeter.backends.compiled.decode_attention",
+    "vlmeter.backends.compiled.static_cache",
+    "vlmeter.backends.compiled.vector_product",
+    "vlmeter.backends.compiled.wide_attention",
+    "vlmeter.backends.compiled.windows",
     "vlmeter.backends.eager_runner",
     "vlmeter.measure.count_pass",
     "vlmeter.measure.count_work",

@@ -260,8 +260,7 @@ class Needs:
 
     gpus: equal cards that it holds on a machine with GPUs; 0: none. processes: further ones that are as large as the
     session's. loading_s: how long it may take to start them. ready_s: how long to get a shape ready (`GetsReady`).
-    weights_pass: whether the host's memory or its files hold
-    random weights on their way to a device.
+    weights_pass: whether the host's memory or its files hold random weights on their way to a device.
     """
 
     gpus: int = 1

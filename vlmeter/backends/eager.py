@@ -16,5 +16,15 @@ BACKEND = Backend(
     name="eager",
     about="plain PyTorch",
     load=load,
-    takes=frozenset({"revision", "attention", "device_map", "quantization", "trust_remote_code", "cpu_threads"}),
+    takes=frozenset(
+        {
+            "revision",
+            "attention",
+            "vision_attention_dtype",
+            "device_map",
+            "quantization",
+            "trust_remote_code",
+            "cpu_threads",
+        }
+    ),
 )

@@ -26,7 +26,7 @@ from vlmeter.backends.base import (
     Prompt,
 )
 from vlmeter.backends.clock import Clock, make_clock
-from vlmeter.models.families.base import LoadedModel
+from vlmeter.models.families.base import LoadedModel, ModelInputs
 from vlmeter.models.families.registry import get_family
 
 if TYPE_CHECKING:
@@ -42,14 +42,18 @@ ALLOCATOR_SETTING = ("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 def load_runner(asked: Loading) -> EagerRunner:
     """Load a model on a device."""
-    device = asked.device
-    os.environ.setdefault(*ALLOCATOR_SETTING)
-    if device == "cpu":
-        torch.set_num_threads(asked.cpu_threads or physical_cores())
-    with _memory_errors(device):
-        loaded = get_family(asked.family).load(asked.spec, device=device)
+    device, loaded = asked.device, load_model(asked)
     beside = devices_beside(loaded.model, device) if asked.spec.device_map else ()
     return EagerRunner(loaded=loaded, device=device, clock=make_clock(device, beside=beside), beside=beside)
+
+
+def load_model(asked: Loading) -> LoadedModel:
+    """Load a model, as many threads and the allocator set as a measurement wants them."""
+    os.environ.setdefault(*ALLOCATOR_SETTING)
+    if asked.device == "cpu":
+        torch.set_num_threads(asked.cpu_threads or physical_cores())
+    with memory_errors(asked.device):
+        return get_family(asked.family).load(asked.spec, device=asked.device)
 
 
 def devices_beside(model: torch.nn.Module, device: str) -> tuple[str, ...]:
@@ -79,7 +83,7 @@ def physical_cores() -> int:
 
 
 @contextmanager
-def _memory_errors(device: str) -> Iterator[None]:
+def memory_errors(device: str) -> Iterator[None]:
     """Tell running out of memory and a lost device from other errors."""
     try:
         yield
@@ -136,16 +140,22 @@ class EagerRunner:
         """Preprocess on the host, then copy to the device."""
         if mark:
             mark(None)
-        inputs = self.loaded.prepare(
-            opened.picture, opened.question, text_tokens=opened.text_tokens, options=opened.options
-        )
+        inputs = self._inputs(opened)
         if mark:
             mark("preprocess")
-        with _memory_errors(self.device):
-            tensors = {name: tensor.to(self.device) for name, tensor in inputs.tensors.items()}
+        tensors = self._copied(inputs)
         if mark:
             mark("copy")
         return Prompt(tensors=tensors, counts=inputs.counts)
+
+    def _inputs(self, opened: OpenedRequest) -> ModelInputs:
+        return self.loaded.prepare(
+            opened.picture, opened.question, text_tokens=opened.text_tokens, options=opened.options
+        )
+
+    def _copied(self, inputs: ModelInputs) -> dict[str, Tensor]:
+        with memory_errors(self.device):
+            return {name: tensor.to(self.device) for name, tensor in inputs.tensors.items()}
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -193,7 +203,7 @@ class EagerRunner:
     @torch.inference_mode()
     def vision(self, prompt: Prompt) -> object:
         """Run vision encoder and projector."""
-        with _memory_errors(self.device):
+        with memory_errors(self.device):
             return self.loaded.vision(prompt.tensors)
 
     @torch.inference_mode()
@@ -202,7 +212,7 @@ class EagerRunner:
     ) -> Sequence[Tensor]:
         """Generate greedily with a growing cache; the choice of the first token counts as part of the head."""
         suppress = stop == "length"
-        with _memory_errors(self.device):
+        with memory_errors(self.device):
             with self._marked(mark):
                 logits, cache = self.loaded.prefill(prompt.tensors)
             tokens = _Tokens([self._choose(logits, suppress=suppress)], cache=cache)
@@ -220,10 +230,14 @@ class EagerRunner:
         Keeping the ends out is one small kernel a step, however many there are, and the choice is another.
         """
         if suppress and self.loaded.eos_token_ids:
-            if self._ends is None or self._ends.device != logits.device:
-                self._ends = torch.tensor(list(self.loaded.eos_token_ids), device=logits.device)
-            logits.index_fill_(-1, self._ends, -torch.inf)
+            logits.index_fill_(-1, self._end_ids(logits.device), -torch.inf)
         return logits.argmax(dim=-1, keepdim=True)
+
+    def _end_ids(self, device: torch.device) -> Tensor:
+        """Ids that end a sequence, on the device: sent there once."""
+        if self._ends is None or self._ends.device != device:
+            self._ends = torch.tensor(list(self.loaded.eos_token_ids), device=device)
+        return self._ends
 
     def _ended(self, token: Tensor) -> bool:
         return int(token) in self.loaded.eos_token_ids
@@ -233,7 +247,7 @@ class EagerRunner:
         if not self._on_gpu:
             return [], NO_BUSY_TIME
         work = {"prefill": self._prefill_plainly, "vision": self.vision}
-        with _memory_errors(self.device):
+        with memory_errors(self.device):
             found = []
             for phase, call in work.items():
                 if self.beside:  # a graph is one device's
@@ -258,7 +272,7 @@ class EagerRunner:
             return [], NO_BUSY_TIME
         if self.beside:
             return [], "a decode step on several devices cannot be captured as one CUDA graph"
-        with _memory_errors(self.device):
+        with memory_errors(self.device):
             logits, cache = self.loaded.prefill(prompt.tensors)
             token = self._choose(logits, suppress=True)
             held: list[object] = []

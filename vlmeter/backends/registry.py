@@ -9,6 +9,8 @@ from vlmeter.backends.base import Backend, Loading, Runner
 
 #: backend name -> module that defines BACKEND, and imports neither torch nor anything else that takes time
 BACKENDS = {
+    "compile": "vlmeter.backends.compile",
+    "cudagraph": "vlmeter.backends.cudagraph",
     "eager": "vlmeter.backends.eager",
     "endpoint": "vlmeter.backends.endpoint.backend",
     "fake": "vlmeter.backends.fake",

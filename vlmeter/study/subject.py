@@ -14,7 +14,7 @@ from vlmeter.backends.registry import BACKENDS, get_backend
 from vlmeter.cells.keys import Model
 from vlmeter.common.errors import UserError
 from vlmeter.models.checkpoints import COMMIT, checkpoint_at_hand
-from vlmeter.models.families.base import SubjectSpec
+from vlmeter.models.families.base import ChoosesVisionAttention, SubjectSpec
 from vlmeter.models.families.registry import FAMILIES, family_of_checkpoint, get_family, unknown_family
 from vlmeter.models.packing import QUANTIZED_BYTES, is_way_of_packing
 
@@ -59,6 +59,11 @@ class CommonKeys(Model):
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="attention implementation; flash_attention_2 needs the package flash-attn"
+    )
+    vision_attention_dtype: Literal["float32", "weights"] | None = Field(
+        None,
+        description="number format of attention in Molmo's vision encoder and pooling: float32, or weights (theirs); "
+        "absent: as the original has it, float32",
     )
     device_map: Literal["auto"] | None = Field(
         None, description="auto: spread a checkpoint over all GPUs; absent: on one device, as device says"
@@ -133,8 +138,18 @@ class CommonKeys(Model):
         if self.weights == "random" and self.revision is not None:
             raise ValueError("revision is given, but weights are random; legal only with a hub id as weights")
         self._check_checkpoint_keys()
+        self._check_vision_attention()
         self._check_backend_keys()
         return self
+
+    def _check_vision_attention(self) -> None:
+        """Refuse a number format of vision attention for a family that leaves no choice."""
+        if self.vision_attention_dtype is not None and not isinstance(get_family(self.family), ChoosesVisionAttention):
+            families = [name for name in FAMILIES if isinstance(get_family(name), ChoosesVisionAttention)]
+            raise ValueError(
+                f"vision_attention_dtype is given, and family {self.family} leaves no choice; legal with "
+                f"{', '.join(families)}"
+            )
 
     def _check_backend_keys(self) -> None:
         """Refuse what the subject's backend does not know."""
@@ -219,6 +234,7 @@ def subject_spec(subject: Subject) -> SubjectSpec:
         device_map=subject.device_map,
         quantization=subject.quantization,
         trust_remote_code=subject.trust_remote_code,
+        vision_attention_dtype=subject.vision_attention_dtype,
     )
 
 

@@ -107,6 +107,7 @@ class SubjectSpec:
     weights is "random", a local folder or a hub id; preset names the architecture when weights are random. dtype is
     one of float32, bfloat16, float16; attention is a transformers attention implementation. device_map ("auto"),
     quantization and trust_remote_code are for checkpoints that transformers loads; see `vlmeter.models.checkpoints`.
+    vision_attention_dtype is for families that leave the choice (`ChoosesVisionAttention`); None is their own way.
     """
 
     preset: str | None
@@ -118,6 +119,7 @@ class SubjectSpec:
     device_map: str | None = None
     quantization: str | None = None
     trust_remote_code: bool = False
+    vision_attention_dtype: str | None = None
 
 
 class LoadedModel(Protocol):
@@ -152,8 +154,8 @@ class LoadedModel(Protocol):
         """Run vision encoder and projector alone on device tensors; returns the features."""
         ...
 
-    def prefill(self, tensors: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Run the whole prompt (device tensors) into a new cache.
+    def prefill(self, tensors: Mapping[str, Any], cache: Any = None) -> tuple[Any, Any]:
+        """Run the whole prompt (device tensors) into a new cache, or into an empty one that is given.
 
         Returns the logits [1, vocabulary] of the last position and the cache. Waits for nothing on the device.
         """
@@ -230,6 +232,14 @@ class KnowsRemedy(Protocol):
     def remedy(self, *, vision_tokens: int | None, crops: int | None) -> str:
         """Say which option reaches the count, or that none does."""
         ...
+
+
+@runtime_checkable
+class ChoosesVisionAttention(Protocol):
+    """A family whose vision encoder may attend in another number format than the one that is its own."""
+
+    #: legal values of `SubjectSpec.vision_attention_dtype`
+    vision_attention_dtypes: Sequence[str]
 
 
 class Family(Protocol):

@@ -279,11 +279,11 @@ class LoadedNative:
         with self._running(tensors):
             return features(**accepted(features, tensors, but=("input_ids", "position_ids")))
 
-    def prefill(self, tensors: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Run the prompt into a new cache; returns the logits [1, vocabulary] of its end, and the cache."""
+    def prefill(self, tensors: Mapping[str, Any], cache: Any = None) -> tuple[Any, Any]:
+        """Run the prompt into a new cache, or an empty one; returns the logits [1, vocabulary] of its end, and it."""
         from transformers.cache_utils import DynamicCache
 
-        cache: Any = DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self.model.config) if cache is None else cache
         cache.position_delta = tensors.get("rope_deltas")
         with self._running(tensors):
             logits = self._logits(accepted(self.model.forward, tensors, but=("rope_deltas",)), cache)
@@ -299,8 +299,8 @@ class LoadedNative:
         inputs = {"input_ids": token_ids}
         with without_cudnn_attention(), self._shapes():
             if cache.position_delta is not None:
-                past = cache.get_seq_length()
-                here = torch.arange(past, past + 1, device=token_ids.device) + cache.position_delta
+                # of a cache of fixed length, only the device knows how far it is filled
+                here = torch.arange(1, device=token_ids.device) + cache.get_seq_length() + cache.position_delta
                 inputs["position_ids"] = here.expand(3, 1, 1)
             return self._logits(inputs, cache)
 

@@ -123,6 +123,7 @@ class MolmoFamily:
     loads_by_transformers = False
     takes_any_checkpoint = False
     runs_remote_code = False
+    vision_attention_dtypes: Sequence[str] = ("float32", "weights")
 
     @cached_property
     def presets(self) -> Mapping[str, str]:
@@ -191,10 +192,12 @@ class MolmoFamily:
             architecture = _preset_of(spec)
             if device == "meta":
                 model = empty_model(architecture, device=device, dtype=dtype, attn_implementation=spec.attention)
+                attend_in(model, spec.vision_attention_dtype)
                 return LoadedMolmo(model=model, tokenizer=make_tokenizer(architecture))
             model = build_random(
                 architecture, device=device, dtype=dtype, seed=spec.seed, attn_implementation=spec.attention
             )
+            attend_in(model, spec.vision_attention_dtype)
             return LoadedMolmo(model=model, tokenizer=make_tokenizer(architecture))
         checkpoint = open_checkpoint(spec.weights, revision=spec.revision, weights=device != "meta")
         geometry = self._geometry_of(Checkpoint(spec.weights, checkpoint.folder))
@@ -212,6 +215,7 @@ class MolmoFamily:
                 spread=False,
             )
             model = load_model(checkpoint, device=device, dtype=dtype, attn_implementation=spec.attention)
+        attend_in(model, spec.vision_attention_dtype)
         return LoadedMolmo(model=model, tokenizer=tokenizer, geometry=geometry)
 
 
@@ -306,19 +310,29 @@ class LoadedMolmo:
         """Run vision encoder and projector alone on device tensors -> features [1, crops, 144, hidden]."""
         return self.model.vision_backbone(tensors["images"], tensors["image_masks"])
 
-    def prefill(self, tensors: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Run the prompt into a new cache; returns the logits [1, vocabulary] of its end, and the cache.
+    def prefill(self, tensors: Mapping[str, Any], cache: Any = None) -> tuple[Any, Any]:
+        """Run the prompt into a new cache, or an empty one; returns the logits [1, vocabulary] of its end, and it.
 
         Logits of the other positions are not computed, as when generating.
         """
         from transformers.cache_utils import DynamicCache
 
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self.model.config) if cache is None else cache
         return self.model(**tensors, cache=cache, logits_to_keep=1).logits[:, -1], cache
 
     def decode(self, token_ids: Any, cache: Any) -> Any:
         """Run one token [1, 1] behind what the cache holds; returns its logits [1, vocabulary]."""
         return self.model(input_ids=token_ids, cache=cache).logits[:, -1]
+
+
+def attend_in(model: MolmoForCausalLM, dtype: str | None) -> None:
+    """Set the number format of attention in vision encoder and pooling; None leaves the original's."""
+    from vlmeter.models.molmo1.vision import MolmoVisionAttention
+
+    if dtype is not None:
+        for module in model.modules():
+            if isinstance(module, MolmoVisionAttention):
+                module.in_float32 = dtype == "float32"
 
 
 def _image_tokens(geometry: Geometry) -> ImageTokens:

@@ -175,6 +175,9 @@ class MolmoModel(MolmoPreTrainedModel):
 class MolmoForCausalLM(MolmoPreTrainedModel, GenerationMixin):
     """Molmo with its head; `generate` works with dynamic and static caches and without one."""
 
+    #: by the name that the configuration says; a backend may put one of its own there
+    attention_functions = ATTENTION
+
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__(config)
         self.model = MolmoModel(config)

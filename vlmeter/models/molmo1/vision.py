@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,13 @@ from vlmeter.models.molmo1.configuration import MolmoConfig
 
 
 class MolmoVisionAttention(nn.Module):
-    """Attention of the vision transformer and of the pooling (`MultiHeadDotProductAttention`)."""
+    """Attention of the vision transformer and of the pooling (`MultiHeadDotProductAttention`).
+
+    `wide`, where a backend sets it, stands in for attention in float32 of many queries: it takes queries, keys and
+    values [N, H, T, W] as they are, and returns what they attend to in the same number format.
+    """
+
+    wide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, config: MolmoConfig, *, input_dim: int) -> None:
         super().__init__()
@@ -41,6 +49,9 @@ class MolmoVisionAttention(nn.Module):
             for states in (self.wq(queries), self.wk(keys), self.wv(keys))
         )
         dtype = query.dtype
+        if self.in_float32 and self.wide is not None and queries.shape[1] > 1:
+            narrow: Tensor = self.wo(self.wide(query, key, value).transpose(1, 2).flatten(2))
+            return narrow
         if self.in_float32:
             query, key, value = query.float(), key.float(), value.float()
         attended = ATTENTION[self.config._attn_implementation](query, key, value, None, False)
