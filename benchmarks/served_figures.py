@@ -1,6 +1,6 @@
 """Draw the figures of docs/served-gpu.md from the table beside it.
 
-    python -m benchmarks.served_figures docs/served/h200.parquet --study qwen2_5_vl --into docs/served
+python -m benchmarks.served_figures docs/served/h200.parquet --study qwen2_5_vl --into docs/served
 """
 
 from __future__ import annotations

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 
+import hypothesis
 import pytest
+
+# a busy machine takes long for an example now and then, which says nothing of it
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 #: Seconds that a slow test may take: some run a whole study, on machines that others use.
 SLOW_TIMEOUT_S = 1800

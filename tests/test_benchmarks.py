@@ -140,7 +140,7 @@ class MarkedRunner:
     def hooks(self) -> Any:
         return torch.inference_mode()
 
-    def prefill(self, prompt: Prompt, mark: Any = None) -> object:
+    def generate(self, prompt: Prompt, *, output_tokens: int, stop: str, mark: Any = None) -> object:
         value = torch.ones(64, 64)
         for phase in (None, "encode", "decode"):
             if phase:

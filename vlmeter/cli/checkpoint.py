@@ -13,7 +13,7 @@ from vlmeter.common.errors import UserError
 
 def checkpoint(
     folder: Annotated[Path, typer.Argument(help="folder to write; absent, or empty", metavar="FOLDER")],
-    family: Annotated[str, typer.Option("--family", help="model family, such as qwen2_5_vl")],
+    family: Annotated[str, typer.Option("--family", help="model family; a wrong name is answered with all of them")],
     preset: Annotated[str, typer.Option("--preset", help="which of the family's presets, such as 7b")],
     weights: Annotated[bool, typer.Option("--weights", help="write random weights too (a 7b takes 15 GB)")] = False,
     dtype: Annotated[
