@@ -27,42 +27,27 @@ Key = tuple[int, int]  # crops, prompt tokens
 
 def independent(keys: Sequence[Key]) -> list[Key]:
     """Choose keys, in the order given, whose terms are linearly independent: four at most."""
-    chosen: list[Key] = []
-    reduced: list[list[Fraction]] = []
-    for key in keys:
-        row = [Fraction(term) for term in _terms(*key)]
-        for known in reduced:
-            pivot = next(i for i, value in enumerate(known) if value)
-            factor = row[pivot] / known[pivot]
-            row = [a - factor * b for a, b in zip(row, known, strict=True)]
-        if any(row):
-            chosen.append(key)
-            reduced.append(row)
-    return chosen
+    from sympy import Matrix  # takes a third of a second, which only counting has to spare
+
+    _, pivots = Matrix([_terms(*key) for key in keys]).T.rref()
+    return [keys[place] for place in pivots]
 
 
 def law_through(points: Mapping[Key, int]) -> tuple[Fraction, ...]:
     """Solve for the coefficients of the terms, exactly, from as many independent points as there are terms."""
-    rows = [[Fraction(term) for term in (*_terms(*key), value)] for key, value in points.items()]
-    size = len(rows)
-    for column in range(size):
-        pivot = next(i for i in range(column, size) if rows[i][column])
-        rows[column], rows[pivot] = rows[pivot], rows[column]
-        rows[column] = [value / rows[column][column] for value in rows[column]]
-        for i in range(size):
-            if i != column:
-                factor = rows[i][column]
-                rows[i] = [a - factor * b for a, b in zip(rows[i], rows[column], strict=True)]
-    return tuple(row[-1] for row in rows)
+    from sympy import Matrix
+
+    terms = Matrix([_terms(*key) for key in points])
+    return tuple(Fraction(int(found.p), int(found.q)) for found in terms.LUsolve(Matrix(list(points.values()))))
 
 
 def extend(keys: Sequence[Key], count: Callable[[Key], PassWork]) -> dict[Key, PassWork]:
     """Count every key, most of them by the law through a few; by themselves where that law does not hold."""
     keys = sorted(set(keys), key=lambda key: (key[1], key[0]))
-    # Spread out, so that the law is tried inside the range rather than far beyond it: ends, middle, then the others.
-    spread = [keys[i] for i in dict.fromkeys([0, len(keys) - 1, len(keys) // 2, len(keys) // 4, *range(len(keys))])]
-    basis = independent(spread)
-    tests = [key for key in spread if key not in basis][:2]
+    # Far apart, so that the law is tried inside the range rather than far beyond it: ends, middle, then the others.
+    ordered = [keys[i] for i in dict.fromkeys([0, len(keys) - 1, len(keys) // 2, len(keys) // 4, *range(len(keys))])]
+    basis = independent(ordered)
+    tests = [key for key in ordered if key not in basis][:2]
     counted = {key: count(key) for key in (*basis, *tests)}
     if len(basis) == len(_terms(0, 0)) and len(tests) == 2:
         laws = _laws({key: counted[key] for key in basis})
