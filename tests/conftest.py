@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
+from functools import cache
+from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadGroupScheduling
 
 # a busy machine takes long for an example now and then, which says nothing of it
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -31,3 +35,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"needs {', '.join(missing)}, which CI has to install", pytrace=False)
         if missing:
             pytest.skip(f"needs {', '.join(missing)}")
+
+
+class GroupsOfFiles(LoadGroupScheduling):
+    """Gives the files of one `xdist_group` to one worker, test after test.
+
+    xdist tells a group by what it adds to a test's name, and pytest 9.2 keeps no such name: each worker would run its
+    part of a group, and make what its module makes once, servers and studies too.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(Path(nodeid.partition("::")[0]).name) or str(nodeid)
+
+
+@cache
+def group_of(file: str) -> str | None:
+    """The group that a file of tests marks itself with as a whole."""
+    path = Path(__file__).parent / file
+    if not path.is_file():
+        return None
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "xdist_group":
+            return str(ast.literal_eval(node.args[0]))
+    return None
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupsOfFiles | None:
+    """Use it for `--dist loadgroup`."""
+    return GroupsOfFiles(config, log) if config.getvalue("dist") == "loadgroup" else None
