@@ -31,6 +31,9 @@ from vlmeter.report.page import render
 from vlmeter.report.pictures import DARK_COLOURS
 from vlmeter.table.build import build_table
 
+#: Those that need no server; test_waits draws the other.
+OF_MODELS = [name for name in SIDE_BY_SIDE if name != "side_by_side_waits"]
+
 THREE = ("internvl", "molmo", "qwen2_5_vl")
 NAMES = ["internvl-nano", "molmo-nano", "qwen2-5-vl-nano"]
 NO_TORCHVISION = "the processor of Molmo2 needs torchvision, which is not installed"
@@ -129,7 +132,7 @@ def test_the_factor_between_least_and_most_has_an_interval_that_is_no_narrower_t
 # --- figures ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+@pytest.mark.parametrize("name", OF_MODELS)
 def test_a_figure_of_several_subjects_says_what_it_is_with_units_and_numbers(table: pd.DataFrame, name: str) -> None:
     figure = get_figure(name)
     assert (name, "side_by_side") == (figure.NAME, figure.SECTION)
@@ -143,14 +146,14 @@ def test_a_figure_of_several_subjects_says_what_it_is_with_units_and_numbers(tab
     assert not has_nan(caption)
 
 
-@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+@pytest.mark.parametrize("name", OF_MODELS)
 def test_with_one_subject_there_is_nothing_to_compare(one: pd.DataFrame, name: str) -> None:
     _, caption = draw_or_explain(one, name)
     assert caption.startswith("Not drawn: ")
     assert draw_or_explain(build_table([]), name)[1].startswith("Not drawn: ")
 
 
-@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+@pytest.mark.parametrize("name", OF_MODELS)
 def test_who_is_missing_is_named_in_figure_and_caption(with_missing: pd.DataFrame, name: str) -> None:
     figure = drawn(with_missing, name)
     assert "no numbers of molmo2-nano" in " ".join(texts(figure.axes[0]))
@@ -231,7 +234,7 @@ def test_twelve_subjects_look_unlike_each_other_and_follow_the_dark_page(one: pd
     assert len({(look.colour, look.mark) for look in looks.values()}) == 12
     assert len({look.mark for look in looks.values()}) == 12
     assert {colour.lower() for colour in side_by_side.PALETTE} <= set(DARK_COLOURS)
-    for name in SIDE_BY_SIDE:
+    for name in OF_MODELS:
         figure, caption = draw_or_explain(twelve, name)
         figure.savefig(io.BytesIO(), format="svg")
         assert not caption.startswith("Not drawn")
@@ -252,7 +255,7 @@ def test_names_at_the_ends_of_lines_do_not_touch(one: pd.DataFrame) -> None:
 def test_a_long_name_is_shortened_in_the_middle_and_a_dollar_sign_is_one(one: pd.DataFrame) -> None:
     assert side_by_side.short("a" * 30 + "-sdpa") == "a" * 12 + "\u2026" + "a" * 7 + "-sdpa"
     odd = pd.concat([one, as_model(one, "cheap$model$<script>", "molmo", slower=2, tokens=1)], ignore_index=True)
-    for name in SIDE_BY_SIDE:
+    for name in OF_MODELS:
         drawn(odd, name).savefig(io.BytesIO(), format="svg")
 
 

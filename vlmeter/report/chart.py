@@ -49,6 +49,6 @@ def series() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def questions() -> dict[str, str]:
-    """What each experiment asks, by its name."""
-    return {name: get_experiment(name).question for name in EXPERIMENTS}
+def questions() -> list[tuple[str, str]]:
+    """Each experiment's name and what it asks, in the registry's order: keys of an object are sorted on their way."""
+    return [(name, get_experiment(name).question) for name in EXPERIMENTS]

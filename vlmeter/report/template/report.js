@@ -108,7 +108,8 @@ const COUNTS = {
 
 async function makeChart() {
   const { columns, floors_ms: floors } = await theTable();
-  const [series, questions] = ["#series", "#questions"].map((id) => JSON.parse($(id).textContent));
+  const series = JSON.parse($("#series").textContent);
+  const questions = Object.fromEntries(JSON.parse($("#questions").textContent));
   const form = $("#controls");
   const options = (name, entries) => {
     form.elements[name].replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
