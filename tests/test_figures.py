@@ -38,6 +38,9 @@ from vlmeter.numbers.units import significant
 from vlmeter.table.build import build_table
 from vlmeter.table.quantities import GENERATED, SHARE
 
+#: Those that need no server; test_waits draws the other.
+OF_MODELS = [name for name in FIGURES if name != "first_token_by_tokens"]
+
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
@@ -68,7 +71,7 @@ def test_a_figures_module_says_what_it_is(name: str) -> None:
     assert figure.SECTION in sections
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", OF_MODELS)
 def test_every_axis_has_a_label_and_every_time_a_unit(table: pd.DataFrame, name: str) -> None:
     for axes in axes_of(table, name):
         assert axes.get_ylabel()
@@ -82,7 +85,7 @@ def test_every_axis_has_a_label_and_every_time_a_unit(table: pd.DataFrame, name:
                 assert any(unit in label for unit in ("(ms)", "(s)", "(%)"))
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", OF_MODELS)
 def test_a_figure_says_of_whom_it_is_and_that_weights_are_random(table: pd.DataFrame, name: str) -> None:
     assert "fake, fake device, random weights" in texts(get_figure(name).draw(table))
 
