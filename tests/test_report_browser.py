@@ -106,7 +106,7 @@ def test_the_report_can_be_sent_by_mail(report: Path) -> None:
 
 def test_every_figure_shows(page: Page) -> None:
     assert page.locator("figure").count() == len(FIGURES) - len(OF_SERVERS)
-    for name in FIGURES:
+    for name in (name for name in FIGURES if name not in OF_SERVERS):
         image = page.locator(f"#fake-{name} img")
         image.scroll_into_view_if_needed()
         expect(image).to_be_visible()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot
+from matplotlib.text import Text
 
 from tests.support.fakes import FakeRunner
 from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of
@@ -127,6 +128,10 @@ def test_the_stack_of_a_server_is_as_high_as_its_first_token(table: pd.DataFrame
     cells = prefill_cells.vision_cells(rows)
     highest = (cells[PREFILL_SUM.column] + cells[OUTSIDE.column]).max()
     assert tops[-1] == pytest.approx(highest, rel=0.02)
+    assert "(ms)" in axes.get_ylabel()
+    assert axes.get_xlabel() == "vision tokens (counted by the server)"
+    words = [text.get_text() for text in figure.findobj(Text)]
+    assert any("served, fake device, random weights" in text for text in words)
     pyplot.close(figure)
     assert module.needs(of(table, "eager")) == "no server was measured"
 
@@ -138,6 +143,8 @@ def test_an_image_stands_in_a_server_beside_the_model_by_itself(table: pd.DataFr
     assert data.groupby("image")["subject"].apply(list).tolist() == [["eager", "served"]] * 3
     assert "672 x 672 px" in module.caption(table)
     figure = module.draw(table)
+    assert "(ms)" in figure.axes[0].get_ylabel()
+    assert any("2 subjects, fake device, random weights" in text.get_text() for text in figure.findobj(Text))
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["eager", "served"] * 3
     pyplot.close(figure)
     assert module.needs(of(table, "eager")) == "no image was measured at a server and in another subject"
