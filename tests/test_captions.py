@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.fakes import FakeRunner
 from tests.support.roofline import with_floors
-from tests.support.tables import LATENCY, table_of
+from tests.support.tables import LATENCY, OF_SERVERS, table_of
 from vlmeter.analysis import (
     components,
     conditions,
@@ -323,10 +323,6 @@ def sentinel(table: pd.DataFrame) -> list[str]:
 
 
 SAID["held_out"] = SAID.pop("held_out_")  # the module has that name
-
-
-#: Its captions are held to a table of its own in test_waits.
-OF_SERVERS = {"first_token_by_tokens"}
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if name not in OF_SERVERS])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.roofline import with_floors
-from tests.support.tables import LATENCY, CpuLikeRunner, records_of, rewrite, table_of
+from tests.support.tables import LATENCY, OF_SERVERS, CpuLikeRunner, records_of, rewrite, table_of
 from vlmeter.analysis import (
     components,
     conditions,
@@ -38,8 +38,7 @@ from vlmeter.numbers.units import significant
 from vlmeter.table.build import build_table
 from vlmeter.table.quantities import GENERATED, SHARE
 
-#: Those that need no server; test_waits draws the other.
-OF_MODELS = [name for name in FIGURES if name != "first_token_by_tokens"]
+OF_MODELS = [name for name in FIGURES if name not in OF_SERVERS]
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,14 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.browser import WIDTHS_PX, chromium, opened, outside
 from tests.support.fakes import FakeRunner
 from tests.support.reports import inputs_of, roofline_of
-from tests.support.tables import LATENCY, table_of
+from tests.support.tables import LATENCY, OF_SERVERS, table_of
 from vlmeter.analysis import prefill_cells
 from vlmeter.figures.registry import FIGURES
 from vlmeter.report.page import write
 from vlmeter.report.pictures import DARK_COLOURS
 from vlmeter.table.columns import COLUMNS
 
-#: Figures that only a server gives.
-OF_SERVERS = ("first_token_by_tokens",)
+OF_MODELS = [name for name in FIGURES if name not in OF_SERVERS]
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
 
@@ -105,8 +104,8 @@ def test_the_report_can_be_sent_by_mail(report: Path) -> None:
 
 
 def test_every_figure_shows(page: Page) -> None:
-    assert page.locator("figure").count() == len(FIGURES) - len(OF_SERVERS)
-    for name in (name for name in FIGURES if name not in OF_SERVERS):
+    assert page.locator("figure").count() == len(OF_MODELS)
+    for name in OF_MODELS:
         image = page.locator(f"#fake-{name} img")
         image.scroll_into_view_if_needed()
         expect(image).to_be_visible()
@@ -279,7 +278,7 @@ def test_on_paper_everything_is_unfolded_and_nothing_to_click_is_left(page: Page
     assert page.locator("details:not([open])").count() == 0
     for selector in ("nav", "#explore", "[data-svg]", ".tools"):
         assert page.locator(f"{selector}:visible").count() == 0, selector
-    assert page.locator("figure img:visible").count() == len(FIGURES) - len(OF_SERVERS)
+    assert page.locator("figure img:visible").count() == len(OF_MODELS)
     assert page.locator(".scroll").first.evaluate("part => getComputedStyle(part).overflowY") == "visible"
 
 
@@ -287,7 +286,7 @@ def test_without_scripts_numbers_figures_and_tables_are_there(browser: Browser, 
     with opened(browser, report, java_script_enabled=False) as (page, _):
         expect(page.locator(".card").first).to_be_visible()
         expect(page.get_by_text("a browser that runs scripts")).to_be_visible()
-        assert page.locator("figure img:visible").count() == len(FIGURES) - len(OF_SERVERS)
+        assert page.locator("figure img:visible").count() == len(OF_MODELS)
         assert page.locator("[data-grid=vision-fake] tbody tr:visible").count() > 0
         assert page.locator("button:visible").count() == 0, "no button that does nothing"
 

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from tests.support.fakes import FakeRunner
 from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of
-from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, waits
+from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, subjects
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.registry import judge_all
 from vlmeter.figures.registry import get_figure
@@ -81,7 +81,7 @@ def test_a_server_that_tells_nothing_of_its_phases_has_a_first_token_all_the_sam
     cells = prefill_cells.vision_cells(dumb)
     assert cells[FIRST_TOKEN.column].notna().all()
     assert cells[OUTSIDE_SHARE.column].isna().all(), "what is outside cannot be told"
-    share = waits.outside_share(cells)
+    share = prefill_cells.outside_share(cells)
     assert isinstance(share, Unknown)
     assert share.reason == "nothing inside the server tells its phases"
     assert distribution.requests(dumb)[FIRST_TOKEN.column].notna().all()
@@ -118,7 +118,7 @@ def test_the_stack_of_a_server_is_as_high_as_its_first_token(table: pd.DataFrame
     module = get_figure("first_token_by_tokens")
     rows = of(table, "served")
     assert module.needs(rows) is None
-    share = waits.outside_share(prefill_cells.vision_cells(rows))
+    share = prefill_cells.outside_share(prefill_cells.vision_cells(rows))
     assert not isinstance(share, Unknown)
     assert f"{with_interval(share, 'fraction')} is outside the model" in module.caption(rows)
     assert "The largest part is the server's preprocessing and queue" in module.caption(rows)
@@ -139,7 +139,7 @@ def test_the_stack_of_a_server_is_as_high_as_its_first_token(table: pd.DataFrame
 def test_an_image_stands_in_a_server_beside_the_model_by_itself(table: pd.DataFrame) -> None:
     module = get_figure("side_by_side_waits")
     assert module.needs(table) is None
-    data = waits.same_images(table)
+    data = subjects.parts_of_the_wait(table)
     assert data.groupby("image")["subject"].apply(list).tolist() == [["eager", "served"]] * 3
     assert "672 x 672 px" in module.caption(table)
     figure = module.draw(table)

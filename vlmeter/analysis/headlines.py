@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vlmeter.analysis.decode_runs import decode, decode_law
-from vlmeter.analysis.prefill_cells import part_costs, pooled, vision_cells
+from vlmeter.analysis.prefill_cells import outside_share, part_costs, vision_cells
 from vlmeter.analysis.reading import Unknown, median_of, of_subject, scaled
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import plural
@@ -61,9 +61,8 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
             f"median over {len(values)} photographs; preprocessing, copy and prefill" if len(values) else "",
         )
     )
-    outside = cells.dropna(subset=[OUTSIDE_SHARE.column])
-    if len(outside):
-        share = pooled(outside, OUTSIDE_SHARE)
-        note = f"of the time to first token, median over {plural(len(outside), 'image size')}; {OUTSIDE.words}"
+    if not isinstance(share := outside_share(cells), Unknown):
+        sizes = plural(int(cells[OUTSIDE_SHARE.column].notna().sum()), "image size")
+        note = f"of the time to first token, median over {sizes}; {OUTSIDE.words}"
         answers.append(Headline(OUTSIDE.name, OUTSIDE.label, share, "fraction", note))
     return answers

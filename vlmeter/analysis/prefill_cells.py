@@ -138,6 +138,19 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
     return frame.sort_values(["prompt_tokens", "crops", "cell_id"]).reset_index(drop=True)
 
 
+def is_served(cells: pd.DataFrame) -> bool:
+    """Whether `vision_cells` are of a server: something lies around the phases."""
+    return bool(cells[[quantity.column for quantity in AROUND]].notna().any(axis=None))
+
+
+def outside_share(cells: pd.DataFrame) -> Estimate | Unknown:
+    """Part of the time to first token that is outside the model, over `vision_cells` of a server."""
+    if not is_served(cells):
+        return Unknown("no server was measured")
+    known = cells.dropna(subset=[OUTSIDE_SHARE.column])
+    return Unknown("nothing inside the server tells its phases") if known.empty else pooled(known, OUTSIDE_SHARE)
+
+
 def over(value: Estimate, by: Estimate) -> Estimate:
     """Ratio of two estimates that were not taken in pairs; relative errors add up in squares."""
     if not by.value > 0:

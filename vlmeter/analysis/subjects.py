@@ -20,13 +20,17 @@ from vlmeter.analysis.headlines import Headline
 from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
-from vlmeter.table.quantities import FIRST_TOKEN
+from vlmeter.table.quantities import FIRST_TOKEN, INPUTS_WALL, WAITED
 
 #: Images that a figure shows, and rows that all of them have together: more, and it is longer than a page.
 MOST_IMAGES, MOST_ROWS = 6, 36
 
+#: Parts of the time to first token, in their order: the picture's way into the request or onto the device comes first.
+PARTS = (INPUTS_WALL, *WAITED)
+
 _COLUMNS = (
     "subject",
+    "cell_id",
     "image",
     "picture",
     "pixels",
@@ -40,7 +44,7 @@ _COLUMNS = (
 def first_tokens(table: pd.DataFrame) -> pd.DataFrame:
     """Time to first token of every image that any subject measured, one row per subject and image.
 
-    Columns: subject; image (in words), picture (dummy or photograph), pixels (of a dummy, else absent); crops,
+    Columns: subject; cell_id; image (in words), picture (dummy or photograph), pixels (of a dummy, else absent); crops,
     vision_tokens and prompt_tokens, counted; FIRST_TOKEN with its interval. Of a dummy image it is the wall time
     of preprocessing, copy and prefill, without marks; of a photograph the prefill is the sum of its phases.
     """
@@ -94,6 +98,21 @@ def shown_images(shared: pd.DataFrame) -> list[str]:
             places = np.unique(np.linspace(0, len(level) - 1, min(room, len(level))).round().astype(int))
             chosen += [level[place] for place in places]
     return [image for image in order if image in chosen]
+
+
+def parts_of_the_wait(table: pd.DataFrame) -> pd.DataFrame:
+    """What the time to first token is made of, for the dummy images that a figure shows; empty without a server.
+
+    Columns: those of `shared_images`, and PARTS.
+    """
+    cells = {name: prefill_cells.vision_cells(table, name) for name in reading.subjects_of(table)}
+    shared = shared_images(table)
+    dummies = shared[(shared["picture"] == "dummy") & shared["image"].isin(shown_images(shared))]
+    if dummies.empty or not any(prefill_cells.is_served(own) for own in cells.values()):
+        return pd.DataFrame()
+    columns = ["cell_id", *(part.column for part in PARTS)]
+    parts = pd.concat([own[columns].assign(subject=name) for name, own in cells.items()])
+    return dummies.merge(parts, on=["subject", "cell_id"], how="left")
 
 
 def costs(table: pd.DataFrame) -> dict[str, dict[str, Headline]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vlmeter.analysis import waits
+from vlmeter.analysis import prefill_cells
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell, within
 from vlmeter.numbers.words import with_interval
@@ -16,7 +16,7 @@ MOST_FRACTION = 0.5
 
 def first_token_is_outside(data: Data) -> Finding:
     """More than half of the time to first token is no model: upload, the server's preprocessing, the way back."""
-    share = waits.outside_share(data.cells)
+    share = prefill_cells.outside_share(data.cells)
     if isinstance(share, Unknown):
         return cannot_tell(share.reason)
     verdict = within(share, MOST_FRACTION, math.inf)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter.analysis import prefill_cells, waits
+from vlmeter.analysis import prefill_cells
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
 from vlmeter.numbers.units import duration, percent
@@ -21,7 +21,7 @@ SECTION = "vision"
 def cells_of(table: pd.DataFrame) -> pd.DataFrame:
     """Cells of a server, the median over images with as many vision tokens and crops."""
     cells = prefill_cells.vision_cells(table)
-    if not waits.is_served(cells):
+    if not prefill_cells.is_served(cells):
         return cells.iloc[:0]
     numbers = [*(quantity.column for quantity in WAITED), *PLAIN_WALL.columns]
     return cells.groupby(["vision_tokens", "crops"], as_index=False)[numbers].median()
@@ -33,7 +33,7 @@ def needs(table: pd.DataFrame) -> str | None:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw a bar per number of vision tokens, stacked in the order in which a client waits."""
+    """Draw a bar per number of vision tokens, stacked in the order in which a client prefill_cells."""
     data = cells_of(table)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.4)
@@ -53,7 +53,7 @@ def caption(table: pd.DataFrame) -> str:
         "From the first byte sent to the first token, as the client sees it.",
         f"At {last['vision_tokens']:,} vision tokens it takes {duration(last[PLAIN_WALL.column])}.",
     ]
-    share = waits.outside_share(cells)
+    share = prefill_cells.outside_share(cells)
     if isinstance(share, Unknown):
         return " ".join([*sentences, f"What of it is the model cannot be told: {share.reason}."])
     shares = prefill_cells.wait_shares(cells).sort_values("median_fraction", ascending=False)

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from vlmeter.analysis import waits
+from vlmeter.analysis import subjects
 from vlmeter.figures import side_by_side, style
 from vlmeter.numbers.units import duration, significant
 from vlmeter.table.quantities import FIRST_TOKEN
@@ -19,12 +19,13 @@ SECTION = "side_by_side"
 
 def needs(table: pd.DataFrame) -> str | None:
     """An image that a server and another subject were asked for."""
-    return None if len(waits.same_images(table)) else "no image was measured at a server and in another subject"
+    shown = subjects.parts_of_the_wait(table)
+    return None if len(shown) else "no image was measured at a server and in another subject"
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw for each image a bar per subject, stacked in the order in which the time passes."""
-    data = waits.same_images(table)
+    data = subjects.parts_of_the_wait(table)
     with style.styled():
         figure, (axes,) = side_by_side.new_panels([5.0])
         unit, unit_name = style.time_unit(float(data[FIRST_TOKEN.column].max()))
@@ -32,12 +33,12 @@ def draw(table: pd.DataFrame) -> Figure:
         places = np.arange(len(data)) + 0.7 * np.cumsum(new_image) - 0.7
         handles: list[Patch] = []
         base = np.zeros(len(data))
-        for part in waits.PARTS:
+        for part in subjects.PARTS:
             height = data[part.column].astype("float64").fillna(0.0).to_numpy() / unit
             if not height.any():
                 continue
             colour = style.colour_of(part)
-            hatch = "///" if part is waits.PARTS[0] else None
+            hatch = "///" if part is subjects.PARTS[0] else None
             axes.bar(places, height, 0.85, bottom=base, color=colour, hatch=hatch, linewidth=0.4, edgecolor="white")
             handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=part.label))
             base = base + height
@@ -58,7 +59,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def caption(table: pd.DataFrame) -> str:
     """Say for the largest image how long the first token takes in each subject."""
-    data = waits.same_images(table)
+    data = subjects.parts_of_the_wait(table)
     rows = data[data["image"] == data["image"].iloc[-1]].sort_values(FIRST_TOKEN.column)
     least, most = rows.iloc[0], rows.iloc[-1]
     said = (

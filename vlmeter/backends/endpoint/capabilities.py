@@ -78,8 +78,8 @@ FORCING = ("ignore_eos", "min_tokens", "generation_config")
 #: What limits an answer, the usual one first; no request goes without one.
 LIMITING = ("max_tokens", "max_completion_tokens", "generation_config")
 
-#: What is wished of a server of which nothing is known.
-ANY_SERVER = ("usage", "continuous_usage_stats", "max_tokens", "greedy", "ignore_eos", "min_tokens", "return_token_ids")
+#: What is wished of a server of which nothing is known, and of vLLM and SGLang, which take all of it.
+ANY_SERVER = ("usage", "continuous_usage_stats", "return_token_ids", "max_tokens", "greedy", "ignore_eos", "min_tokens")
 
 
 @dataclass(frozen=True)

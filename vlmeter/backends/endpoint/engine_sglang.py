@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vlmeter.backends.endpoint.capabilities import ANY_SERVER
 from vlmeter.backends.endpoint.client import Client
 from vlmeter.backends.endpoint.engine import (
     QUIET,
@@ -33,15 +34,7 @@ class SglangEngine:
     """SGLang's server; see `Engine`."""
 
     name = "sglang"
-    wanted: Sequence[str] = (
-        "usage",
-        "continuous_usage_stats",
-        "return_token_ids",
-        "max_tokens",
-        "greedy",
-        "ignore_eos",
-        "min_tokens",
-    )
+    wanted: Sequence[str] = ANY_SERVER
     salts = True
     ready_paths: Sequence[str] = ("/ready", "/v1/models")
     idle_path = "/v1/models"  # its /health generates a token

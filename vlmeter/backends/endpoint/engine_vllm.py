@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmeter.backends.endpoint.capabilities import ANY_SERVER
 from vlmeter.backends.endpoint.client import Client
 from vlmeter.backends.endpoint.engine import (
     QUIET,
@@ -59,15 +60,7 @@ class VllmEngine:
     """vLLM's OpenAI server; see `Engine`."""
 
     name = "vllm"
-    wanted: Sequence[str] = (
-        "usage",
-        "continuous_usage_stats",
-        "return_token_ids",
-        "max_tokens",
-        "greedy",
-        "ignore_eos",
-        "min_tokens",
-    )
+    wanted: Sequence[str] = ANY_SERVER
     salts = True
     ready_paths: Sequence[str] = ("/health",)
     idle_path = "/version"
