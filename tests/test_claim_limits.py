@@ -19,10 +19,12 @@ from vlmeter.numbers.medians import Estimate
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
     AGREEMENT,
+    AROUND,
     CLOSURE,
     HEAD,
     INTER_TOKEN,
     MERGE,
+    OUTSIDE_SHARE,
     OVERHEAD,
     PREFILL_SUM,
     RATIO,
@@ -44,7 +46,7 @@ def exactly(value: float) -> Estimate:
 
 def cells(quantity: Quantity, value: float) -> pd.DataFrame:
     """Six cells with the same number, without an interval of its own."""
-    columns = dict.fromkeys(quantity.columns, value)
+    columns = {**{around.column: 1.0 for around in AROUND}, **dict.fromkeys(quantity.columns, value)}
     return pd.DataFrame([{**columns, MERGE.column: 0.1, HEAD.column: 0.1, PREFILL_SUM.column: 1.0}] * 6)
 
 
@@ -150,6 +152,7 @@ LIMITS: list[tuple[str, float, Plant, tuple[str, str]]] = [
     ("total_is_the_sum", 0.01, of_cells(CLOSURE), ("holds", "does not hold")),
     ("total_is_the_sum", -0.01, of_cells(CLOSURE), ("does not hold", "holds")),
     ("hook_overhead_within_bound", 0.01, of_cells(OVERHEAD), ("holds", "does not hold")),
+    ("first_token_is_outside", 0.5, of_cells(OUTSIDE_SHARE), ("does not hold", "holds")),
     ("decode_linear_without_offset", 0.02, bend, ("holds", "does not hold")),
     ("decode_linear_without_offset", -0.02, bend, ("does not hold", "holds")),
     ("constant_cost_per_token", 0.02, step_growth, ("holds", "does not hold")),
