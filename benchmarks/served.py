@@ -5,7 +5,7 @@
 1. Time to first token by phase, for photographs and for made pictures of each size: the client's part, the server's,
    and the device's, by the marks inside vLLM.
 2. Closure: the phases of marked requests against the time of requests without a mark, round by round.
-3. What do the marks cost? The same rounds, whole requests.
+3. What do the marks cost? The same rounds, whole requests; with `--mark-pairs N`, N pairs of first tokens of each size.
 4. An output token at the client, and the device's step behind it.
 5. Do others agree? The engine's own metrics of the very same requests; and `vllm bench serve`, with the same pictures
    and questions, on the same server, before it ends.
@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import served_marks
 from benchmarks.served_tables import as_text
 from vlmeter.backends.endpoint.capabilities import probe
 from vlmeter.backends.endpoint.client import Client
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = layout.root / "bench.json"
     found = json.loads(bench.read_text()) if bench.exists() else None
     text = as_text(list(records.values()), found)
+    if (pairs := layout.root / "marks.json").exists():
+        text += "\n\n" + served_marks.as_text(json.loads(pairs.read_text()))
     print(text)
     write_atomically(layout.root / "served.md", (text + "\n").encode())
     return 0
@@ -95,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--ready-seconds", type=float, default=300.0)
     parser.add_argument("--eager", action="store_true", help="measure the same cells in-process too")
+    parser.add_argument("--mark-pairs", type=int, default=0, help="pairs of first tokens with and without marks")
     parser.add_argument("--no-bench", action="store_true", help="leave out `vllm bench serve`")
     parser.add_argument("--name", default="served", help="the study's")
     parser.add_argument("--results", type=Path, default=Path("results"))
@@ -172,6 +176,9 @@ def measure(study: Study, layout: Layout, options: argparse.Namespace) -> None:
     fetch_dataset(study, layout.dataset)
 
     def at_the_end(server: Server) -> None:
+        if options.mark_pairs:
+            pairs = what_marks_cost(server, options)
+            write_atomically(layout.root / "marks.json", (json.dumps(pairs) + "\n").encode())
         if not options.no_bench:
             found = against_bench(server, layout, options)
             write_atomically(layout.root / "bench.json", (json.dumps(found) + "\n").encode())
@@ -219,15 +226,33 @@ class Seen:
     step_ms: list[float]
 
 
+def what_marks_cost(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Ask for first tokens with and without marks; see `benchmarks.served_marks`."""
+    pictures = _opened_photographs(options)
+    with Client(server.url, timeout_s=120) as client:
+        (model,) = client.models()[:1]
+        fields = probe(client, model, wanted=VllmEngine.wanted).fields(output_tokens=1)
+
+        def ask(size: str, number: int) -> Any:
+            picture = unlike(pictures[size], number=2 * BENCH_NUMBERS + number, image_format="png")
+            sent = encoded(picture, image_format="png", quality=90)
+            return client.ask(encode(Chat(model, QUESTION, sent, fields)))
+
+        return served_marks.measure_pairs(client, ask, options.sizes, options.mark_pairs)
+
+
+def _opened_photographs(options: argparse.Namespace) -> dict[str, Any]:
+    from PIL import Image
+
+    return {size: Image.open(_photographs(options) / f"{size}.png").convert("RGB") for size in options.sizes}
+
+
 def against_bench(server: Server, layout: Layout, options: argparse.Namespace) -> dict[str, Any]:
     """Ask the same of one server by two clients: vlmeter's, `vllm bench serve`, vlmeter's again.
 
     Also asks for what the marks say of the same requests, to have the device's decode steps.
     """
-    from PIL import Image
-
-    folder = _photographs(options)
-    pictures = {size: Image.open(folder / f"{size}.png").convert("RGB") for size in options.sizes}
+    pictures = _opened_photographs(options)
     numbers = iter(range(BENCH_NUMBERS, 2 * BENCH_NUMBERS))
 
     def sent(size: str) -> Any:
