@@ -177,8 +177,7 @@ def measure(study: Study, layout: Layout, options: argparse.Namespace) -> None:
 
     def at_the_end(server: Server) -> None:
         if options.mark_pairs:
-            pairs = what_marks_cost(server, options)
-            write_atomically(layout.root / "marks.json", (json.dumps(pairs) + "\n").encode())
+            what_marks_cost(server, layout, options)
         if not options.no_bench:
             found = against_bench(server, layout, options)
             write_atomically(layout.root / "bench.json", (json.dumps(found) + "\n").encode())
@@ -226,7 +225,7 @@ class Seen:
     step_ms: list[float]
 
 
-def what_marks_cost(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+def what_marks_cost(server: Server, layout: Layout, options: argparse.Namespace) -> None:
     """Ask for first tokens with and without marks; see `benchmarks.served_marks`."""
     pictures = _opened_photographs(options)
     with Client(server.url, timeout_s=120) as client:
@@ -238,7 +237,10 @@ def what_marks_cost(server: Server, options: argparse.Namespace) -> dict[str, An
             sent = encoded(picture, image_format="png", quality=90)
             return client.ask(encode(Chat(model, QUESTION, sent, fields)))
 
-        return served_marks.measure_pairs(client, ask, options.sizes, options.mark_pairs)
+        def keep(found: served_marks.Pairs) -> None:
+            write_atomically(layout.root / "marks.json", (json.dumps(found) + "\n").encode())
+
+        served_marks.measure_pairs(client, ask, options.sizes, options.mark_pairs, keep=keep)
 
 
 def _opened_photographs(options: argparse.Namespace) -> dict[str, Any]:

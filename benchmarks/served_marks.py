@@ -25,23 +25,31 @@ WARM_UP_PAIRS = 3
 #: The engine's own time of a first token, in an answer's metrics.
 ENGINE_TIME = "time_to_first_token_ms"
 
+#: By size and by way: of every round, [first token at the client in ms, the engine's own in ms].
+Pairs = dict[str, dict[str, list[list[float]]]]
+
 #: What marks may cost of a first token.
 LIMIT_FRACTION = 0.01
 
 
 def measure_pairs(
-    client: Client, ask: Callable[[str, int], Exchange], sizes: Sequence[str], pairs: int
-) -> dict[str, dict[str, list[list[float]]]]:
+    client: Client,
+    ask: Callable[[str, int], Exchange],
+    sizes: Sequence[str],
+    pairs: int,
+    *,
+    keep: Callable[[Pairs], None],
+) -> None:
     """Ask `pairs` times for each size with and without marks.
 
-    ask: (size, number of the picture) -> the exchange of a request for one token. Returns, by size and by way, a pair
-    [first token at the client in ms, the engine's own in ms] for every round.
+    ask: (size, number of the picture) -> the exchange of a request for one token. keep: is handed all pairs so far
+    after every round of all sizes, so that a run which is cut short has told what it found.
     """
     order = random.Random(1)
     numbers = count()
-    found: dict[str, dict[str, list[list[float]]]] = {size: {way: [] for way in WAYS} for size in sizes}
-    for size in sizes:
-        for number in range(-WARM_UP_PAIRS, pairs):
+    found: Pairs = {size: {way: [] for way in WAYS} for size in sizes}
+    for number in range(-WARM_UP_PAIRS, pairs):
+        for size in sizes:
             for way in order.sample(list(WAYS), len(WAYS)):
                 call_workers(client, WAYS[way])
                 exchange = ask(size, next(numbers))
@@ -49,8 +57,8 @@ def measure_pairs(
                     found[size][way].append(_times(exchange))
                 if way == "with":
                     call_workers(client, "vlmeter_take_marks")
+        keep(found)
     call_workers(client, WAYS["without"])
-    return found
 
 
 def _times(exchange: Exchange) -> list[float]:
@@ -65,8 +73,10 @@ def as_text(found: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> str
     """Lay the pairs out as a table in Markdown, with a verdict on the limit."""
     rows, at_client, in_engine = [], [], []
     for size, ways in found.items():
+        if not ways["with"]:
+            continue
         client = _ratios(ways, 0)
-        engine = _ratios(ways, 1) if ways["with"] and len(ways["with"][0]) > 1 else []
+        engine = _ratios(ways, 1) if len(ways["with"][0]) > 1 else []
         at_client += client
         in_engine += engine
         rows.append((size, str(len(client)), _percent(client), _percent(engine), _in_ms(ways, -1)))
