@@ -22,7 +22,7 @@ checksum = $(shell { pwd -P; cat $(1); } | cksum | cut -d ' ' -f 1)
 RUN_STAMP := .venv/.requirements.lock-$(call checksum,requirements.lock)
 DEV_STAMP := .venv/.requirements-dev.lock-$(call checksum,requirements-dev.lock)
 PACKAGE_STAMP := .venv/.package-$(call checksum,pyproject.toml)
-ifneq ($(filter test test-servers servers lint format lock,$(MAKECMDGOALS)),)
+ifneq ($(filter test test-servers servers docs lint format lock,$(MAKECMDGOALS)),)
 LOCK := requirements-dev.lock
 STAMP := $(DEV_STAMP)
 else
@@ -36,7 +36,7 @@ endif
 # The tests that speak to real serving engines; each is skipped where its engine was not made.
 REAL_SERVER_TESTS := tests/test_real_servers.py tests/test_real_studies.py
 
-.PHONY: help run test servers test-servers lint format lock clean
+.PHONY: help run test servers test-servers docs lint format lock clean
 
 help: ## list these commands
 	@echo 'usage: make COMMAND'
@@ -59,6 +59,10 @@ servers: $(PACKAGE_STAMP) ## make the real serving engines of the tests, once: v
 test-servers: servers ## run the tests with real serving engines alone
 	@$(IN_VENV) OMP_NUM_THREADS=1 pytest --durations=10 $(REAL_SERVER_TESTS)
 
+docs: $(PACKAGE_STAMP) ## build the documentation into site/, strictly: a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
+	@echo 'Documentation: site/index.html'
+
 lint: $(PACKAGE_STAMP) ## style, formatting, the workflow's own lint, types; changes nothing
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --quiet --check
@@ -75,7 +79,7 @@ lock: $(STAMP) ## resolve pyproject.toml into the locks and envs/; UPGRADE=1 tak
 	.venv/bin/python tools/pins.py lock $(if $(UPGRADE),--upgrade)
 
 clean: ## remove .venv and caches; results stay
-	rm -rf .venv .cache .hypothesis build vlmeter.egg-info
+	rm -rf .venv .cache .hypothesis build site vlmeter.egg-info
 	find vlmeter scripts tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamp is the last thing written, so an install that failed or was interrupted is never believed.

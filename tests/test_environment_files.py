@@ -277,7 +277,7 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.needs("make")
 def test_make_alone_lists_the_commands() -> None:
     listed = re.findall(r"^  ([a-z-]+) ", make(ROOT).stdout, flags=re.MULTILINE)
-    assert listed == ["help", "run", "test", "servers", "test-servers", "lint", "format", "lock", "clean"]
+    assert listed == ["help", "run", "test", "servers", "test-servers", "docs", "lint", "format", "lock", "clean"]
 
 
 @pytest.mark.needs("make")

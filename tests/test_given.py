@@ -151,8 +151,8 @@ def test_every_product_that_is_not_whole_is_asked_for_by_one_of_its_files(tmp_pa
     assert set(deleted(products)) == set(gone)
 
 
-def test_all_that_the_readme_lists_as_results_is_a_product() -> None:
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+def test_all_that_the_documentation_lists_as_results_is_a_product() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "reference" / "results.md").read_text()
     layout = given_to_job({"content": fake_study(), "results": "results"})[1]
     products = products_of(layout, figures={"fake": ["one"]}, on_devices=["fake"], thumbnails=True)
     listed = {path.relative_to(layout.root).parts[0] for paths in products for path in paths}

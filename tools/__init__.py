@@ -1,0 +1,1 @@
+"""Programs for those who work on vlmeter: locks, pages, samples, servers for tests."""
