@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from benchmarks.chaos import make_dummies
 from tests.support.checkpoints import edit, whole
 from tests.support.native import spec_of, write_native_checkpoint
 from vlmeter.cli.main import app
 from vlmeter.common.errors import UserError
+from vlmeter.measure.subject import check_subject_counts
 from vlmeter.models.checkpoints import PREPROCESSOR_FILE, PROCESSOR_FILE, open_checkpoint
 from vlmeter.models.families.base import ImageOptions, ImageTokens
 from vlmeter.models.families.loaded_native import LoadedNative
 from vlmeter.models.families.native import NativeFamily
 from vlmeter.models.families.registry import family_of_checkpoint, get_family
-from vlmeter.models.real_counts import check_predictions
+from vlmeter.models.real_counts import check_predictions, worth_checking
 from vlmeter.models.weights import check_weights
+from vlmeter.study.layout import Layout
 from vlmeter.study.loader import parse_study
 from vlmeter.study.plan import build_plan
 
@@ -160,6 +166,72 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any] | None, str]] = {
     "no scaling, LLaVA": ("llava_next", PREPROCESSOR_FILE, {"do_resize": False}, "do_resize: false"),
     "no scaling, Pixtral": ("pixtral", PREPROCESSOR_FILE, {"do_resize": False}, "do_resize: false"),
     "no scaling, Gemma": ("gemma3", PREPROCESSOR_FILE, {"do_resize": False}, "do_resize: false"),
+    "null is not scaled either": ("pixtral", PREPROCESSOR_FILE, {"do_resize": None}, "do_resize: null"),
+    "null for a number": (
+        "internvl",
+        PREPROCESSOR_FILE,
+        {"max_patches": None},
+        "max_patches: null in preprocessor_config.json, which the published code does not take for its default",
+    ),
+    "null for yes or no": ("smolvlm", PREPROCESSOR_FILE, {"do_image_splitting": None}, "do_image_splitting: null"),
+    "null for a size": ("idefics3", PREPROCESSOR_FILE, {"max_image_size": None}, "max_image_size: null in"),
+    "null for a list": ("llava_next", PREPROCESSOR_FILE, {"image_grid_pinpoints": None}, "image_grid_pinpoints: null"),
+    "null in the processor's own file": ("pixtral", PROCESSOR_FILE, {"patch_size": None}, "patch_size: null in proc"),
+    "an image processor that nobody has, of a shared model_type": (
+        "pixtral",
+        PREPROCESSOR_FILE,
+        {"image_processor_type": "PixtralHFImageProcessor"},
+        "is not known to transformers; PixtralImageProcessor is meant",
+    ),
+    "a processor that nobody has": (
+        "qwen2_5_vl",
+        PROCESSOR_FILE,
+        {"processor_class": "Qwen2_5VLProcessor"},
+        "processor_class 'Qwen2_5VLProcessor' in processor_config.json is not known to transformers; "
+        "Qwen2_5_VLProcessor is meant",
+    ),
+    "an image processor of another model": (
+        "qwen2_5_vl",
+        PREPROCESSOR_FILE,
+        {"image_processor_type": "SiglipImageProcessor"},
+        "its Qwen2_5_VLProcessor, with SiglipImageProcessor",
+    ),
+    "a configuration that is none": (
+        "internvl",
+        "config.json",
+        {"text_config": []},
+        "transformers does not know its configuration, config.json (Validation error for field 'text_config': Type",
+    ),
+    "an image token that no prompt has": (
+        "llava_next",
+        "config.json",
+        {"image_token_id": 7, "image_token_index": 7},
+        "its config.json says that token 7 stands for an image, and its processor puts none such into a prompt",
+    ),
+    "patches that are not the model's, LLaVA-NeXT": (
+        "llava_next",
+        PROCESSOR_FILE,
+        {"patch_size": 16},
+        "its processor makes 1731 vision tokens, which the model of its config.json does not take",
+    ),
+    "patches that are not the model's, Qwen": (
+        "qwen2_5_vl",
+        PREPROCESSOR_FILE,
+        {"patch_size": 16},
+        "its processor makes 682 vision tokens, which the model of its config.json does not take",
+    ),
+    "pictures that are not the model's, Gemma": (
+        "gemma3",
+        PREPROCESSOR_FILE,
+        {"size": {"height": 448, "width": 448}},
+        "its processor makes 256 vision tokens, which the model of its config.json does not take",
+    ),
+    "tiles that are not the model's, InternVL": (
+        "internvl",
+        PREPROCESSOR_FILE,
+        {"size": {"height": 224, "width": 224}},
+        "its processor makes 1792 vision tokens, which the model of its config.json does not take",
+    ),
     "a longest edge that is a number": (
         "idefics3",
         PREPROCESSOR_FILE,
@@ -196,6 +268,17 @@ TEXT_ALONE = {
     "is broken": ("{% for m in messages %}", "fails on an image and a question"),
 }
 
+OTHER_TEMPLATES = {
+    "places for two images": (
+        "{% for m in messages %}<|image_pad|><|image_pad|>{{ m.content[1].text }}{% endfor %}",
+        r"and at its chat template \(chat_template\.jinja\), which has 2 places for it",
+    ),
+    "none of what stands around an image": (
+        "{% for m in messages %}<|image_pad|>{{ m.content[1].text }}{% endfor %}",
+        r"makes special_tokens 0, and family qwen2_5_vl expects 2; its chat template \(chat_template\.jinja\) is not",
+    ),
+}
+
 
 @pytest.mark.parametrize("how", list(TEXT_ALONE))
 def test_a_chat_template_for_text_alone_is_said_to_be_one(copy: Callable[[str], Path], how: str) -> None:
@@ -206,11 +289,50 @@ def test_a_chat_template_for_text_alone_is_said_to_be_one(copy: Callable[[str], 
         check(folder, [predicted(folder)])
 
 
+@pytest.mark.parametrize("how", list(OTHER_TEMPLATES))
+def test_another_chat_template_is_named_beside_what_it_does(copy: Callable[[str], Path], how: str) -> None:
+    folder = copy("qwen2_5_vl")
+    template, sentence = OTHER_TEMPLATES[how]
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=sentence):
+        check(folder, [predicted(folder)])
+
+
+@pytest.mark.parametrize(("name", "keys"), [("qwen2_5_vl", ("size",)), ("qwen3_vl", ("min_pixels", "max_pixels"))])
+def test_null_is_taken_for_the_default_where_the_published_code_does(
+    copy: Callable[[str], Path], name: str, keys: tuple[str, ...]
+) -> None:
+    folder = copy(name)
+    edit(folder / PREPROCESSOR_FILE, dict.fromkeys(keys))
+    check(folder, [predicted(folder)])
+
+
 def test_a_count_that_the_real_processor_makes_otherwise_is_refused(written: Callable[[str], Path]) -> None:
     folder = written("qwen2_5_vl")
     image = predicted(folder)
     with pytest.raises(UserError, match="of an image of 1000x700 px its own processor makes vision_tokens 900, and"):
         check(folder, [replace(image, vision_tokens=247)])
+
+
+def test_a_study_of_files_that_do_not_belong_together_ends_before_a_device_is_taken(
+    copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = copy("llava_next")
+    edit(folder / PROCESSOR_FILE, {"patch_size": 16})
+    study = parse_study(
+        {
+            "study": "two-models",
+            "subjects": {"mine": {"weights": str(folder), "device": "cpu", "dtype": "float32"}},
+            "experiments": {"vision_tokens": {"image_sizes": ["336x336"]}},
+        },
+        source="here",
+    )
+    layout = Layout(study.study, tmp_path)
+    make_dummies(study, layout)
+    with pytest.raises(
+        UserError, match=r"of the picture of cell vision-\S+ of mine its processor makes \d+ vision tok"
+    ):
+        check_subject_counts(study, "mine", layout)
 
 
 # --- 8: which file of weights counts -----------------------------------------------------------------
@@ -322,9 +444,19 @@ def test_a_file_given_for_a_folder_is_said_for_what_it_is(tmp_path: Path, name: 
 
 def test_a_vision_config_with_keys_missing_is_held_against_the_weights(copy: Callable[[str], Path]) -> None:
     folder = copy("qwen2_5_vl")
-    edit(folder / "config.json", {"vision_config": {"model_type": "qwen2_5_vl_vision"}})
+    edit(folder / "config.json", lambda config: config["vision_config"].update(depth=3))
     with pytest.raises(UserError, match=r"the checkpoint .* tensors: .*, by what its config\.json says the model is"):
         get_family("qwen2_5_vl").load(spec_of(preset=None, weights=str(folder)), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_what_a_configuration_leaves_out_is_not_made_up_until_the_memory_is_full(
+    copy: Callable[[str], Path], part: str
+) -> None:
+    folder = copy("llava_next")
+    edit(folder / "config.json", {part: {}})
+    with pytest.raises(UserError, match=r"describes a model of [\d,]{9,} values, and its weights hold [\d,]+; the two"):
+        get_family("llava_next").load(spec_of(preset=None, weights=str(folder)), device="cpu")
 
 
 # --- the family follows from the checkpoint ------------------------------------------------------------
@@ -350,7 +482,35 @@ def test_the_commands_about_sizes_take_the_checkpoints_family(written: Callable[
     assert (code, json.loads(out)[0]["vision_tokens"], err) == (0, 391, "")
     code, out, _ = run("size", "--weights", folder, "--vision-tokens", "12", "--format", "json")
     assert (code, json.loads(out)[0]["vision_tokens"]) == (0, 12)
-    assert "1280" in run("reachable", "--weights", folder)[1].splitlines()[-1]
+    code, out, err = run("reachable", "--weights", folder)
+    assert "1280" in out.splitlines()[-1]
+    assert re.fullmatch(r"vlmeter: \d+ of 697 sizes were checked against .*; --check takes all\n", err)
+
+
+COMMANDS = [("tokens", "640x480"), ("size", "--vision-tokens", "12"), ("reachable",)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_commands_about_sizes_ask_the_real_processor(copy: Callable[[str], Path], command: tuple[str, ...]) -> None:
+    folder = copy("qwen2_5_vl")
+    (folder / "chat_template.jinja").write_text(OTHER_TEMPLATES["none of what stands around an image"][0])
+    code, out, said = run(*command, "--weights", str(folder))
+    assert (code, out) == (2, "")
+    assert "its own processor makes special_tokens 0, and family qwen2_5_vl expects 2" in said
+    assert run(*command, "--weights", str(folder), "--no-check")[0] == 0
+
+
+@given(st.lists(st.integers(1, 9000), max_size=40))
+def test_as_many_sizes_are_checked_as_have_few_pixels_together(widths: list[int]) -> None:
+    images = [ImageTokens(width, 1000, 1, 1, 0) for width in widths]
+    chosen = worth_checking(images, budget_px=20_000_000)
+    assert sum(image.width_px for image in chosen) <= 20_000
+    assert len(chosen) == len({id(image) for image in chosen})
+    if sum(widths) <= 20_000:
+        assert chosen == images
+    elif widths[0] + widths[-1] <= 20_000:
+        assert chosen[0] == images[0]
+        assert chosen[-1] == images[-1]
 
 
 @pytest.mark.parametrize("command", [("tokens", "640x480"), ("size", "--vision-tokens", "12"), ("reachable",)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,16 @@ from vlmeter.common.errors import Unsupported, UserError
 
 if TYPE_CHECKING:
     from vlmeter.models.families.base import Family, ImageGeometry, ImageOptions, ImageTokens, SubjectSpec
+
+
+Check = Annotated[
+    bool | None,
+    typer.Option(
+        "--check/--no-check",
+        help="with --weights: put an image of each size through the checkpoint's own processor, and refuse what "
+        "differs; default: where torch is installed, as many as take seconds",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -74,32 +85,41 @@ def _asked(family: str | None, preset: str | None, weights: str | None, revision
     return _Asked(known, spec)
 
 
-def _check(asked: _Asked, images: list[ImageTokens], options: ImageOptions, wanted: bool | None) -> None:
+def _check(asked: _Asked, images: Sequence[ImageTokens], options: ImageOptions, wanted: bool | None) -> None:
     """Hold predictions for a checkpoint against its own processor, where that is wanted or costs little.
 
     What could not be checked is said beside the answer; where the check was asked for, it is a refusal.
     """
-    from vlmeter.models.real_counts import WORTH_CHECKING_PX, check_predictions
+    from vlmeter.models.real_counts import check_predictions, worth_checking
 
     if wanted is False or asked.spec.weights == "random" or asked.family.takes_any_checkpoint:
-        return None  # a family that takes any checkpoint has no prediction of its own: it asks the processor
-    if wanted is None:
+        return  # a family that takes any checkpoint has no prediction of its own: it asks the processor
+    chosen = list(images) if wanted else worth_checking(images)
+    if not wanted and find_spec("torch") is None:
+        _say_aside("not checked against the checkpoint's own processor: torch is not installed")
+    elif not chosen:
         pixels = sum(image.width_px * image.height_px for image in images)
-        if find_spec("torch") is None:
-            return _not_checked("torch is not installed")
-        if pixels > WORTH_CHECKING_PX:
-            return _not_checked(f"the images have {pixels:,} pixels; --check does it all the same")
-    try:
-        check_predictions(asked.family, asked.spec, images, options=options)
-    except Unsupported as reason:
-        if wanted:
-            raise
-        _not_checked(str(reason))
-    return None
+        _say_aside(
+            f"not checked against the checkpoint's own processor: the images have {pixels:,} pixels; --check does it "
+            "all the same"
+        )
+    else:
+        try:
+            check_predictions(asked.family, asked.spec, chosen, options=options)
+        except Unsupported as reason:
+            if wanted:
+                raise
+            _say_aside(f"not checked against the checkpoint's own processor: {reason}")
+            return
+        if len(chosen) < len(images):
+            _say_aside(
+                f"{len(chosen)} of {len(images)} sizes were checked against the checkpoint's own processor; --check "
+                "takes all"
+            )
 
 
-def _not_checked(reason: str) -> None:
-    print(f"vlmeter: not checked against the checkpoint's own processor: {reason}", file=sys.stderr)
+def _say_aside(text: str) -> None:
+    print(f"vlmeter: {text}", file=sys.stderr)
 
 
 def _image_rows(images: list[ImageTokens]) -> list[dict[str, Any]]:
@@ -132,14 +152,7 @@ def tokens(
     force_tiling: Annotated[
         str | None, typer.Option("--force-tiling", help="impose this tiling, rows x columns, such as 2x7")
     ] = None,
-    check: Annotated[
-        bool | None,
-        typer.Option(
-            "--check/--no-check",
-            help="with --weights: put an image of each size through the checkpoint's own processor, and refuse what "
-            "differs; default: where torch is installed and it takes seconds",
-        ),
-    ] = None,
+    check: Check = None,
 ) -> None:
     """Say how many crops and tokens images of these sizes become, under the model's own preprocessing."""
     from vlmeter.cli.rows import rows_as
@@ -163,6 +176,7 @@ def size(
     nearest: Annotated[bool, typer.Option("--nearest", help="take the nearest count if no image reaches it")] = False,
     form: Format = "table",
     max_crops: MaxCrops = None,
+    check: Check = None,
 ) -> None:
     """Find image sizes that give exactly a count of vision tokens, of crops, or a tiling.
 
@@ -173,11 +187,13 @@ def size(
 
     if [vision_tokens, crops, tiling].count(None) != 2:
         raise UserError("give exactly one of --vision-tokens, --crops, --tiling")
-    geometry, options = _asked(family, preset, weights, revision).geometry, options_of(max_crops)
+    asked, options = _asked(family, preset, weights, revision), options_of(max_crops)
+    geometry = asked.geometry
     if tiling:
         images = [geometry.size_for_tiling(pair_of(tiling, "--tiling"), options=options)]
     else:
         images = sizes_for(geometry, vision_tokens=vision_tokens, crops=crops, nearest=nearest, options=options)
+    _check(asked, images, options, check)
     say(rows_as(_image_rows(images), _image_columns(geometry.layout_columns), form=form))
 
 
@@ -191,6 +207,7 @@ def reachable(
     ] = None,
     form: Format = "table",
     max_crops: MaxCrops = None,
+    check: Check = None,
 ) -> None:
     """List every count of vision tokens that a model can be made to see, with an image size for each.
 
@@ -202,11 +219,13 @@ def reachable(
     from vlmeter.models.image_sizes import evenly_spaced
     from vlmeter.models.image_sizes import reachable as all_reachable
 
-    geometry, options = _asked(family, preset, weights, revision).geometry, options_of(max_crops)
+    asked, options = _asked(family, preset, weights, revision), options_of(max_crops)
+    geometry = asked.geometry
     if spread is None:
         images = list(all_reachable(geometry, options=options))
     else:
         images = evenly_spaced(geometry, spread, options=options)
+    _check(asked, images, options, check)
     say(rows_as(_image_rows(images), _image_columns(geometry.layout_columns), form=form))
     if form == "table":
         counts = {image.vision_tokens for image in images}

@@ -20,6 +20,7 @@ from vlmeter.common.errors import Unsupported, UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.inputs.pictures import Pictures
 from vlmeter.models.families.base import Counts, LoadedModel
+from vlmeter.models.real_counts import check_pass
 
 if TYPE_CHECKING:
     from vlmeter.models.families.base import ModelInputs
@@ -46,9 +47,17 @@ def write_counts(path: Path, counts: SubjectCounts) -> None:
 
 
 def check_counts(
-    subject_name: str, load: Callable[[], LoadedModel], cells: Iterable[Cell], pictures: Pictures
+    subject_name: str,
+    load: Callable[[], LoadedModel],
+    cells: Iterable[Cell],
+    pictures: Pictures,
+    *,
+    checkpoint: str | None = None,
 ) -> SubjectCounts:
     """Put the pictures of every cell through the subject's real processor, and compare with the plan.
+
+    Of a checkpoint the prompt with the most vision tokens runs through the model's shapes too: its files may be of two
+    models.
 
     Args:
         subject_name: goes into the result and into messages.
@@ -57,11 +66,14 @@ def check_counts(
             one is prepared for every count that the plan predicts: thousands of photographs would take minutes, and
             every request is counted again when it is measured.
         pictures: as a session has them.
+        checkpoint: what the subject's weights are, unless they are random.
 
-    Raises UserError for the first count that is not what the plan says. A processor that is not to be had here is no
+    Raises UserError for the first count that is not what the plan says, and for a model that does not take what its
+    processor makes. A processor that is not to be had here is no
     error: the result says so, and so will the records.
     """
     made: dict[object, Counts] = {}
+    most: tuple[str, ModelInputs] | None = None
     found: dict[str, Counts] = {}
     shapes: set[tuple[int | None, ...]] = set()
     try:
@@ -77,9 +89,14 @@ def check_counts(
                 name = cell.cell_id if len(cell.requests) == 1 else f"{cell.cell_id}, request {place}"
                 look = (request.pictures, cell.options, request.text_tokens, pictures.question(request))
                 if look not in made:
-                    made[look] = _prepared(loaded, pictures.opened(cell, request)).counts
+                    inputs = _prepared(loaded, pictures.opened(cell, request))
+                    made[look] = inputs.counts
+                    if most is None or inputs.counts.vision_tokens > most[1].counts.vision_tokens:
+                        most = name, inputs
                 found[name] = made[look]
                 _compare(subject_name, name, expected, made[look])
+        if checkpoint is not None and most is not None:
+            check_pass(loaded, most[1], source=checkpoint, what=f"the picture of cell {most[0]} of {subject_name}")
     except Unsupported as reason:
         return SubjectCounts(subject=subject_name, cells={}, unsupported=str(reason))
     return SubjectCounts(subject=subject_name, cells=found)

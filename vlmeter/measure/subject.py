@@ -29,7 +29,14 @@ def check_subject_counts(study: Study, subject_name: str, layout: Layout) -> Sub
     from vlmeter.measure.check_counts import check_counts
 
     cells, pictures = look_at(study, subject_name, layout)
-    return check_counts(subject_name, lambda: _shapes(study, subject_name, cells, pictures), cells, pictures)
+    weights = study.subjects[subject_name].weights
+    return check_counts(
+        subject_name,
+        lambda: _shapes(study, subject_name, cells, pictures),
+        cells,
+        pictures,
+        checkpoint=None if weights == "random" else weights,
+    )
 
 
 def _shapes(study: Study, subject_name: str, cells: Sequence[Cell], pictures: Pictures) -> LoadedModel:

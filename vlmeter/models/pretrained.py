@@ -18,12 +18,18 @@ from vlmeter.models.checkpoints import (
     open_checkpoint,
     read_json,
 )
+from vlmeter.models.families.preset_data import read_presets
 from vlmeter.models.families.processors import BY_ITSELF, class_named, processor_class
+from vlmeter.models.families.registry import family_of
 from vlmeter.models.packing import chosen_packing, mark_packed, packing_of, require_libraries
 from vlmeter.models.weights import check_announced, check_room, check_weights
 
 if TYPE_CHECKING:
     from vlmeter.models.families.base import SubjectSpec
+
+
+#: Characters of a library's message that are quoted: one of transformers lists all model types.
+LONGEST_QUOTE = 240
 
 
 def open_for_loading(spec: SubjectSpec, *, device: str, check: Callable[[Checkpoint], object]) -> Checkpoint:
@@ -50,11 +56,12 @@ def load_processor(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     folder = str(checkpoint.folder)
     settings = checkpoint.processor_config()
     image_type = settings["image_processor"].get("image_processor_type")
+    name, file = _processor_name(checkpoint)
     if not trust_remote_code:
         _require_known_image_processor(checkpoint, image_type, settings["image_processor"].file)
-    name = _processor_name(checkpoint)
+        _require_known_processor(checkpoint, name, file)
     try:
-        processor = processor_class(name) if isinstance(name, str) and hasattr(transformers, name) else None
+        processor = processor_class(name) if name is not None and hasattr(transformers, name) else None
         whole = processor is None or (name not in BY_ITSELF and "video_processor" not in processor.get_attributes())
         if processor is None or whole or is_torchvision_available():
             found = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -85,13 +92,28 @@ def load_processor(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     return found
 
 
-def _processor_name(checkpoint: Checkpoint) -> str | None:
-    """Name of the processor's class, in the order in which transformers looks for it."""
+def _processor_name(checkpoint: Checkpoint) -> tuple[Any, str]:
+    """Name of the processor's class, and of the file that says it, in the order in which transformers looks for it."""
     settings = checkpoint.processor_config()
-    path = checkpoint.folder / "tokenizer_config.json"
-    places = (settings, settings["image_processor"], read_json(path) if path.is_file() else {})
-    found = next((place["processor_class"] for place in places if place.get("processor_class")), None)
-    return found if isinstance(found, str) else None
+    image, path = settings["image_processor"], checkpoint.folder / "tokenizer_config.json"
+    places = [(settings, settings.file), (image, image.file), (read_json(path) if path.is_file() else {}, path.name)]
+    found = ((place["processor_class"], file) for place, file in places if place.get("processor_class"))
+    return next(found, (None, settings.file))
+
+
+def _require_known_processor(checkpoint: Checkpoint, name: object, file: str) -> None:
+    """Refuse a processor that transformers does not have, with the name of the one that is meant."""
+    import transformers
+
+    if name is None or (isinstance(name, str) and hasattr(transformers, name)):
+        return
+    known: Mapping[str, str] = import_module("transformers.models.auto.processing_auto").PROCESSOR_MAPPING_NAMES
+    close = difflib.get_close_matches(str(name), sorted(set(known.values())), n=1)
+    hint = known.get(str(checkpoint.config.get("model_type"))) or next(iter(close), None)
+    raise UserError(
+        f"{checkpoint.source}: processor_class {name!r} in {file} is not known to transformers"
+        + (f"; {hint} is meant, so write that" if hint else "")
+    )
 
 
 def _require_known_image_processor(checkpoint: Checkpoint, name: object, file: str) -> None:
@@ -106,11 +128,20 @@ def _require_known_image_processor(checkpoint: Checkpoint, name: object, file: s
     if name is None or (isinstance(name, str) and (_stem(name) in names or hasattr(transformers, _stem(name)))):
         return
     close = difflib.get_close_matches(str(name), sorted(names), n=1)
-    hint = next(iter([*by_type.get(str(checkpoint.config.get("model_type")), []), *close]), None)
+    of_type = by_type.get(str(checkpoint.config.get("model_type")), [])
+    hint = next(iter([*_published(checkpoint), *of_type, *close]), None)
     raise UserError(
         f"{checkpoint.source}: image_processor_type {name!r} in {file} is not known to transformers"
         + (f"; {hint} is meant, so write that" if hint else "")
     )
+
+
+def _published(checkpoint: Checkpoint) -> list[str]:
+    """The image processor that a family's published models have, for a checkpoint that a family of its own reads."""
+    family = family_of(checkpoint.config)
+    entries = read_presets(family).values() if family is not None else ()
+    found = (entry.get("processor_config", {}).get("image_processor_type") for entry in entries)
+    return [_stem(name) for name in found if isinstance(name, str)][:1]
 
 
 def _stem(name: str) -> str:
@@ -163,18 +194,23 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
     dtype = getattr(torch, spec.dtype)
     saved = packing_of(checkpoint)
     packing = chosen_packing(saved, spec, source=checkpoint.source)
-    try:
-        if device == "meta":
+    shapes: Any = None
+    if device == "meta" or not spec.trust_remote_code:  # a checkpoint's own code may want the device itself
+        try:
             with torch.device("meta"), no_init_weights():
-                model = auto.from_config(config, dtype=dtype, attn_implementation=spec.attention, **remote)
-            model.tie_weights()
-            if packing:
-                mark_packed(model, packing)
-            return model.eval().requires_grad_(False)
-    except Exception as error:  # a configuration of the checkpoint's makers, of which a model is built
-        raise UserError(_refusal(checkpoint, spec, error)) from error
+                shapes = auto.from_config(config, dtype=dtype, attn_implementation=spec.attention, **remote)
+            shapes.tie_weights()
+        except Exception as error:  # a configuration of the checkpoint's makers, of which a model is built
+            raise UserError(_refusal(checkpoint, spec, error)) from error
+    if device == "meta":
+        if packing:
+            mark_packed(shapes, packing)
+        return shapes.eval().requires_grad_(False)
     require_libraries(spec, saved)
-    check_room(checkpoint, check_weights(checkpoint.folder), spec, packing=packing, device=device)
+    values = check_weights(checkpoint.folder)
+    if saved is None and shapes is not None:
+        _require_enough_weights(checkpoint, sum(parameter.numel() for parameter in shapes.parameters()), values)
+    check_room(checkpoint, values, spec, packing=packing, device=device)
     placing = _placing(spec, device, packs=saved is None and packing is not None, packed=packing is not None)
     logging.disable_progress_bar()  # it would run through the session's own
     try:
@@ -210,6 +246,18 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
             "the host again and again; choose a smaller checkpoint, a quantization, or more GPUs with device_map: auto"
         )
     return model.eval().requires_grad_(False)
+
+
+def _require_enough_weights(checkpoint: Checkpoint, described: int, held: int) -> None:
+    """Refuse weights that are too few by far, before the rest is made up: it may be more than the machine can hold.
+
+    A few that are missing are refused by name, once the others are loaded.
+    """
+    if described > 2 * held:
+        raise UserError(
+            f"{checkpoint.source}: its {CONFIG_FILE} describes a model of {described:,} values, and its weights hold "
+            f"{held:,}; the two do not belong together, or {CONFIG_FILE} lacks keys of text_config or vision_config"
+        )
 
 
 def read_config(checkpoint: Checkpoint, spec: SubjectSpec) -> Any:
@@ -248,8 +296,12 @@ def _refusal(checkpoint: Checkpoint, spec: SubjectSpec, error: Exception) -> str
 
 
 def _first(error: Exception) -> str:
-    """First line of an error's message; its kind if it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """First line of an error's message, with the next where it only announces that; its kind if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return said if len(said) <= LONGEST_QUOTE else f"{said[:LONGEST_QUOTE]} ..."
 
 
 def remote_code(checkpoint: Checkpoint, spec: SubjectSpec) -> dict[str, bool]:

@@ -33,6 +33,7 @@ from vlmeter.models.families.geometry import (
     processor_settings,
     refuse_forced_tiling,
     refuse_max_crops,
+    refuse_null,
     require_resizing,
     require_size,
     squarest_of_each_kind,
@@ -90,6 +91,7 @@ class AnyresGeometry:
                 f"vision_feature_select_strategy {own.get('vision_feature_select_strategy')!r}, which drops {dropped} "
                 "feature(s) of a tile: the processor would ask for other features than the model makes"
             )
+        refuse_null(image, "image_grid_pinpoints")
         canvases = image.get("image_grid_pinpoints")
         limited = default.largest_tiles is not None
         return cls(
@@ -235,6 +237,7 @@ def _canvases(value: object, tile_px: int, settings: Settings) -> tuple[tuple[in
 
 def _largest_tiles(settings: Settings) -> int | None:
     """Read the number at the end of "anyres_max_9"; None if there is no such setting."""
+    refuse_null(settings, "vision_aspect_ratio")
     value = settings.get("vision_aspect_ratio")
     if value is None:
         return None

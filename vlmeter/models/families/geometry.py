@@ -104,15 +104,36 @@ def _settings(content: Mapping[str, Any]) -> Settings:
 
 
 def require_resizing(settings: Settings, *, family: str) -> None:
-    """Refuse a processor that leaves an image's size alone, which this family's model cannot do with."""
-    if settings.get("do_resize") is not None and not settings["do_resize"]:
+    """Refuse a processor that leaves an image's size alone, which this family's model cannot do with.
+
+    To the published code null is as good as false.
+    """
+    if not settings.get("do_resize", True):
+        said = "null" if settings["do_resize"] is None else "false"
         raise UserError(
-            f"do_resize: false in {settings.file}; {family} takes few images without it, and their counts are not known"
+            f"do_resize: {said} in {settings.file}; {family} takes few images without it, and their counts are not "
+            "known"
         )
+
+
+def refuse_null(settings: Settings, *keys: str) -> None:
+    """Refuse a key that is there and holds nothing: the published code takes that as it is, and not for its default."""
+    for key in keys:
+        if key in settings and settings[key] is None:
+            raise UserError(
+                f"{key}: null in {settings.file}, which the published code does not take for its default; write a "
+                "value, or leave the key out"
+            )
+
+
+def without_null(settings: Settings, *keys: str) -> Settings:
+    """Settings without those of some keys that hold nothing, where the published code does take that for absent."""
+    return Settings({k: v for k, v in settings.items() if v is not None or k not in keys}, settings.file)
 
 
 def truth(settings: Settings, key: str, default: bool) -> bool:
     """Read a yes or no."""
+    refuse_null(settings, key)
     value = settings.get(key)
     if value is None:
         return default
@@ -130,6 +151,7 @@ def positive_integer(settings: Settings, key: str, default: int | None) -> int:
     if value is None:
         if default is None:
             raise UserError(f"{key}: missing in {settings.file}, and the published code has no default for it")
+        refuse_null(settings, key)
         return default
     if isinstance(value, Mapping) and set(value) == {"height", "width"}:
         value = list(value.values())
@@ -145,7 +167,8 @@ def edge_px(settings: Settings, key: str, default: int, *, edges: tuple[str, ...
 
     default: the published code's own, for a key that is not there.
     """
-    value = settings.get(key)
+    refuse_null(settings, key)
+    value = settings.get(key, default)
     if isinstance(value, Mapping):
         given = {name: length for name, length in value.items() if length is not None}
         edge = next((name for name in edges if name in given), None)
@@ -155,6 +178,6 @@ def edge_px(settings: Settings, key: str, default: int, *, edges: tuple[str, ...
                 "square"
             )
         value = given[edge]
-    elif value is not None and edges == ("longest_edge",):
+    elif key in settings and edges == ("longest_edge",):
         raise UserError(f"{key}: {value!r} in {settings.file} is a square to the published code; expected longest_edge")
     return positive_integer(Settings({key: value}, settings.file), key, default)

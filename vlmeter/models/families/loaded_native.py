@@ -140,8 +140,13 @@ class LoadedNative:
         text = self._text_tokens(prompt)
         ids = made["input_ids"][0]
         vision = int((ids == self._image_token_id).sum())
-        if not vision:
+        if not vision and not self._has_place(prompt):
             raise UserError(self._no_place())
+        if not vision:
+            raise UserError(
+                f"{self._named}: its config.json says that token {self._image_token_id} stands for an image, and its "
+                "processor puts none such into a prompt; config.json and the tokenizer's files do not belong together"
+            )
         counts = Counts(
             crops=self.crops(made),
             vision_tokens=vision,
@@ -185,6 +190,11 @@ class LoadedNative:
     def _has_place(self, prompt: str) -> bool:
         return any(mark in prompt for mark in self._places)
 
+    def _twice(self, prompt: str) -> str:
+        """What has to be said of a prompt that has places for several images."""
+        most = max((prompt.count(mark) for mark in self._places), default=0)
+        return f", and at its chat template ({self.template_file}), which has {most} places for it" if most > 1 else ""
+
     def _no_place(self) -> str:
         return (
             f"{self._named}: its chat template ({self.template_file}) leaves no place for an image, {self._places[0]}; "
@@ -207,8 +217,10 @@ class LoadedNative:
             raise
         except Exception as error:  # whatever the published code stumbles over
             raise ProcessorFails(
-                f"{self._named}: its processor makes no inputs of an image of {image.width}x{image.height} px and a "
-                f"question ({type(error).__name__}: {first_line(error)}); look at its {PROCESSOR_FILES}"
+                f"{self._named}: its {type(self.processor).__name__}, with "
+                f"{type(self.processor.image_processor).__name__}, makes no inputs of an image of "
+                f"{image.width}x{image.height} px and a question ({type(error).__name__}: {first_line(error)}); look "
+                f"at its {PROCESSOR_FILES}{self._twice(prompt)}"
             ) from error
         dtype = self.model.dtype
         return {

@@ -27,9 +27,11 @@ from vlmeter.models.families.geometry import (
     positive_integer,
     processor_settings,
     refuse_forced_tiling,
+    refuse_null,
     require_size,
     squarest_of_each_kind,
     truth,
+    without_null,
 )
 from vlmeter.models.families.loaded_native import LoadedNative, Template
 from vlmeter.models.families.native import NativeFamily
@@ -59,6 +61,8 @@ class Molmo2Geometry:
     def from_config(cls, processor_config: Mapping[str, Any]) -> Self:
         """Read the settings of a checkpoint's processor; raises UserError for settings that make no sense."""
         config, own, default = image_settings(processor_config), processor_settings(processor_config), cls()
+        refuse_null(config, "overlap_margins")
+        own = without_null(own, "use_single_crop_col_tokens")
         margins = config.get("overlap_margins")
         margins = (default.margin_patches // 2,) * 2 if margins is None else margins
         legal = isinstance(margins, (list, tuple)) and len(margins) == 2 and all(type(m) is int for m in margins)

@@ -171,9 +171,10 @@ class NativeFamily:
                 scale.config, device=device, dtype=spec.dtype, attention=spec.attention, seed=spec.seed
             )
         else:
-            from vlmeter.models.pretrained import load_pretrained, load_processor, open_for_loading
+            from vlmeter.models.pretrained import load_pretrained, load_processor, open_for_loading, read_config
 
             checkpoint = open_for_loading(spec, device=device, check=lambda found: check_family(found, self))
+            read_config(checkpoint, spec)  # the processor is made with it too, and would be blamed for its faults
             processor = load_processor(checkpoint)
             model = load_pretrained(checkpoint, spec, device=device)
             return as_read(self.loaded(model, processor), checkpoint)

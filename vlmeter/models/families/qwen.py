@@ -26,6 +26,7 @@ from vlmeter.models.families.geometry import (
     refuse_max_crops,
     require_resizing,
     require_size,
+    without_null,
 )
 from vlmeter.models.families.loaded_native import Parts, Template
 
@@ -66,7 +67,7 @@ class PatchGrid:
     @classmethod
     def from_config(cls, processor_config: Mapping[str, Any]) -> Self:
         """Read the contents of a preprocessor_config.json or processor_config.json; raises UserError for nonsense."""
-        settings = image_settings(processor_config)
+        settings = without_null(image_settings(processor_config), "size", "min_pixels", "max_pixels")
         require_resizing(settings, family=cls.family)
         # As in transformers: where the file has no size at all, it is the class's default, not the family's; a size
         # that is there is taken as it is; and the older pair of keys goes before the newer.
@@ -82,7 +83,7 @@ class PatchGrid:
                     f"size: {dict(size)!r} in {settings.file} has no {newer}, without which the published code takes "
                     f"no image; give it beside the other, or {older} outside of size"
                 )
-            inside = positive_integer(Settings(size, settings.file), newer, 1)
+            inside = positive_integer(without_null(Settings(size, settings.file), newer), newer, 1)
             limits.append(positive_integer(settings, older, inside))
         found = cls(
             patch_px=positive_integer(settings, "patch_size", PatchGrid.patch_px),
