@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.support.checkpoints import edit
@@ -130,9 +132,20 @@ def test_what_a_checkpoint_names_is_left_as_it_is(found: dict[str, Any]) -> None
     assert all(name.startswith("model.language_model.layers.") for name in layers)
 
 
-def test_gptq_packs_the_decoders_blocks_alone_or_the_head_too() -> None:
-    assert "lm_head" not in packed_layers(GPTQ)
-    assert any(name.endswith("mlp.down_proj") for name in packed_layers(GPTQ))
+@pytest.mark.parametrize("found", [GPTQ, {"quant_method": "auto-round", "bits": 4, "group_size": 128}])
+def test_gptq_and_its_kin_pack_the_language_models_blocks_alone(found: dict[str, Any]) -> None:
+    layers = packed_layers(found)
+    assert any(name.endswith("mlp.down_proj") for name in layers)
+    assert all(name.startswith("model.language_model.layers.") for name in layers)
+
+
+def test_layers_that_gptq_leaves_out_are_left_out_and_other_formats_are_not_counted() -> None:
+    layers = packed_layers({**GPTQ, "dynamic": {r"-:.*\.mlp\.": {}}})
+    assert any(name.endswith("q_proj") for name in layers)
+    assert not any(".mlp." in name for name in layers)
+    packed = read({**GPTQ, "dynamic": {r"+:.*\.mlp\.": {"bits": 8}}})
+    assert packed is not None
+    assert packed.uncounted
 
 
 def test_bitsandbytes_packs_every_linear_layer_but_the_head() -> None:
@@ -209,6 +222,155 @@ def test_a_way_of_saving_is_no_way_of_packing_while_loading(plain: Path) -> None
     subject = Subject(family="qwen2_5_vl", weights=str(plain), quantization="awq-4bit")
     with pytest.raises(UserError, match=r"quantization: awq-4bit, and .* is not saved so; legal with it: bitsand"):
         check_checkpoint("mine", subject)
+
+
+#: One checkpoint for each way: how its quantization_config looks, and what has to be installed for it.
+WAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "aqlm": ({}, "aqlm and accelerate"),
+    "auto-round-4bit": ({"bits": 4}, "auto-round"),
+    "awq-4bit": (AWQ, "gptqmodel and accelerate"),
+    "bitnet": ({}, "accelerate"),
+    "bitsandbytes-4bit": (BNB4, "accelerate and bitsandbytes"),
+    "bitsandbytes-8bit": (BNB8, "accelerate and bitsandbytes"),
+    "compressed-tensors-int4": (COMPRESSED, "compressed-tensors"),
+    "eetq-8bit": ({}, "kernels and accelerate"),
+    "fbgemm_fp8": ({}, "fbgemm-gpu and accelerate"),
+    "fouroversix": ({}, "fouroversix"),
+    "fp8": (FP8, "accelerate"),
+    "fp_quant": ({}, "qutlass"),
+    "gptq-8bit": (GPTQ, "optimum and gptqmodel"),
+    "higgs": ({}, "flute and accelerate"),
+    "hqq": ({}, "hqq"),
+    "metal": ({}, "kernels"),
+    "mxfp4": ({}, "kernels and accelerate"),
+    "mxfp8": ({}, "accelerate"),
+    "nvfp4": ({}, "kernels"),
+    "quanto": ({"weights": "int8"}, "optimum-quanto and accelerate"),
+    "quark": ({}, "quark"),
+    "sinq": ({}, "sinq"),
+    "spqr": ({"bits": 3}, "spqr_quant and accelerate"),
+    "torchao": ({"quant_type": {}}, "torchao"),
+    "vptq": ({}, "vptq and accelerate"),
+}
+
+
+@pytest.fixture
+def packed_as(plain: Path, tmp_path: Path) -> Callable[[Any], Path]:
+    """A checkpoint that says of itself how it was packed."""
+
+    def make(found: Any) -> Path:
+        folder = Path(shutil.copytree(plain, tmp_path / "packed"))
+        edit(folder / "config.json", {"quantization_config": found})
+        return folder
+
+    return make
+
+
+def test_every_way_that_transformers_loads_is_known() -> None:
+    from transformers.quantizers import auto
+
+    known = auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+    methods = {name.removesuffix("_4bit").removesuffix("_8bit") for name in known} - {"gguf", "gemma"}
+    assert methods == {
+        found.get("quant_method", name.partition("-4")[0].partition("-8")[0]) for name, (found, _) in WAYS.items()
+    }
+
+
+@pytest.mark.parametrize("name", list(WAYS))
+def test_each_way_is_recorded_and_the_plan_names_what_it_takes(
+    packed_as: Callable[[Any], Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, packages = WAYS[name]
+    folder = packed_as({"quant_method": name.partition("-4")[0].partition("-8")[0], **found})
+    subject = Subject(family="qwen2_5_vl", weights=str(folder), dtype="float32")
+    check_checkpoint("mine", subject)
+    assert as_run(subject).quantization == name
+    monkeypatch.setattr(packing, "find_spec", lambda name: None)
+    (said,) = missing_libraries("mine", subject)
+    assert f"saved packed as {name}, needs {packages}, which " in said
+    with pytest.raises(Unsupported, match=f"saved packed as {name}, needs {packages}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", list(WAYS))
+def test_each_way_is_counted_packed_or_said_not_to_be(packed_as: Callable[[Any], Path], plain: Path, name: str) -> None:
+    found, _ = WAYS[name]
+    loaded = load(packed_as({"quant_method": name.partition("-4")[0].partition("-8")[0], **found}), device="meta")
+    packed, whole = weight_bytes(loaded), weight_bytes(load(plain, device="meta"))
+    said = any(f"saved packed as {name}, whose bytes vlmeter does not know" in note for note in loaded.notes)  # type: ignore[attr-defined]
+    assert (packed == whole) == said
+    assert packed <= whole
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+            "saved packed by 'modelopt' .* does not read; legal: aqlm",
+        ),
+        ({"quant_method": "AWQ"}, "saved packed by 'AWQ'"),
+        ({"bits": 4}, "has no quant_method"),
+        ("awq", "must be a mapping"),
+    ],
+)
+def test_a_way_that_nobody_reads_ends_the_plan_and_the_loading(
+    packed_as: Callable[[Any], Path], found: Any, message: str
+) -> None:
+    folder = packed_as(found)
+    with pytest.raises(UserError, match=rf"subjects\.mine: .*{message}"):
+        check_checkpoint("mine", Subject(family="qwen2_5_vl", weights=str(folder)))
+    with pytest.raises(UserError, match=message):
+        load(folder, device="meta")
+
+
+@pytest.mark.parametrize("name", packing.FILES_BESIDE)
+def test_a_way_that_only_another_file_names_is_not_taken_for_plain(packed_as: Callable[[Any], Path], name: str) -> None:
+    folder = packed_as(None)
+    (folder / name).write_text("{}")
+    with pytest.raises(
+        UserError, match=rf"{name} says that its weights were saved packed, and config\.json has no quant"
+    ):
+        check_checkpoint("mine", Subject(family="qwen2_5_vl", weights=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("weight", torch.int8), ("weight", torch.float8_e4m3fn), ("qweight", torch.int32)]
+)
+def test_packed_weights_that_nothing_calls_packed_are_not_taken_for_plain(
+    packed_as: Callable[[Any], Path], name: str, kind: torch.dtype
+) -> None:
+    folder = packed_as(None)
+    path = folder / "model-00001-of-00002.safetensors"
+    tensors = load_file(path)
+    module = next(key for key in tensors if key.endswith("proj.weight")).removesuffix("weight")
+    tensors[module + name] = tensors.pop(module + "weight").to(kind)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=rf"{name} is stored as \w+, packed, and config\.json has no quantization_config"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("found", [FP8, {"quant_method": "mxfp8"}])
+def test_what_a_device_cannot_run_packed_is_not_measured_under_its_name(
+    packed_as: Callable[[Any], Path], found: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        Unsupported, match=rf"saved packed as {found['quant_method']}, was unpacked while loading, since cpu"
+    ):
+        load(packed_as(found))
+
+
+def test_a_number_format_that_packing_changes_is_not_measured_under_the_studys(saved: Path) -> None:
+    way = read(BNB8)
+    assert way is not None
+    model = load(saved).model
+    packing.require_packed(model, way, spec_of(weights=str(saved), dtype="float32"), device="cpu")
+    with pytest.raises(
+        UserError, match=r"dtype: bfloat16, and transformers runs .* in float32 on cpu; write dtype: floa"
+    ):
+        packing.require_packed(model, way, spec_of(weights=str(saved), dtype="bfloat16"), device="cpu")
 
 
 @pytest.fixture

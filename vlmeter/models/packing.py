@@ -35,6 +35,9 @@ _PIP = {
     "optimum.quanto": "optimum-quanto",
 }
 
+#: Where libraries that pack wrote how, before config.json had a place for it, or beside it.
+FILES_BESIDE = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+
 #: Module that runs before a decoder block, or a whole list of them: where GPTQ packs, and nowhere else.
 _IN_A_LIST = re.compile(r"\.\d+\.")
 
@@ -111,8 +114,19 @@ def saved_packing(config: Mapping[str, Any], *, source: str) -> Packing | None:
 
 
 def packing_of(checkpoint: Checkpoint) -> Packing | None:
-    """How a checkpoint was packed when it was saved; None if it was not."""
-    return saved_packing(checkpoint.config, source=checkpoint.source)
+    """How a checkpoint was packed when it was saved; None if it was not.
+
+    Raises UserError where only a file beside config.json says so, which transformers does not read.
+    """
+    found = saved_packing(checkpoint.config, source=checkpoint.source)
+    beside = next((name for name in FILES_BESIDE if (checkpoint.folder / name).is_file()), None)
+    if found is None and beside is not None:
+        raise UserError(
+            f"{checkpoint.source}: {beside} says that its weights were saved packed, and config.json has no "
+            "quantization_config, without which transformers takes them for plain ones; write it there, or delete that "
+            "file if they are plain"
+        )
+    return found
 
 
 def _kept(found: Mapping[str, Any], *keys: str) -> tuple[str, ...] | None:
@@ -158,11 +172,13 @@ def _awq(found: Mapping[str, Any]) -> Packing:
 
 
 def _gptq(found: Mapping[str, Any]) -> Packing:
-    bits = int(found["bits"])
+    """One number format, unless `dynamic` gives some layers another (a pattern after "-:" leaves them as they are)."""
+    bits, dynamic = int(found["bits"]), found.get("dynamic") or {}
+    left = tuple(f"re:(?:{pattern.removeprefix('-:')}).*" for pattern in dynamic if pattern.startswith("-:"))
     return Packing(
         f"gptq-{bits}bit",
-        _grouped(bits, int(found.get("group_size", 128)), zeros=True),
-        _kept(found, "modules_to_not_convert") or (),
+        _grouped(bits, int(found.get("group_size", 128)), zeros=True) if len(left) == len(dynamic) else None,
+        (*(_kept(found, "modules_to_not_convert") or ()), *left),
         blocks_alone=not found.get("lm_head"),
         packages=("optimum", "gptqmodel"),
     )
@@ -172,7 +188,7 @@ def _auto_round(found: Mapping[str, Any]) -> Packing:
     bits = int(found["bits"])
     return Packing(
         f"auto-round-{bits}bit",
-        _grouped(bits, int(found.get("group_size", 128)), zeros=True),
+        None if found.get("extra_config") else _grouped(bits, int(found.get("group_size", 128)), zeros=True),
         (),
         blocks_alone=True,
         packages=("auto_round",),
@@ -224,15 +240,18 @@ _METHODS: Mapping[str, Callable[[Mapping[str, Any]], Packing]] = {
     "eetq": _fixed("eetq-8bit", 1.0, "kernels", "accelerate"),
     "fbgemm_fp8": _fbgemm,
     "fp8": _fp8,
+    "fouroversix": _fixed("fouroversix", None, "fouroversix"),
     "fp_quant": _fixed("fp_quant", None, "qutlass"),
     "gptq": _gptq,
     "higgs": _fixed("higgs", None, "flute", "accelerate"),
     "hqq": _fixed("hqq", None, "hqq"),
+    "metal": _fixed("metal", None, "kernels"),
     "mxfp4": _fixed("mxfp4", 0.5 + 1 / 32, "kernels", "accelerate"),
     "mxfp8": _fixed("mxfp8", 1 + 1 / 32, "accelerate"),
     "nvfp4": _fixed("nvfp4", 0.5 + 1 / 16, "kernels"),
     "quanto": _fixed("quanto", None, "optimum.quanto", "accelerate"),
     "quark": _fixed("quark", None, "quark"),
+    "sinq": _fixed("sinq", None, "sinq"),
     "spqr": _fixed("spqr", None, "spqr_quant", "accelerate"),
     "torchao": _fixed("torchao", None, "torchao"),
     "vptq": _fixed("vptq", None, "vptq", "accelerate"),
@@ -308,16 +327,49 @@ def require_libraries(spec: SubjectSpec, saved: Packing | None) -> None:
 
 def mark_packed(model: Any, packing: Packing) -> None:
     """Note on the weights of a model on meta which of them are packed, and what one of their values takes."""
+    if packing.bytes_per_value is None:
+        return
+    for module in _packed_modules(model, packing):
+        setattr(module.weight, PACKED, packing.bytes_per_value)
+
+
+def _packed_modules(model: Any, packing: Packing) -> list[Any]:
+    """The linear layers of a model whose weights are packed; where only blocks are, the language model's."""
     from torch import nn
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    if packing.bytes_per_value is None:
-        return
     kept = get_keys_to_not_convert(model) if packing.kept is None else packing.kept
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or packing.is_kept(name, kept):
-            continue
-        if packing.blocks_alone and module is head:
-            continue
-        setattr(module.weight, PACKED, packing.bytes_per_value)
+    head, decoder = model.get_output_embeddings(), model.get_decoder() if packing.blocks_alone else model
+    inside = {id(module) for module in decoder.modules()}
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and id(module) in inside
+        and not packing.is_kept(name, kept)
+        and not (packing.blocks_alone and module is head)
+    ]
+
+
+def require_packed(model: Any, packing: Packing, spec: SubjectSpec, *, device: str) -> None:
+    """Refuse a model that was saved packed and is not what the record would call it, once it is loaded.
+
+    Where a device cannot run a way of packing, transformers unpacks the weights, or changes their format, and says so
+    in its log alone. Raises Unsupported for the first, and UserError for the second.
+    """
+    from torch import nn
+
+    expected = _packed_modules(model, packing)
+    plain = [module for module in expected if type(module) is nn.Linear and hasattr(module, "weight")]
+    wide = [module for module in plain if module.weight.is_floating_point() and module.weight.element_size() > 1]
+    if not getattr(model, "is_quantized", False) or (expected and len(wide) == len(expected)):
+        raise Unsupported(
+            f"weights: {spec.weights}, saved packed as {packing.name}, was unpacked while loading, since {device} or "
+            "its libraries cannot run it packed; take a device that can, or the checkpoint that is not packed"
+        )
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype != spec.dtype:
+        raise UserError(
+            f"dtype: {spec.dtype}, and transformers runs {spec.weights}, saved packed as {packing.name}, in {dtype} on "
+            f"{device}; write dtype: {dtype}"
+        )

@@ -21,8 +21,8 @@ from vlmeter.models.checkpoints import (
 from vlmeter.models.families.preset_data import read_presets
 from vlmeter.models.families.processors import BY_ITSELF, class_named, processor_class
 from vlmeter.models.families.registry import family_of
-from vlmeter.models.packing import chosen_packing, mark_packed, packing_of, require_libraries
-from vlmeter.models.weights import check_announced, check_room, check_weights
+from vlmeter.models.packing import chosen_packing, mark_packed, packing_of, require_libraries, require_packed
+from vlmeter.models.weights import check_announced, check_room, check_weights, require_plain
 
 if TYPE_CHECKING:
     from vlmeter.models.families.base import SubjectSpec
@@ -208,6 +208,8 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
         return shapes.eval().requires_grad_(False)
     require_libraries(spec, saved)
     values = check_weights(checkpoint.folder)
+    if saved is None:
+        require_plain(checkpoint)
     if saved is None and shapes is not None:
         _require_enough_weights(checkpoint, sum(parameter.numel() for parameter in shapes.parameters()), values)
     check_room(checkpoint, values, spec, packing=packing, device=device)
@@ -238,6 +240,8 @@ def load_pretrained(checkpoint: Checkpoint, spec: SubjectSpec, *, device: str) -
                 f"{checkpoint.source}: the checkpoint {complaint} {len(told)} tensors: {listed}, by what its "
                 f"{CONFIG_FILE} says the model is"
             )
+    if saved is not None:
+        require_packed(model, saved, spec, device=device)
     if "device_map" not in placing:
         model.to(device)
     elif set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"} and device != "cpu":

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 
 
+#: Number formats, as safetensors calls them, of weights that are not packed.
+PLAIN_FORMATS = ("F64", "F32", "F16", "BF16")
+
+#: Ends of the names of packed weights.
+_PACKED_ENDS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".weight.quant_state")
+
 #: Files of weights that are not read, and what they are.
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 
@@ -97,6 +103,25 @@ def check_weights(folder: Path) -> int:
             raise UserError(f"{path}: does not hold {missing[0]}, though the checkpoint's index says so")
         values += sum(prod(shape) for shape in shapes.values())
     return values
+
+
+def require_plain(checkpoint: Checkpoint) -> None:
+    """Refuse packed weights of which config.json does not say that they are: they would be taken for plain ones."""
+    for path in sorted(set(tensor_files(checkpoint.folder).values())):
+        for name, kind in _formats(path).items():
+            if name.endswith(_PACKED_ENDS) or (name.endswith(".weight") and kind not in PLAIN_FORMATS):
+                raise UserError(
+                    f"{path}: {name} is stored as {kind}, packed, and {CONFIG_FILE} has no quantization_config, "
+                    "without which transformers takes the weights for plain ones; write it there"
+                )
+
+
+def _formats(path: Path) -> dict[str, str]:
+    """Number format of every tensor of a safetensors file, by its header."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as tensors:
+        return {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
 
 
 def stored_bytes(folder: Path) -> int:
