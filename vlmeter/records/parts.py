@@ -106,7 +106,7 @@ class MeasuredRequest(Part):
 
     place: int = Field(description="place among the cell's requests, from 0")
     counted: Counts | None
-    pictures: list[SeenPicture]
+    pictures: list[SeenPicture] = Field(min_length=1)
     question_id: str | None = None
     question: str | None = None
     answers: list[str] = Field(default_factory=list, description="the dataset's, not the model's")

@@ -81,9 +81,10 @@ def _mapping_in(path: Path) -> Mapping[Any, Any]:
 
 def _pair(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
+    said = text if text.isprintable() else text.encode("unicode_escape").decode()  # on one line
     if not equals or not key.strip():
-        raise UserError(f"--config '{text}': legal: KEY=VALUE, such as seed=1 or 'sampling={{\"max_samples\": 7}}'")
-    return {key.strip(): _yaml_of(value, source=f"--config '{text}'")}
+        raise UserError(f"--config '{said}': legal: KEY=VALUE, such as seed=1 or 'sampling={{\"max_samples\": 7}}'")
+    return {key.strip(): _yaml_of(value, source=f"--config '{said}'")}
 
 
 def _yaml_of(text: str, *, source: str) -> object:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from vlmeter.backends.endpoint.faults import ConnectionLost, Failed, Unreadable, quoted
+from vlmeter.backends.endpoint.faults import MOST_QUOTED, ConnectionLost, Failed, Unreadable, quoted
 
 #: Ends a stream; transformers' server ends without it.
 DONE = "[DONE]"
@@ -142,11 +142,11 @@ class Usage:
     def read(cls, reported: Mapping[str, Any]) -> Usage:
         """Read a usage object; raises Unreadable if it lacks the two counts."""
         details = reported.get("prompt_tokens_details") or {}
-        prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens")
-        if not (isinstance(prompt, int) and isinstance(completion, int)):
-            raise Unreadable(f"the server's usage holds no counts: {json.dumps(reported)}")
+        prompt, completion = _count(reported.get("prompt_tokens")), _count(reported.get("completion_tokens"))
+        if prompt is None or completion is None or not isinstance(details, dict):
+            raise Unreadable(f"the server's usage holds no counts: {json.dumps(reported)[:MOST_QUOTED]}")
         image = next((details[n] for n in ("image_tokens", "multimodal_tokens") if details.get(n) is not None), None)
-        return cls(prompt, completion, details.get("cached_tokens"), _total(image), dict(reported))
+        return cls(prompt, completion, _count(details.get("cached_tokens")), _total(image), dict(reported))
 
 
 @dataclass(frozen=True)
@@ -273,17 +273,21 @@ class _Reading:
             return
         try:
             chunk = json.loads(event.data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unreadable(f"an event of the stream is not JSON: {quoted(event.data, key=self._key)}") from None
         if not isinstance(chunk, dict):
             raise Unreadable(f"an event of the stream is no object: {quoted(event.data, key=self._key)}")
         self._raise_error(chunk, event)
-        self._model = chunk.get("model") or self._model
+        model = chunk.get("model")
+        self._model = model if model and isinstance(model, str) else self._model
         self._extras |= {n: value for n, value in chunk.items() if n not in PROTOCOL_FIELDS and isinstance(value, dict)}
         if isinstance(chunk.get("usage"), dict):
             self._usage = Usage.read(chunk["usage"])
-        choices = chunk.get("choices") or []
-        self._take_choice(choices[0] if choices else {}, chunk, event.received_ms)
+        choices = chunk.get("choices") or [{}]
+        choice = choices[0] if isinstance(choices, list) else None
+        if not isinstance(choice, dict) or not isinstance(choice.get("delta") or {}, dict):
+            raise Unreadable(f"an event of the stream holds no choice: {quoted(event.data, key=self._key)}")
+        self._take_choice(choice, chunk, event.received_ms)
 
     def _raise_error(self, chunk: Mapping[str, Any], event: Event) -> None:
         error = chunk.get("error")
@@ -304,7 +308,8 @@ class _Reading:
         # Text without a token to it is text that was held back, of tokens that were counted before.
         if tokens or (tokens is None and (characters or delta.get("tool_calls"))):
             self.pieces.append(Piece(received_ms, characters, tokens, counted_by))
-        self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        if choice.get("finish_reason"):
+            self._finish_reason = str(choice["finish_reason"])
         self._usage_runs |= isinstance(chunk.get("usage"), dict) and not choice.get("finish_reason")
 
     def _tokens(self, choice: Mapping[str, Any], chunk: Mapping[str, Any]) -> tuple[int | None, CountedBy | None]:
@@ -312,6 +317,8 @@ class _Reading:
         ids = choice.get("token_ids")
         if isinstance(ids, list) or self._token_ids is not None:
             new_ids = ids or []
+            if not isinstance(new_ids, list) or not all(_count(number) is not None for number in new_ids):
+                raise Unreadable(f"the server's token_ids are no numbers: {json.dumps(ids)[:MOST_QUOTED]}")
             self._token_ids = [*(self._token_ids or []), *new_ids]
             return len(new_ids), "token_ids"
         total, counted_by = _running_count(chunk)
@@ -346,11 +353,16 @@ class _Reading:
 def _running_count(chunk: Mapping[str, Any]) -> tuple[int | None, CountedBy | None]:
     """Tokens of the answer up to and with a chunk, where it says so."""
     usage, timings = chunk.get("usage"), chunk.get("timings")
-    if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-        return usage["completion_tokens"], "usage"
-    if isinstance(timings, dict) and isinstance(timings.get("predicted_n"), int):
-        return timings["predicted_n"], "timings"
+    if isinstance(usage, dict) and (counted := _count(usage.get("completion_tokens"))) is not None:
+        return counted, "usage"
+    if isinstance(timings, dict) and (counted := _count(timings.get("predicted_n"))) is not None:
+        return counted, "timings"
     return None, None
+
+
+def _count(value: object) -> int | None:
+    """A number of tokens; None for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _with_counts(pieces: Sequence[Piece], usage: Usage | None) -> tuple[Piece, ...]:
