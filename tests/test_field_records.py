@@ -72,11 +72,21 @@ def test_json_lines_are_read_as_they_are_meant_or_refused_in_a_sentence(name: st
 # --- files that are passed over, and files that are not ---
 
 
+#: What other programs put into a folder of data, and pass over when they read it.
+FOR_NO_READER = ("__MACOSX/a.parquet", "_delta_log/0001.checkpoint.parquet", "_temporary/0/a.parquet", "~$a.jsonl")
+
+
 def test_hidden_files_and_folders_are_passed_over_as_a_shell_does(tmp_path: Path) -> None:
     data = tmp_path / ".cache" / "data"  # hidden itself, and asked for by name
     vqa.write_parquet(data / "a.parquet", vqa.rows(2))
-    for hidden in ("._a.parquet", ".ipynb_checkpoints/a-checkpoint.parquet", "sub/.~b.jsonl", "__MACOSX/._a.parquet"):
-        (data / hidden).parent.mkdir(exist_ok=True)
+    for hidden in (
+        "._a.parquet",
+        ".ipynb_checkpoints/a-checkpoint.parquet",
+        "sub/.~b.jsonl",
+        "__MACOSX/._a.parquet",
+        *FOR_NO_READER,
+    ):
+        (data / hidden).parent.mkdir(parents=True, exist_ok=True)
         (data / hidden).write_bytes(b"\0\5\x16\7 what macOS leaves beside a file")
     for source in (data, data / "*", data / "**" / "*.parquet"):
         assert len(fetch(local(source, images=2), tmp_path / "out").images) == 2

@@ -45,13 +45,14 @@ def row_batches(source: DatasetSource) -> tuple[Iterable[Iterable[SourceRow]], s
 def _local_files(given: str, *, label: str) -> list[Path]:
     """List the files that `dataset.path` means, in order; `~` is one's home.
 
-    What is hidden inside a folder, or to a pattern, is passed over, as a shell does: `._a.parquet` is what macOS leaves
-    beside a file, and `.ipynb_checkpoints/` holds copies.
+    What is hidden inside a folder, or to a pattern that does not name it, is passed over, as a shell does:
+    `._a.parquet` is what macOS leaves beside a file, and `.ipynb_checkpoints/` holds copies.
     """
     try:
         path = Path(given).expanduser()
         if any(character in given for character in "*?[") and not path.exists():
-            candidates = [Path(found) for found in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - hides what a shell does
+            matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - hides what a shell does
+            candidates = [file for file in matches if not _is_hidden(Path(*(set(file.parts) - set(path.parts))))]
             none_found = "matches no"
         elif path.is_dir():
             candidates = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
@@ -77,7 +78,12 @@ def _is_meant(file: Path) -> bool:
 
 
 def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    """Whether a path in a folder is not for readers of data: hidden, or, as Spark and pyarrow have it, with a "_".
+
+    `_delta_log` and `_temporary` hold parquet files that are no records, `__MACOSX` what an archive brought along; a
+    program that has a file open leaves a "~" before its name.
+    """
+    return any(part.startswith((".", "_", "~")) for part in path.parts)
 
 
 def _require_content(file: Path, *, label: str) -> None:
