@@ -157,13 +157,30 @@ def test_a_file_that_is_no_study_is_refused_with_its_place(text: str, sentence: 
     assert refusal_of_text(text, tmp_path).startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e3", 1000.0), ("2e-1", 0.2), (".5", 0.5), ("1_000", 1000), ("0x1f", 31), ("-3", -3), ("0", 0)]
+    + [(text, text) for text in ("012", "12:30", "1:20.5", "0b11", "00")],
+)
+def test_numbers_are_those_of_yaml_1_2(text: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"value: {text}\n")
+    found = read_study(tmp_path / "mine.yaml")["value"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("value", ["012", "12:30"])
+def test_what_older_yaml_took_for_another_number_is_refused(value: str, tmp_path: Path) -> None:
+    text = f"study: x\nseed: {value}\nsubjects: {{a: {{family: molmo, preset: nano}}}}\n"
+    assert f'seed: "{value}" is not legal; legal: a whole number' in refusal_of_text(text, tmp_path)
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_study(tmp_path / "absent.yaml")
     with pytest.raises(UserError, match="cannot be read"):
         load_study(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"study: caf\xe9\n")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"latin\.yaml is not UTF-8 \(.* at byte 10\); save it as UTF-8"):
         load_study(tmp_path / "latin.yaml")
     with pytest.raises(UserError, match="cannot be read"):
         load_study(tmp_path / "no\0path.yaml")

@@ -69,7 +69,11 @@ def _mapping_in(path: Path) -> Mapping[Any, Any]:
         raise UserError(f"study file {path} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"study file {path} cannot be read: it is a folder") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no path at all
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"study file {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: no path at all
         raise UserError(f"study file {path} cannot be read: {error}") from None
     data = _yaml_of(text, source=f"study file {path}")
     if data is None:
@@ -123,11 +127,25 @@ def _check_sampling(study: Study, experiment: str) -> None:
         raise ValidationError.from_exception_data("Study", [cast(Any, detail)]) from None
 
 
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(?:0|[1-9][\d_]*|0x[\da-fA-F]+|0o[0-7]+)",
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(?:\.\d+|(?:0|[1-9][\d_]*)(?:\.\d*)?)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+    ),
+}
+
+
 class _StudyLoader(yaml.SafeLoader):
     """YAML's safe loader with two differences.
 
-    A key given twice is an error rather than silently the last one, and 1e3 is a number as in YAML 1.2.
+    A key given twice is an error rather than silently the last one, and numbers are those of YAML 1.2: 1e3 is one, and
+    012 and 12:30, which PyYAML takes for 10 and 750, are text.
     """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the name is PyYAML's
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def _construct_unique(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -157,6 +175,5 @@ def _refuse_twice(loader: yaml.SafeLoader, node: yaml.MappingNode) -> None:
 _StudyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
 
 
-_StudyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _tag, _pattern in _NUMBERS.items():
+    _StudyLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+0123456789."))
