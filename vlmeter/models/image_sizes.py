@@ -127,9 +127,11 @@ def _unreachable(
             f"{wanted} takes an image more elongated than {LARGEST_ASPECT_RATIO}:1, and none such is proposed: {size} "
             f"px makes it, as one of image_sizes; of the others, {told}"
         )
-    if len(nearest) == 1:
+    if crops is not None and asked == crops and len(counts) == 1 and not geometry.tilings(options=options):
+        return UserError(f"no image reaches {wanted}: every image is {counts[0]} there, since none is cut")
+    if asked > counts[-1]:
         said = f"no image reaches {wanted} with {limit}, which sets the limit: {told}"
-    else:  # a limit cuts off at an end; in between it is the way of cutting that leaves counts out
+    else:  # a limit cuts off above; below and in between it is the way of cutting that leaves counts out
         said = f"no image reaches {wanted} with {limit}: {told}"
     if isinstance(geometry, KnowsRemedy):
         said += f"; {geometry.remedy(vision_tokens=vision_tokens, crops=crops)}"
