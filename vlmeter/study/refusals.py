@@ -17,7 +17,7 @@ from vlmeter.study.subject import DEVICE_PATTERN
 
 #: What the patterns of the study's keys mean in words.
 PATTERNS_IN_WORDS = {
-    NAME_PATTERN: "letters, digits, '.', '_' and '-', the first of them a letter or digit",
+    NAME_PATTERN: "letters, digits, '.', '_' and '-', the first of them a letter or digit, at most 100",
     DEVICE_PATTERN: "auto, cpu, cuda, or a numbered one such as cuda:0",
     HUB_NAME_PATTERN: "owner/name, such as lmms-lab/VQAv2",
 }

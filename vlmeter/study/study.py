@@ -16,7 +16,8 @@ from vlmeter.experiments.registry import EXPERIMENTS, get_experiment
 from vlmeter.study.dataset_source import DatasetSource, EmbeddedSource
 from vlmeter.study.subject import Subject
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+#: Names become folders, of which a file system takes 255 bytes.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class Experiments(Model):
