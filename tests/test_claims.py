@@ -16,7 +16,7 @@ from tests.support.roofline import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter.analysis import prefill_cells
 from vlmeter.analysis.roofline import COLUMNS
-from vlmeter.claims.base import Claim, within
+from vlmeter.claims.base import Claim, Evidence, within
 from vlmeter.claims.files import read_claims, write_claims
 from vlmeter.claims.registry import CLAIMS, judge_all
 from vlmeter.figures.registry import FIGURES
@@ -401,3 +401,21 @@ def test_shares_of_flops_are_judged_with_the_roofline_and_not_without(tmp_path: 
     found = judged(table, "flops_are_not_time", roofline=roofline)
     assert found.verdict == "holds"
     assert "decode has" in found.statement
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "unit", "said"),
+    [
+        (39, (None, None), "", "39"),
+        (1152.0, (None, None), "tokens", "1,152 tokens"),
+        (3.0, (None, None), "of 4", "3 of 4"),
+        (0.0, (None, None), "of 0", None),
+        (math.nan, (None, None), "ms", None),
+        (2.0, (None, None), "ms", "2.00 ms (no interval)"),
+        (39.0, (38.0, 40.0), "", "39.0 (38.0 to 40.0)"),
+    ],
+)
+def test_a_count_is_not_said_as_a_measurement_is(
+    value: float, interval: tuple[float | None, float | None], unit: str, said: str | None
+) -> None:
+    assert Evidence("x", value, *interval, unit).said == said

@@ -154,6 +154,8 @@ def test_answers_are_the_datasets_and_labelled_so(page: Element) -> None:
     photographs = page.find("div", data_grid="photographs-fake")
     assert "the dataset's answers" in photographs.find("thead").text
     assert "a cup" in photographs.find("tbody").text
+    assert re.search(r"photograph 0, id \S", photographs.find("tbody").text), "as plan and predictions call it"
+    assert re.search(r"photograph 0, id \S", page.find("div", data_grid="output-fake").find("tbody").text)
     assert "none of them is the model's" in page.find("section", id="output").text
 
 

@@ -14,6 +14,7 @@ from vlmeter.analysis import components, conditions, decode_runs, distribution, 
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
 from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.words import with_interval
 from vlmeter.table.quantities import SUBTRACTION_WALL
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
@@ -34,6 +35,17 @@ class Evidence:
         """Evidence from an estimate."""
         known = not (math.isnan(estimate.low) or math.isnan(estimate.high))
         return cls(name, estimate.value, estimate.low if known else None, estimate.high if known else None, unit)
+
+    @property
+    def said(self) -> str | None:
+        """The number in words, a count without what belongs to a measurement; None where there is nothing to say."""
+        if math.isnan(self.value) or self.unit == "of 0":
+            return None
+        counts = self.unit in ("", "tokens") or self.unit.startswith("of ")
+        if counts and self.low is None and float(self.value).is_integer():
+            return f"{self.value:,.0f} {self.unit}".strip()
+        low, high = (math.nan if end is None else end for end in (self.low, self.high))
+        return with_interval(Estimate(self.value, low, high), self.unit)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -86,7 +86,7 @@ def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str) 
 def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -> Grid:
     """The table of generations."""
     columns = [
-        ("photograph", "the dataset's id of the image"),
+        ("photograph", "its place in the dataset, as in the plan, and the dataset's id of the image"),
         ("question", "the dataset's id of the question"),
         ("crops", "pieces of the image that the vision encoder sees"),
         ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
@@ -101,7 +101,7 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -
     ]
     rows = [
         [
-            word_value(row["image_id"]),
+            word_value(_photograph(row)),
             word_value(row["question_id"]),
             *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
             Value(f"{row['steps'] + 1:,}", float(row["steps"] + 1)),
@@ -114,18 +114,26 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -
     return Grid(f"output-{name}", "Output-token cells: median (95 % interval)", columns, rows)
 
 
+def _photograph(row: Mapping[Hashable, Any]) -> Any:
+    """What a plan and a prediction call a photograph, with the dataset's id; another image by its id alone."""
+    if pd.isna(row["image_index"]) or pd.notna(row.get("width_px")):
+        return row["image_id"]
+    own = "" if pd.isna(row["image_id"]) else f", id {row['image_id']}"
+    return f"photograph {int(row['image_index'])}{own}"
+
+
 def photograph_grid(table: pd.DataFrame, name: str) -> Grid:
     """The table of photographs, with questions and answers of the dataset."""
     seen = table.dropna(subset=["question"]).drop_duplicates(["image_id", "question_id"]).sort_values("image_index")
     columns = [
-        ("photograph", "the dataset's id of the image"),
+        ("photograph", "its place in the dataset, as in the plan, and the dataset's id of the image"),
         ("question id", "the dataset's id of the question"),
         ("question", "what the model was asked"),
         ("the dataset's answers", "given by people; none is the model's"),
     ]
     rows = [
         [
-            word_value(row["image_id"]),
+            word_value(_photograph(row)),
             word_value(row["question_id"]),
             word_value(row["question"]),
             word_value(_answers(row["answers"])),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,8 @@ from vlmeter.analysis import components, conditions, decode_runs, distribution, 
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
 from vlmeter.claims.base import Claim
-from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import size
-from vlmeter.numbers.words import plural, with_interval
+from vlmeter.numbers.words import plural
 from vlmeter.report.answers import Answer, Bar, answer_of, share_bars
 from vlmeter.report.cells import flags_of, left_out_grid, output_grid, photograph_grid, vision_grid
 from vlmeter.report.components import component_grid, energy_sentence
@@ -136,21 +134,7 @@ VERDICTS = ("holds", "does not hold", "cannot tell")
 def claim_view(claim: Claim, figures: Sequence[FigureView]) -> dict[str, Any]:
     """A judged claim as the page shows it."""
     shown = {figure.name: figure.title for figure in figures if figure.src is not None}
-    evidence = [
-        (
-            item.name,
-            with_interval(
-                Estimate(
-                    item.value,
-                    math.nan if item.low is None else item.low,
-                    math.nan if item.high is None else item.high,
-                ),
-                item.unit,
-            ),
-        )
-        for item in claim.evidence
-        if not math.isnan(item.value)
-    ]
+    evidence = [(item.name, said) for item in claim.evidence if (said := item.said) is not None]
     return {
         "name": claim.name,
         "claim": claim.claim,
