@@ -65,7 +65,7 @@ def generated(runner: Any, *, seed: int = 0) -> tuple[list[int], list[str | None
         tokens = runner.generate(
             prompt_of(runner, seed=seed), output_tokens=OUTPUT_TOKENS, stop="length", mark=marks.append
         )
-    return [int(token) for token in tokens], marks
+    return runner.numbers_of(tokens), marks
 
 
 def beside(runner: EagerRunner, *stages: Any) -> CompiledRunner:

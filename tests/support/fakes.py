@@ -250,3 +250,21 @@ class ReadyRunner(FakeRunner):
     def release(self) -> None:
         self._held.clear()
         super().release()
+
+
+@dataclass
+class TellingRunner(FakeRunner):
+    """A fake that says which tokens it chose: those of `chosen`, and 0, 1, 2 and so on behind them.
+
+    Every generation chooses the next of `chosen`, the last one again and again.
+    """
+
+    chosen: list[list[int]] = field(default_factory=lambda: [[]])
+
+    def generate(self, prompt: Prompt, *, output_tokens: int, stop: str, mark: Any = None) -> list[int]:
+        tokens = super().generate(prompt, output_tokens=output_tokens, stop=stop, mark=mark)
+        begin = self.chosen[0] if len(self.chosen) == 1 else self.chosen.pop(0)
+        return [*begin, *tokens][: len(tokens)]
+
+    def numbers_of(self, tokens: list[int]) -> list[int]:
+        return list(tokens)

@@ -254,6 +254,28 @@ class HasNotes(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsTokens(Protocol):
+    """It can tell which tokens it generated, so that two ways of running can be held against each other."""
+
+    def numbers_of(self, tokens: Sequence[Any]) -> list[int]:
+        """Ids of tokens that `generate` has returned; waits for the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What lies between a model's operators and the device in a way of running, as the backend says it.
+
+    launches: how the host hands the work over: "each" operator by itself; "fewer", since one call runs several of them;
+    "replayed", a whole pass at once. kernels: what runs on the device: "separate" ones, about one an operator; or
+    "fused". "unseen": another program does it, and does not tell.
+    """
+
+    launches: Literal["each", "fewer", "replayed", "unseen"]
+    kernels: Literal["separate", "fused", "unseen"]
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a session asks of its machine beside what every session does.
@@ -279,6 +301,7 @@ class Backend:
     have defaults. runs_model: whether a model runs at all; if not, its numbers mean nothing and nothing has limits.
     in_process: whether it runs in the session's own process, on a device that is found and held there. reads_weights:
     whether it can read a checkpoint.
+    execution: says how a model is run on a device (its name for torch); None: no model is.
     check: says what is wrong with a subject's own keys, if anything. devices: finds the devices that a wish of a study
     and the own keys stand for; None: those of torch. needs: says what a session with the own keys asks of its machine.
     """
@@ -294,3 +317,4 @@ class Backend:
     check: Callable[[Mapping[str, Any]], str | None] = lambda own: None
     devices: Callable[[str, Mapping[str, Any]], tuple[Device, ...] | None] = lambda wish, own: None
     needs: Callable[[Mapping[str, Any]], Needs] = lambda own: Needs()
+    execution: Callable[[str], Execution | None] = lambda device: None

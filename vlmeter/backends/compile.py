@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from vlmeter.backends.base import Backend, Loading, Needs, Runner
+from vlmeter.backends.base import Backend, Execution, Loading, Needs, Runner
 
 
 class Keys(BaseModel):
@@ -24,6 +24,11 @@ def load(asked: Loading) -> Runner:
     return load_runner(asked)
 
 
+def execution(device: str) -> Execution:
+    """Replayed on a GPU; on a CPU every part that is compiled is called by itself."""
+    return Execution(launches="replayed" if device.startswith("cuda") else "fewer", kernels="fused")
+
+
 BACKEND = Backend(
     name="compile",
     about="fused by torch.compile, and on a GPU replayed without launching",
@@ -33,4 +38,5 @@ BACKEND = Backend(
     keys=Keys,
     # measured: 2 to 16 s with 7 billion parameters (docs/compiled.md); max-autotune more
     needs=lambda own: Needs(ready_s=60.0),
+    execution=execution,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlmeter.backends.base import Backend, Loading, Needs, Runner
+from vlmeter.backends.base import Backend, Execution, Loading, Needs, Runner
 from vlmeter.common.errors import UserError
 
 #: No device_map and no quantization: a graph is one device's, and packed weights were never captured.
@@ -38,4 +38,5 @@ BACKEND = Backend(
     takes=TAKES,
     needs=lambda own: Needs(ready_s=10.0),  # measured: 2 to 4 s with 7 billion parameters (docs/compiled.md)
     devices=devices,
+    execution=lambda device: Execution(launches="replayed", kernels="separate"),
 )

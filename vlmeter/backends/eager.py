@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmeter.backends.base import Backend, Loading, Runner
+from vlmeter.backends.base import Backend, Execution, Loading, Runner
 
 
 def load(asked: Loading) -> Runner:
@@ -27,4 +27,5 @@ BACKEND = Backend(
             "cpu_threads",
         }
     ),
+    execution=lambda device: Execution(launches="each", kernels="separate"),
 )

@@ -224,6 +224,11 @@ class EagerRunner:
                     mark("decode_step")
             return tokens
 
+    def numbers_of(self, tokens: Sequence[Tensor]) -> list[int]:
+        """Ids of generated tokens; waits for the device."""
+        with memory_errors(self.device):
+            return [int(number) for number in torch.cat([token.reshape(-1) for token in tokens]).tolist()]
+
     def _choose(self, logits: Tensor, *, suppress: bool) -> Tensor:
         """Choose the likeliest token of logits [1, vocabulary] -> [1, 1]; never an end of sequence if suppressed.
 

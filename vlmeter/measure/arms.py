@@ -24,6 +24,8 @@ class Bench:
         self.cell, self.opened, self.runner = cell, opened, runner
         self.output_tokens = cell.request.output_tokens
         self.generated_tokens = 0
+        #: what was generated last, until it is taken
+        self.tokens: Sequence[object] = ()
         self.prompt: Prompt = runner.prepare(opened)
 
     def prepare(self, marks: Marks) -> None:
@@ -33,7 +35,12 @@ class Bench:
     def generate(self, marks: Marks | None) -> object:
         """Run the request to its last token."""
         tokens = self.runner.generate(self.prompt, output_tokens=self.output_tokens, stop=self.cell.stop, mark=marks)
-        self.generated_tokens = len(tokens)
+        self.generated_tokens, self.tokens = len(tokens), tokens
+        return tokens
+
+    def take_tokens(self) -> Sequence[object]:
+        """Let go of what was generated last: at a moment that no clock sees, since it may hold a cache."""
+        tokens, self.tokens = self.tokens, ()
         return tokens
 
     def shortened(self, run: Callable[[], Timing]) -> Timing:

@@ -42,6 +42,9 @@ class Measurement:
     energy: list[Energy] = field(default_factory=list)
     requests: list[MeasuredRequest] = field(default_factory=list)
     failed: list[FailedRequest] = field(default_factory=list)
+    #: ids of the tokens of the last round by which the cell is told, and digests of those of all rounds, each once
+    output: list[int] = field(default_factory=list)
+    output_digests: list[str] = field(default_factory=list)
     #: what a server said of the requests by which the cell is told, round by round, by its own names
     said: list[dict[str, float]] = field(default_factory=list)
     stop_reason: str | None = None

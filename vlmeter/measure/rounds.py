@@ -14,8 +14,10 @@ A generation has `inputs`, `hooks` (with a mark after every decode step as well)
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from vlmeter.backends.base import (
@@ -30,6 +32,7 @@ from vlmeter.backends.base import (
     RunsVisionAlone,
     TellsBusyTime,
     TellsMemory,
+    TellsTokens,
 )
 from vlmeter.cells.cell import Cell
 from vlmeter.measure.arms import Arm, Bench, arms_for, whole_arms
@@ -183,6 +186,7 @@ def _warm_up(bench: Bench, arms: tuple[Arm, ...], result: Measurement) -> None:
         settled = False
         while len(wall_ms) < rules.max_warmup and not (settled and len(wall_ms) >= rules.min_warmup):
             wall_ms.append(bench.shortened(lambda arm=arm: arm.run(bench)).wall_ms)  # type: ignore[misc]
+            bench.take_tokens()
             if len(wall_ms) > 1:
                 last, before = wall_ms[-1], wall_ms[-2]
                 settled = abs(last - before) <= rules.warmup_tolerance_fraction * min(last, before)
@@ -213,14 +217,17 @@ def _take_rounds(
             timing = arm.run(bench)
             energy_after_j = monitor.energy_j()
             result.timings[arm.name].append(timing)
+            tokens = bench.take_tokens()
             if arm.name == told_by:
                 result.generated_tokens.append(bench.generated_tokens)
+                _keep_tokens(tokens, bench.runner, result)
                 if isinstance(bench.runner, RunsElsewhere):
                     result.said.append(dict(bench.runner.said()))
                 if energy_before_j is not None and energy_after_j is not None:
                     generation_j += energy_after_j - energy_before_j
                     generation_ms += timing.wall_ms
                     generations += 1
+            del tokens  # and with them a cache, before the next reading of a clock
         started_s = (round_ms - started_ms) / 1000
         result.rounds.append(Round.of([arm.name for arm in order], started_s, monitor.read()))
         count, elapsed_s = len(result.rounds), (clock.host_ms() - begin_ms) / 1000
@@ -233,6 +240,16 @@ def _take_rounds(
     if bench.cell.kind == "generation" and generation_ms / 1000 >= ENERGY_MIN_SPAN_S:
         spent = Energy(what="generation", joules=generation_j, span_s=generation_ms / 1000, repeats=generations)
         result.energy.append(spent)
+
+
+def _keep_tokens(tokens: Sequence[object], runner: Runner, result: Measurement) -> None:
+    """Keep which tokens a round chose, if the runner tells: the last ones whole, of all rounds a digest."""
+    if not tokens or not isinstance(runner, TellsTokens):
+        return
+    result.output = runner.numbers_of(tokens)
+    digest = hashlib.sha256(json.dumps(result.output).encode()).hexdigest()[:16]
+    if digest not in result.output_digests:
+        result.output_digests.append(digest)
 
 
 def read_energy(

@@ -22,6 +22,7 @@ from typing import Any
 
 from vlmeter.backends.base import CellFault, CountsParameters, HasNotes, Runner, RunsElsewhere
 from vlmeter.backends.clock import ClockError
+from vlmeter.backends.registry import get_backend
 from vlmeter.cells.cell import Cell, sentinel_of
 from vlmeter.cells.keys import Sampling
 from vlmeter.common.errors import Unsupported, UserError
@@ -384,6 +385,9 @@ class _Session:
             series=measured.series(),
             steps_ms=measured.steps_ms(),
             generated_tokens=measured.generated_tokens,
+            output=measured.output,
+            output_digests=measured.output_digests,
+            execution=get_backend(self.subject.backend).execution(str(self._environment.get("device"))),
             rounds=measured.rounds,
             requests=named(cell, measured.requests, self.pictures),
             failed_requests=measured.failed,

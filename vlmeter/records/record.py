@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from vlmeter.backends.base import BusyTime, MemoryUse
+from vlmeter.backends.base import BusyTime, Execution, MemoryUse
 from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
@@ -62,6 +62,13 @@ class Record(Part):
         default_factory=list, description="device time of every decode step, round by round"
     )
     generated_tokens: list[int] = Field(default_factory=list, description="tokens generated in each round")
+    output: list[int] = Field(
+        default_factory=list, description="ids of the tokens of the last round; empty: many requests, or not told"
+    )
+    output_digests: list[str] = Field(
+        default_factory=list, description="digest of the ids of each round's tokens, each once; two: rounds differed"
+    )
+    execution: Execution | None = Field(None, description="how the model was run, as its backend says; null: not said")
     rounds: list[Round] = Field(default_factory=list)
     requests: list[MeasuredRequest] = Field(default_factory=list, description="what was run")
     failed_requests: list[FailedRequest] = Field(default_factory=list)

@@ -40,7 +40,7 @@ from vlmeter.report.side_by_side import side_by_side_view
 from vlmeter.report.subjects import SubjectView, subject_view
 from vlmeter.report.thumbnails import read_thumbnails
 from vlmeter.study.layout import ALL_SUBJECTS
-from vlmeter.table.columns import data_dictionary
+from vlmeter.table.columns import COLUMNS, data_dictionary
 from vlmeter.table.files import read_table
 
 #: Templates, style and script of the page.
@@ -174,11 +174,12 @@ def _packed_plotly() -> str:
 
 
 def _columnar(table: pd.DataFrame, roofline: pd.DataFrame | None) -> str:
-    """Lay the table out by column as JSON, without the lists of samples, and beside it the floor of each row.
+    """Lay the table out by column as JSON, without its lists (samples, tokens), and beside it the floor of each row.
 
     What is absent is null.
     """
-    columns = {name: _values(table[name]) for name in table.columns.drop("samples_ms")}
+    lists = [column.name for column in COLUMNS if column.dtype == "list"]
+    columns = {name: _values(table[name]) for name in table.columns.drop(lists)}
     floors = [None] * len(table) if roofline is None else _values(beside(table, roofline)["floor_ms"])
     return json.dumps({"columns": columns, "floors_ms": floors}, allow_nan=False)
 

@@ -183,6 +183,8 @@ def _add_record(rows: _Rows, place: int, record: Record, path: Path) -> None:
                 extra["parameters"] = record.parameters.get(_COMPONENT[series.phase])
         if (series.phase, series.clock) == whole_wall and (of_arm := energy.get(series.arm)):
             extra |= _per_repeat(of_arm)
+        if record.output and (series.arm, series.phase, series.clock) == (marked_arm, *whole_wall):
+            extra["output"] = np.array(record.output, dtype=np.float64)
         if block and (series.phase, series.clock) == whole_wall:
             extra |= {"requests": _requests(record), "failed_requests": len(record.failed_requests)}
         rows.add(
@@ -284,6 +286,8 @@ def _assemble(keys: Sequence[tuple[str, str, str]], cells: list[dict[str, Any]],
             data[column.name] = pd.array(np.array(rows.output_tokens, dtype=np.int64)[order], dtype="Int64")
         elif column.name == "samples_ms":
             data[column.name] = _objects(rows.samples)[order]
+        elif column.dtype == "list":
+            data[column.name] = _objects([given.get(column.name) for given in rows.given])[order]
         elif column.statistic is not None:
             data[column.name] = statistics[column.name][order]
         elif column.path is not None:

@@ -139,6 +139,16 @@ def _answers(record: Record) -> str | None:
     return json.dumps(own.answers, ensure_ascii=False) if own and own.question is not None else None
 
 
+def _compile_mode(record: Record) -> str | None:
+    """The mode of a subject whose kernels are fused; the key is there, with its default, whatever the backend."""
+    fused = record.execution is not None and record.execution.kernels == "fused"
+    return getattr(record.subject_config, "compile_mode", None) if fused else None
+
+
+def _seconds(name: str) -> Path:
+    return lambda record: record.seconds.get(name)
+
+
 def _warmup_settled(record: Record) -> bool | None:
     judged = [warmup.settled for warmup in record.warmups if warmup.settled is not None]
     return all(judged) if judged else None
@@ -178,7 +188,13 @@ def _quantile(fraction: float) -> Statistic:
 
 
 #: Columns that tables of before did not have; `vlmeter.table.files` says what they are in such a table.
-ADDED_LATER = frozenset({"quantization", "revision", "trust_remote_code", "kind"})
+ADDED_LATER = frozenset(
+    {
+        *("quantization", "revision", "trust_remote_code", "kind"),
+        *("weights_seed", "vision_attention_dtype", "compile_mode", "launches", "kernels", "cpu_threads"),
+        *("output", "output_digest", "compile_s", "capture_s"),
+    }
+)
 
 #: What belongs to a cell, and is the same in all of its rows; `output_tokens` alone is a row's own, since a row that is
 #: derived from a longer run has fewer.
@@ -201,6 +217,12 @@ CELL_COLUMNS = _columns(
         "whether weights are random: then generated text means nothing",
         lambda record: record.subject_config.weights == "random",
     ),
+    (
+        "weights_seed",
+        "integer",
+        "seed of random weights; absent: a checkpoint's",
+        lambda record: record.subject_config.seed if record.subject_config.weights == "random" else None,
+    ),
     ("dtype", "string", "number format of the weights", "subject_config.dtype"),
     (
         "quantization",
@@ -209,7 +231,27 @@ CELL_COLUMNS = _columns(
         "subject_config.quantization",
     ),
     ("attention", "string", "attention implementation", "subject_config.attention"),
+    (
+        "vision_attention_dtype",
+        "string",
+        "number format of the vision side's attention, where the study chose one: float32, weights (theirs)",
+        "subject_config.vision_attention_dtype",
+    ),
     ("backend", "string", "way of running the model", "subject_config.backend"),
+    (
+        "compile_mode",
+        "string",
+        "how hard fast kernels were looked for; absent: nothing was compiled",
+        _compile_mode,
+    ),
+    (
+        "launches",
+        "string",
+        "how the host hands work over: each operator, fewer (several in a call), replayed (a whole pass), unseen",
+        "execution.launches",
+    ),
+    ("kernels", "string", "what runs on the device: separate kernels, fused ones, or unseen", "execution.kernels"),
+    ("cpu_threads", "integer", "threads of PyTorch, where the study says so", "subject_config.cpu_threads"),
     ("device_model", "string", "what the device is", "environment.device_model"),
     ("device", "string", "the device's name on its machine, such as cuda:0", "environment.device"),
     ("commit", "string", "commit of vlmeter that measured; +changes if files differed from it", "environment.commit"),
@@ -257,6 +299,12 @@ CELL_COLUMNS = _columns(
     ),
     ("output_tokens", "integer", "tokens to generate (of a block the most); the first one comes out of the prefill"),
     ("generated_tokens", "integer", "tokens that were generated (median over rounds)", _generated_tokens),
+    (
+        "output_digest",
+        "string",
+        "digest of the ids of the generated tokens; several, with a space between: rounds differed; absent: not told",
+        lambda record: " ".join(record.output_digests) or None,
+    ),
     ("image_index", "integer", "place of the photograph in the dataset's manifest, from 0", image_index),
     ("image_id", "string", "the dataset's id of the photograph", _image_id),
     ("question_id", "string", "the dataset's id of the question", _of_request("question_id")),
@@ -334,6 +382,12 @@ STATISTICS = (
 _MORE = _columns(
     ("samples_ms", "list", "samples behind the statistics, in the order of rounds (or steps); parquet only"),
     (
+        "output",
+        "list",
+        "ids of the generated tokens, of the last round; in the row of the whole pass with marks on the wall clock, "
+        "parquet only",
+    ),
+    (
         "requests",
         "string",
         "what each sample of arm request was, as a JSON list in the order of samples_ms: its number among all requests,"
@@ -396,6 +450,8 @@ CONDITION_COLUMNS = _columns(
         "time that the cell took, warm-up included",
         lambda record: sum(record.seconds.values()) if record.seconds else None,
     ),
+    ("compile_s", "float", "compiling before the first sample; absent: nothing was compiled", _seconds("compile")),
+    ("capture_s", "float", "capturing graphs before the first sample; absent: none was", _seconds("capture")),
 ) + tuple(map(_of_gauge, every_gauge()))
 
 

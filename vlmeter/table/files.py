@@ -33,7 +33,7 @@ def _to_arrow(table: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
 
 
 def write_table(table: pd.DataFrame, parquet_path: Path, csv_path: Path) -> None:
-    """Write the table as parquet and, without the lists of samples, as CSV; each is whole or absent."""
+    """Write the table as parquet and, without its lists, as CSV; each is whole or absent."""
     buffer = io.BytesIO()
     pa.parquet.write_table(_to_arrow(table, COLUMNS), buffer, compression="zstd")
     write_atomically(parquet_path, buffer.getvalue())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlmeter.backends.base import Backend, Loading, Needs, Runner
+from vlmeter.backends.base import Backend, Execution, Loading, Needs, Runner
 from vlmeter.backends.device import Device
 from vlmeter.backends.endpoint.engine import cards_in
 from vlmeter.backends.endpoint.engines import get_engine
@@ -75,4 +75,5 @@ BACKEND = Backend(
     in_process=False,
     devices=devices,
     needs=needs,
+    execution=lambda device: Execution(launches="unseen", kernels="unseen"),
 )
