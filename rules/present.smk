@@ -55,6 +55,9 @@ rule make_thumbnails:
 rule draw_side_by_side:
     input:
         table=rules.tabulate.output.table,
+        roofline=lambda wildcards: (
+            [rules.join_roofline.output.roofline] if wildcards.side_by_side in WITH_ROOFLINE and ON_DEVICES else []
+        ),
     output:
         svg=report(
             LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "svg"),

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+from vlmeter.analysis.roofline import beside, read_roofline
 from vlmeter.common.files import write_atomically
-from vlmeter.figures.registry import draw_or_explain
+from vlmeter.figures.registry import WITH_ROOFLINE, draw_or_explain
 from vlmeter.figures.style import save
 from vlmeter.table.files import read_table
 from vlmeter.workflow.console import job
 
 with job(snakemake.log[0]):
-    table = read_table(Path(snakemake.input.table))
-    figure, caption = draw_or_explain(table, snakemake.wildcards.side_by_side)
+    table, name = read_table(Path(snakemake.input.table)), snakemake.wildcards.side_by_side
+    if name in WITH_ROOFLINE and snakemake.input.roofline:
+        table = beside(table, read_roofline(Path(snakemake.input.roofline[0])))
+    figure, caption = draw_or_explain(table, name)
     save(figure, Path(snakemake.output.svg).with_suffix(""))
     write_atomically(Path(snakemake.output.caption), f"{caption}\n".encode())

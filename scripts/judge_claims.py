@@ -14,6 +14,6 @@ with job(snakemake.log[0]):
     table = read_table(Path(snakemake.input.table))
     roofline = read_roofline(Path(snakemake.input.roofline[0])) if snakemake.input.roofline else None
     judged = {name: judge_all(table, name, roofline=roofline) for name in snakemake.params.subjects}
-    if side_by_side := judge_side_by_side(table):
+    if side_by_side := judge_side_by_side(table, roofline=roofline):
         judged[ALL_SUBJECTS] = side_by_side
     write_claims(Path(snakemake.output.claims), judged)

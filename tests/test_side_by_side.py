@@ -19,7 +19,7 @@ from tests.support.html import parse
 from tests.support.reports import inputs_of
 from tests.support.roofline import with_floors
 from tests.support.subjects import MODELS, as_model, several, unsupported
-from tests.support.tables import OF_SERVERS, CpuLikeRunner, table_of
+from tests.support.tables import OF_SERVERS, OF_WAYS, CpuLikeRunner, table_of
 from vlmeter.analysis import decode_runs, headlines, prefill_cells, reading, subjects
 from vlmeter.claims.registry import judge_all
 from vlmeter.claims.subjects import SIDE_BY_SIDE_CLAIMS, judge_side_by_side
@@ -31,7 +31,7 @@ from vlmeter.report.page import render
 from vlmeter.report.pictures import DARK_COLOURS
 from vlmeter.table.build import build_table
 
-OF_MODELS = [name for name in SIDE_BY_SIDE if name not in OF_SERVERS]
+OF_MODELS = [name for name in SIDE_BY_SIDE if name not in OF_SERVERS | OF_WAYS]
 
 THREE = ("internvl", "molmo", "qwen2_5_vl")
 NAMES = ["internvl-nano", "molmo-nano", "qwen2-5-vl-nano"]

@@ -20,7 +20,7 @@ import yaml
 
 from tests.support.imports import ROOT
 from tests.support.sessions import wait_until, wait_until_gone, workers_of
-from tests.support.tables import OF_SERVERS
+from tests.support.tables import OF_SERVERS, OF_WAYS
 from tests.support.workflow import PATIENCE_S, Workflow, fake_study
 from vlmeter.analysis.distribution import sample_of
 from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE
@@ -393,7 +393,7 @@ def test_figures_and_claims_side_by_side_are_made_where_there_are_several(finish
     for name in SIDE_BY_SIDE:
         assert workflow.layout.figure(ALL_SUBJECTS, name, "svg").exists()
         said = workflow.layout.figure(ALL_SUBJECTS, name, "txt").read_text()
-        assert said.startswith("Not drawn") == (name in OF_SERVERS)
+        assert said.startswith("Not drawn") == (name in OF_SERVERS | OF_WAYS)
     assert set(json.loads(workflow.layout.claims.read_text())) == {"one", "two", ALL_SUBJECTS}
     assert "draw_side_by_side" not in finished.run("-n", "--forceall").said, "one subject has nobody beside it"
 

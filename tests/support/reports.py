@@ -57,7 +57,7 @@ def inputs_of(
     paths = {name: folder / name for name in ("table.parquet", "table.csv", "claims.json", "roofline.parquet")}
     write_table(table, paths["table.parquet"], paths["table.csv"])
     judged = {name: judge_all(table, name, roofline=roofline) for name in study["subjects"]}
-    write_claims(paths["claims.json"], {**judged, ALL_SUBJECTS: judge_side_by_side(table)})
+    write_claims(paths["claims.json"], {**judged, ALL_SUBJECTS: judge_side_by_side(table, roofline=roofline)})
     environments = folder / "environments.json"
     if environment is not None:
         found = {name: [{"cells": 3, "environment": environment}] for name in study["subjects"]}

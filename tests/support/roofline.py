@@ -57,7 +57,8 @@ def _work_of(cell: Mapping[Any, Any]) -> dict[str, Any]:
 
 def with_floors(table: pd.DataFrame) -> pd.DataFrame:
     """Set work of declared size beside a table of fake cells: 0.1 ms of arithmetic per phase and crop."""
-    limits = ceilings_of(copy_bytes_per_s=1e12, matrix_flops_per_s=1e12)
+    dtype = str(table["dtype"].dropna().iloc[0])
+    limits = ceilings_of(copy_bytes_per_s=1e12, matrix_flops_per_s=1e12, dtype=dtype)
     works = {}
     for subject, rows in table.groupby("subject"):
         cells = rows[rows["kind"] != "requests"].drop_duplicates("cell_id")

@@ -71,6 +71,9 @@ class CpuLikeRunner(FakeRunner):
 #: Figures that want a server in the table; test_waits draws them.
 OF_SERVERS = frozenset({"first_token_by_tokens", "side_by_side_waits"})
 
+#: Figures that want one model, run in several ways, in the table; test_software draws them.
+OF_WAYS = frozenset({"side_by_side_software"})
+
 #: What lies around the model on the server of `at_a_server`, in ms.
 AROUND_MS = {"upload": 1.0, "server_inputs": 20.0, "return": 2.0}
 

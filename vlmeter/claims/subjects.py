@@ -14,6 +14,7 @@ from vlmeter.analysis import conditions, reading, subjects
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Claim, Data, Evidence, Finding, Verdict
 from vlmeter.claims.registry import Entry
+from vlmeter.claims.software import decode_within_floor, left_is_kernels, same_tokens
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import duration, percent, significant
 from vlmeter.numbers.words import plural, with_interval
@@ -179,11 +180,25 @@ SIDE_BY_SIDE_CLAIMS: Mapping[str, Entry] = {
         same_cost_per_output_token,
         ("side_by_side_decode", "side_by_side_costs"),
     ),
+    "ways_same_tokens": Entry(
+        "Every way of running a model chooses the same tokens", same_tokens, ("side_by_side_software",), timed=False
+    ),
+    "ways_near_floor": Entry(
+        "Run in the fastest way, decode is near its floor", decode_within_floor, ("side_by_side_software",)
+    ),
+    "ways_left_is_kernels": Entry(
+        "What the fastest way leaves above the floor are kernels, not launches",
+        left_is_kernels,
+        ("side_by_side_software",),
+    ),
 }
 
 
-def judge_side_by_side(table: pd.DataFrame) -> list[Claim]:
-    """Judge every claim about the subjects of a table side by side; none where there are fewer than two."""
+def judge_side_by_side(table: pd.DataFrame, *, roofline: pd.DataFrame | None = None) -> list[Claim]:
+    """Judge every claim about the subjects of a table side by side; none where there are fewer than two.
+
+    `roofline` is the roofline table, for the claims about limits.
+    """
     names = reading.subjects_of(table)
     if len(names) < 2:
         return []
@@ -192,7 +207,7 @@ def judge_side_by_side(table: pd.DataFrame) -> list[Claim]:
     usable = table[~table["subject"].isin(bad)]
     judged = []
     for name, entry in SIDE_BY_SIDE_CLAIMS.items():
-        found = entry.judge(Data(usable if entry.timed else table))
+        found = entry.judge(Data(usable if entry.timed else table, roofline))
         left_out = f" Left out, since its numbers cannot be relied on: {', '.join(bad)}." if entry.timed and bad else ""
         judged.append(
             Claim(name, entry.claim, found.verdict, found.statement + left_out, found.evidence, entry.figures)

@@ -59,10 +59,13 @@ SIDE_BY_SIDE = {
     "side_by_side_waits": "vlmeter.figures.side_by_side_waits",
     "side_by_side_costs": "vlmeter.figures.side_by_side_costs",
     "side_by_side_decode": "vlmeter.figures.side_by_side_decode",
+    "side_by_side_software": "vlmeter.figures.side_by_side_software",
 }
 
 #: Figures whose table has work and floors beside the measured times (`roofline.beside`).
-WITH_ROOFLINE = frozenset({"component_profile", "flops_latency", "flops_or_roofline", "limits"})
+WITH_ROOFLINE = frozenset(
+    {"component_profile", "flops_latency", "flops_or_roofline", "limits", "side_by_side_software"}
+)
 
 
 class FigureModule(Protocol):

@@ -114,7 +114,11 @@ def render(inputs: ReportInputs) -> str:
             subjects=subjects,
             overview=_overview_grid(subjects),
             side_by_side=side_by_side_view(
-                table, subjects, figures=inputs.figures.get(ALL_SUBJECTS, {}), claims=claims.get(ALL_SUBJECTS, [])
+                table,
+                subjects,
+                figures=inputs.figures.get(ALL_SUBJECTS, {}),
+                claims=claims.get(ALL_SUBJECTS, []),
+                roofline=roofline,
             )
             if len(subjects) > 1
             else None,

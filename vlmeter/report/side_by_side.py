@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from vlmeter.analysis import subjects as compared_subjects
+from vlmeter.analysis.roofline import beside
 from vlmeter.claims.base import Claim
 from vlmeter.figures.registry import SIDE_BY_SIDE
 from vlmeter.report.grids import Grid, Value, count_value, measured_value, word_value
 from vlmeter.report.pictures import FigureFiles, FigureView, figure_views
+from vlmeter.report.software import software_grids
 from vlmeter.report.subjects import SubjectView, claim_view
 from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.table.quantities import FIRST_TOKEN
@@ -25,6 +27,7 @@ class SideBySideView:
     name: str
     figures: Sequence[FigureView]
     images: Grid
+    software: Sequence[Grid]
     claims: Sequence[Mapping[str, Any]]
     verdicts: Grid
     missing: Mapping[str, str]
@@ -36,6 +39,7 @@ def side_by_side_view(
     *,
     figures: Mapping[str, FigureFiles],
     claims: Sequence[Claim],
+    roofline: pd.DataFrame | None,
 ) -> SideBySideView:
     """Everything that the page shows of all subjects together."""
     drawn = figure_views(figures, SIDE_BY_SIDE)
@@ -44,6 +48,7 @@ def side_by_side_view(
         name=ALL_SUBJECTS,
         figures=drawn,
         images=_images_grid(compared_subjects.shared_images(table)),
+        software=software_grids(table if roofline is None else beside(table, roofline)),
         claims=[claim_view(claim, drawn) for claim in claims],
         verdicts=_verdicts_grid(subjects),
         missing={

@@ -22,6 +22,7 @@ from vlmeter.report.limits import ON_FIRST_SCREEN, distances_grid, distances_of
 from vlmeter.report.models import flops_grids, held_out_grid
 from vlmeter.report.pictures import FigureFiles, FigureView, figure_views
 from vlmeter.report.requests import percentile_grid, slowest_grid
+from vlmeter.report.software import preparation_sentence
 
 #: What a verdict of `analysis.trust` means to a reader.
 TRUST = {
@@ -38,6 +39,7 @@ class SubjectView:
     name: str
     model: str
     device: str
+    prepared: str
     random_weights: bool
     trust: str
     trust_sentence: str
@@ -98,6 +100,7 @@ def subject_view(
         name=name,
         model=_model(config),
         device=", ".join(sorted(set(table["device_model"].dropna()))) or "device not known",
+        prepared=preparation_sentence(table),
         random_weights=config.get("weights", "random") == "random",
         trust=trust.verdict,
         trust_sentence=TRUST[trust.verdict],
