@@ -321,6 +321,16 @@ def test_compile_without_a_compiler_is_a_sentence(monkeypatch: pytest.MonkeyPatc
         get_backend("compile").load(loading(subject("molmo", backend="compile"), device="cpu"))
 
 
+def test_a_model_whose_blocks_are_not_found_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = loaded("molmo")
+    others = [boundary for boundary in plain.loaded.boundaries() if boundary.closes != "llm_blocks"]
+    monkeypatch.setattr(plain.loaded, "boundaries", lambda: others)
+    with pytest.raises(
+        Unsupported, match="finds no list of blocks in this model's language model; legal for it: eager"
+    ):
+        parts_of(plain.loaded, mode="default", on_gpu=False)
+
+
 @pytest.mark.parametrize("backend", ["eager", "cudagraph", "compile"])
 def test_vision_attention_is_a_choice_of_molmo_alone(backend: str) -> None:
     keys = {"backend": backend, "vision_attention_dtype": "weights"}

@@ -182,6 +182,16 @@ def test_of_two_ways_of_one_kind_the_faster_one_is_on_the_way_down(table: pd.Dat
     assert [way.subject for way in software.chain(both, [*the_group(table), slow])] == ["plain", "graphs", "fused"]
 
 
+def test_a_busy_time_that_is_longer_than_the_work_took_leaves_no_launches(with_floor: pd.DataFrame) -> None:
+    slow = with_floor.copy()
+    replayed = (slow["subject"] == "fused") & (slow["arm"] == "busy")
+    slow.loc[replayed, ["median_ms", "low_ms", "high_ms"]] *= 1.1
+    for task in software.whole_tasks(software.tasks(slow, the_group(slow))):
+        left = {part.part: part.ms for part in down(slow, task).removed[-1]}
+        assert left["launches"] == 0
+        assert left["kernels"] == pytest.approx(task.times["fused"].value - task.floor_ms)  # type: ignore[operator]
+
+
 def without_busy(table: pd.DataFrame) -> pd.DataFrame:
     reason = "a CPU works in step with the host"
     return table[table["arm"] != "busy"].assign(busy_reason=pd.array([reason], dtype="string")[0])
@@ -380,3 +390,14 @@ def test_colours_of_what_is_removed_follow_the_dark_page() -> None:
     from vlmeter.report.pictures import DARK_COLOURS
 
     assert {colour.lower() for colour in (*COLOURS.values(), style.INK, style.FAINT)} <= set(DARK_COLOURS)
+
+
+def test_the_head_of_a_subject_names_its_compile_mode_and_the_format_of_vision_attention(
+    tmp_path: Path, table: pd.DataFrame
+) -> None:
+    keys = {"family": "molmo", "preset": "7b-d", "backend": "compile", "compile_mode": "max-autotune"}
+    narrow = {"fused": {**keys, "vision_attention_dtype": "weights"}}
+    rows = table[table["subject"] == "fused"]
+    page = parse(render(inputs_of(tmp_path, rows, study={"study": "ways", "subjects": narrow})))
+    said = page.find("p", class_="what").text
+    assert "backend compile, compile mode max-autotune, vision attention in weights" in said

@@ -157,6 +157,9 @@ def _model(config: Mapping[str, Any]) -> str:
         str(config.get("dtype", "")),
         f"{config['attention']} attention" if config.get("attention") else "",
         f"backend {config.get('backend', 'eager')}",
+        # the key is there, with its default, whatever the backend
+        f"compile mode {config['compile_mode']}" if config.get("compile_mode", "default") != "default" else "",
+        f"vision attention in {config['vision_attention_dtype']}" if config.get("vision_attention_dtype") else "",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -256,11 +256,11 @@ def parts_of(loaded: LoadedModel, *, mode: CompileMode, on_gpu: bool) -> list[Pa
 
 def _text_blocks(loaded: LoadedModel) -> list[Any]:
     """Blocks of the language model: the list that holds the module behind which its phase ends."""
-    last = next(boundary.module for boundary in loaded.boundaries() if boundary.closes == "llm_blocks")
+    last = next((boundary.module for boundary in loaded.boundaries() if boundary.closes == "llm_blocks"), None)
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.ModuleList) and any(block is last for block in module):
             return list(module)
-    raise LookupError("the model's blocks stand in no list")
+    raise Unsupported("backend: compile finds no list of blocks in this model's language model; legal for it: eager")
 
 
 def _outermost_lists(model: torch.nn.Module) -> Iterator[torch.nn.ModuleList]:
