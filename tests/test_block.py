@@ -300,6 +300,17 @@ def test_energy_is_read_over_all_requests_and_over_repeated_prefill_and_vision()
     assert spent["vision"].joules / spent["vision"].repeats < spent["prefill"].joules / spent["prefill"].repeats
 
 
+def test_energy_holds_no_compiling_of_a_shape_that_a_runner_no_longer_keeps() -> None:
+    runner = ReadyRunner(kept=1)
+    cell = block_cell(samples=20, block_samples=20)
+    cell = cell.model_copy(update={"sampling": cell.sampling.model_copy(update={"energy_seconds_per_cell": 1.0})})
+    result = measured(cell, runner, monitor=Counter(runner))
+    assert runner.late == []
+    repeated = [use for use in result.energy if use.what in ("prefill", "vision")]
+    assert len(repeated) == 2
+    assert all(use.span_s / use.repeats < 0.25 * runner.ready_ms / 1000 for use in repeated)
+
+
 def test_disturbed_requests_are_marked_and_kept() -> None:
     runner = FakeRunner()
     result = measured(block_cell(samples=9, block_samples=9), runner, monitor=Counter(runner))

@@ -519,6 +519,16 @@ def test_the_energy_of_a_prefill_is_read_over_many_of_them() -> None:
     assert energy.span_s / energy.repeats == pytest.approx(walls(result, "plain")[0] / 1000)
 
 
+def test_energy_holds_no_compiling_of_what_was_given_back_for_want_of_memory() -> None:
+    runner = ReadyRunner(fail={"busy": out_of_memory})
+    result = measured(vision_cell(energy_seconds_per_cell=3), runner, monitor=Metered(runner.clock))
+    assert result.busy_reason == "out of memory: tried to allocate 2.00 GiB"
+    assert runner.late == []
+    assert len(runner.made) == 2
+    (energy,) = result.energy
+    assert energy.span_s / energy.repeats == pytest.approx(walls(result, "plain")[0] / 1000)
+
+
 def test_energy_is_not_read_unasked_nor_without_a_counter() -> None:
     runner = FakeRunner()
     assert measured(vision_cell(), runner, monitor=Metered(runner.clock)).energy == []

@@ -86,7 +86,7 @@ def measure_requests(
         **many.result.seconds,
         "warmup": (warm_ms - begin_ms) / 1000 - warm_ready_s,
         "rounds": (rounds_ms - warm_ms) / 1000 - (ready_s - warm_ready_s),
-        "extras": (runner.clock.host_ms() - rounds_ms) / 1000,
+        "extras": (runner.clock.host_ms() - rounds_ms) / 1000 - (many.ready_s - ready_s),
     }
     return many.result
 
@@ -239,6 +239,7 @@ class _Many:
         lengths = [(found.counted.prompt_tokens, found.place) for found in self.result.requests if found.counted]
         place = sorted(lengths)[len(lengths) // 2][1]
         try:
+            self._get_ready(place)  # a runner may keep fewer shapes than there were, or have given this one back
             prompt = self._runner.prepare(self._opened(place))
             if isinstance(self._runner, TellsMemory):
                 self.result.memory = self._runner.memory(prompt)

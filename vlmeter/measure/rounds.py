@@ -36,7 +36,7 @@ from vlmeter.backends.base import (
 )
 from vlmeter.cells.cell import Cell
 from vlmeter.measure.arms import Arm, Bench, arms_for, whole_arms
-from vlmeter.measure.measurement import Measurement, check_counts
+from vlmeter.measure.measurement import GETTING_READY, Measurement, check_counts
 from vlmeter.measure.monitors import Monitor
 from vlmeter.models.families.base import Counts
 from vlmeter.records.parts import Energy, MeasuredRequest, Round, SeenPicture, Warmup
@@ -153,15 +153,24 @@ def _warm_up_and_sample(
 
 def _look_further(cell: Cell, prompt: Prompt, runner: Runner, *, monitor: Monitor, result: Measurement) -> None:
     """Look at busy time, memory and energy of the prefill; of a generation, at the busy time of a step."""
-    begin_ms = runner.clock.host_ms()
+    begin_ms, again_s = runner.clock.host_ms(), 0.0
     if cell.kind == "prefill":
         _look_at_busy_time(runner.busy if isinstance(runner, TellsBusyTime) else None, prompt, runner, result)
+        # what was given back for want of memory is made anew outside of what is looked at
+        before_s = _ready_s(result)
+        get_ready(runner, prompt, output_tokens=cell.request.output_tokens, result=result)
+        again_s = _ready_s(result) - before_s
         if isinstance(runner, TellsMemory):
             result.memory = runner.memory(prompt)
         read_energy(cell, prompt, runner, monitor=monitor, result=result)
     elif cell.output_tokens > 1:
         _look_at_busy_time(runner.busy_step if isinstance(runner, TellsBusyTime) else None, prompt, runner, result)
-    result.seconds["extras"] = (runner.clock.host_ms() - begin_ms) / 1000
+    result.seconds["extras"] = (runner.clock.host_ms() - begin_ms) / 1000 - again_s
+
+
+def _ready_s(result: Measurement) -> float:
+    """Seconds that have gone into compiling and capturing."""
+    return sum(result.seconds.get(name, 0.0) for name in GETTING_READY)
 
 
 def _look_at_busy_time(look: LookBusy | None, prompt: Prompt, runner: Runner, result: Measurement) -> None:
