@@ -233,6 +233,8 @@ def test_a_cell_of_one_name_and_other_counts_is_refused() -> None:
         ("random_weights", "True", "False", "random weights differs"),
         ("torch", "2.11.0", "2.13.0", "torch differs: 2.11.0 in A, 2.13.0 in B"),
         ("attention", "eager", "sdpa", "attention differs"),
+        ("compile_mode", "default", "max-autotune", "compile mode differs: default in A, max-autotune in B"),
+        ("vision_attention_dtype", "as the original", "weights", "vision attention dtype differs"),
     ],
 )
 def test_unlike_devices_versions_and_weights_are_named(name: str, mine: str, theirs: str, said: str) -> None:

@@ -17,11 +17,13 @@ from tests.support.roofline import with_floors
 from tests.support.tables import CpuLikeRunner, rewrite
 from tests.support.ways import FUSED_STEP_MS, LAUNCH_STEP_MS, STEP_MS, WAYS, runner_of, ways_table
 from vlmeter.analysis import software
+from vlmeter.analysis.prediction import predict
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import COLUMNS
 from vlmeter.analysis.software import Task, Waterfall, Way
 from vlmeter.claims.base import Claim
 from vlmeter.claims.subjects import judge_side_by_side
+from vlmeter.compare.baseline import run_of_table
 from vlmeter.figures import side_by_side, style
 from vlmeter.figures.registry import get_figure
 from vlmeter.report.page import render
@@ -345,6 +347,25 @@ def test_without_busy_time_what_is_left_cannot_be_told(table: pd.DataFrame, with
     found = judged(bare, roofline[roofline["arm"] != "busy"])["ways_left_is_kernels"]
     assert found.verdict == "cannot tell"
     assert "a CPU works in step with the host" in found.statement
+
+
+# --- what else is made of the table -----------------------------------------------------------------
+
+
+def test_a_baseline_keeps_a_compile_mode_where_something_was_compiled(table: pd.DataFrame) -> None:
+    facts = {run.subject: run.facts for run in run_of_table(table).subjects}
+    assert facts["fused"]["compile_mode"] == "default"
+    assert "compile_mode" not in facts["plain"], "two ways of running differ in their backend, which is said"
+    assert facts["plain"]["vision_attention_dtype"] == "as the original"
+
+
+def test_a_compiled_subject_is_predicted_from_its_own_cells(table: pd.DataFrame) -> None:
+    asked: dict[str, Any] = {"width_px": 784, "height_px": 560, "output_tokens": 1, "question_tokens": 32}
+    found = {
+        name: predict(table[table["subject"] == name], **asked)["predictions"]["prefill"]["predicted_ms"]
+        for name in ("graphs", "fused")
+    }
+    assert found["fused"] == pytest.approx(found["graphs"] * FUSED_STEP_MS / STEP_MS, rel=0.02)
 
 
 # --- the report -------------------------------------------------------------------------------------

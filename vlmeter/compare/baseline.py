@@ -74,8 +74,8 @@ COUNTS = (
     "image_id",
     "question_id",
 )
-#: Facts that older tables do not have, and what stands for an empty one.
-LATER_FACTS = {"quantization": "none", "compile_mode": "none", "vision_attention_dtype": "as the original"}
+#: Facts that older tables do not have, and what stands for an empty one; nothing: what a subject without it has not.
+LATER_FACTS = {"quantization": "none", "compile_mode": "", "vision_attention_dtype": "as the original"}
 _COLUMNS = (
     *("study", "subject", *FACTS, "cell_id", "experiment", "kind", "status", "reason", *COUNTS),
     *("arm", "phase", "clock", "source", "rounds", "samples", "disturbed_samples", "samples_ms"),
