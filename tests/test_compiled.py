@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,7 @@ import torch
 
 from benchmarks.chaos import make_dummies
 from vlmeter.backends import cudagraph
-from vlmeter.backends.base import OpenedRequest
+from vlmeter.backends.base import Execution, OpenedRequest
 from vlmeter.backends.compiled import constants
 from vlmeter.backends.compiled.captured import key_of
 from vlmeter.backends.compiled.compiled_runner import CompiledRunner, Part, parts_of
@@ -445,3 +446,38 @@ def test_a_study_compares_a_compiled_model_with_the_same_one_run_eagerly(
     said = capsys.readouterr().out
     assert "backend" in said
     assert "compile" in said
+
+
+OF_A_FAMILY = """
+study: family
+subjects:
+  compile: {{family: {family}, preset: nano, dtype: float32, device: cpu, cpu_threads: 1, backend: compile}}
+experiments:
+  vision_tokens: {{image_sizes: [500x380], text_tokens: 40}}
+sampling: {{min_samples: 3, max_samples: 3, min_warmup: 1, max_warmup: 1, max_seconds_per_cell: 2}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NATIVE)
+def test_a_study_of_a_compiled_family_gives_numbers_or_a_sentence(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMETER_LOCK_DIR", str(tmp_path / "locks"))
+    (tmp_path / "study.yaml").write_text(OF_A_FAMILY.format(family=family))
+    study = load_study(tmp_path / "study.yaml")
+    layout = Layout(study.study, tmp_path / "results")
+    (cell,) = build_plan(study)
+    make_dummies(study, layout)
+    assert measure_subject(study, "compile", layout, tell=print, progress=lambda step: None).failed == []
+    record = read_record(layout.record(cell))
+    if record.status == "unsupported":
+        with pytest.raises(Unsupported, match=re.escape(record.reason or "nothing")):
+            load_runner(loading(subject(family), device="cpu"))  # what keeps it out is not the compiling
+        return
+    assert record.status == "ok"
+    assert record.find("plain", "total", "wall")
+    assert record.find("hooks", "llm_blocks", "device")
+    assert record.seconds["compile"] > 0
+    assert record.output_digests, "it tells its tokens"
+    assert record.execution == Execution("fewer", "fused")
