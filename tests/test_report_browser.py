@@ -23,6 +23,7 @@ from vlmeter.figures.registry import FIGURES
 from vlmeter.report.page import write
 from vlmeter.report.pictures import DARK_COLOURS
 from vlmeter.table.columns import COLUMNS
+from vlmeter.table.kinds import OTHERWISE, PREFILL
 
 OF_MODELS = [name for name in FIGURES if name not in OF_SERVERS]
 
@@ -156,6 +157,18 @@ def test_the_chart_draws_the_tables_medians_and_intervals(page: Page, table: pd.
     assert trace["y"] == rows["median_ms"].tolist()
     upper = [value + length for value, length in zip(trace["y"], trace["error_y"]["array"], strict=True)]
     assert upper == pytest.approx(rows["high_ms"].tolist())
+
+
+def test_the_chart_leaves_out_prefills_whose_pictures_were_sent_otherwise(
+    browser: Browser, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    prefills = sorted(table.loc[table["kind"] == PREFILL, "cell_id"].unique())
+    otherwise = table["cell_id"].isin(prefills[:3])  # the first row of the experiment among them
+    write(inputs_of(tmp_path, table.assign(kind=table["kind"].mask(otherwise, OTHERWISE))), tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as (page, _):
+        drawn = chart(page)["data"][0]
+    assert drawn["name"] == "whole prefill, as a user waits"
+    assert len(drawn["x"]) == len(prefills) - 3
 
 
 def test_phases_experiments_and_axes_can_be_chosen(page: Page) -> None:

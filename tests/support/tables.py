@@ -69,7 +69,7 @@ class CpuLikeRunner(FakeRunner):
 
 
 #: Figures that want a server in the table; test_waits draws them.
-OF_SERVERS = frozenset({"first_token_by_tokens", "side_by_side_waits"})
+OF_SERVERS = frozenset({"first_token_by_tokens", "first_token_by_format", "side_by_side_waits"})
 
 #: Figures that want one model, run in several ways, in the table; test_software draws them.
 OF_WAYS = frozenset({"side_by_side_software"})

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from vlmeter.backends.clock import Clock, Timing
 from vlmeter.backends.device import Device
 from vlmeter.common.errors import Unsupported
+from vlmeter.models.encoding import Encoding
 from vlmeter.models.families.base import Counts, ImageOptions, SubjectSpec
 
 if TYPE_CHECKING:
@@ -44,13 +45,14 @@ class OpenedRequest:
     """A request with its pictures opened.
 
     Exactly one of question and text_tokens is given: with text_tokens the prompt's text part is filled to exactly that
-    many tokens.
+    many tokens. encoding: how its pictures are sent as files, where they are; None: as the subject says.
     """
 
     pictures: tuple[Image, ...]
     question: str | None
     text_tokens: int | None
     options: ImageOptions
+    encoding: Encoding | None = None
 
     @property
     def picture(self) -> Image:
@@ -62,10 +64,11 @@ class OpenedRequest:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt on the device, and what was counted in it."""
+    """One prompt on the device, and what was counted in it; picture_bytes: the size of a file that is sent."""
 
     tensors: Mapping[str, Any]
     counts: Counts
+    picture_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -304,6 +307,7 @@ class Backend:
     execution: says how a model is run on a device (its name for torch); None: no model is.
     check: says what is wrong with a subject's own keys, if anything. devices: finds the devices that a wish of a study
     and the own keys stand for; None: those of torch. needs: says what a session with the own keys asks of its machine.
+    encoding: how a subject with the own keys is sent its pictures as files; None where they are no files.
     """
 
     name: str
@@ -318,3 +322,4 @@ class Backend:
     devices: Callable[[str, Mapping[str, Any]], tuple[Device, ...] | None] = lambda wish, own: None
     needs: Callable[[Mapping[str, Any]], Needs] = lambda own: Needs()
     execution: Callable[[str], Execution | None] = lambda device: None
+    encoding: Callable[[Mapping[str, Any]], Encoding | None] = lambda own: None

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlmeter.cells.keys import Sampling
+from vlmeter.models.encoding import Encoding
 from vlmeter.models.families.base import ImageOptions
 
 #: What a cell measures: the prefill of one request, its whole generation, or many requests once each.
@@ -105,6 +106,9 @@ class Cell(Frozen):
     stop: Literal["length", "eos"] = "length"
     max_crops: int | None = None
     force_tiling: tuple[int, int] | None = None
+    encoding: Encoding | None = Field(
+        None, description="how its pictures are sent to a server, if not as the subject says"
+    )
     layout: dict[str, int] = Field(default_factory=dict, description="the family's own columns, such as tiling_h")
     sampling: Sampling
 
@@ -131,7 +135,8 @@ class Cell(Frozen):
     def __str__(self) -> str:
         if self.kind == "requests":
             return f"requests {self.first} to {self.first + len(self.requests) - 1}"
-        return ", ".join(map(str, self.request.pictures))
+        sent = f", as {self.encoding}" if self.encoding else ""
+        return ", ".join(map(str, self.request.pictures)) + sent
 
 
 #: A request that stands as sentinel generates so many tokens at most: it is a quick look.
@@ -145,7 +150,7 @@ def sentinel_of(cells: Sequence[Cell]) -> Cell:
     output tokens. Where there are cells of many requests alone, it is the first request of one, as a cell of its own.
     """
     prefills = sorted(
-        (cell for cell in cells if cell.kind == "prefill"),
+        (cell for cell in cells if cell.kind == "prefill" and cell.encoding is None),
         key=lambda cell: (cell.expected.vision_tokens or 0, cell.cell_id),
     )
     if prefills:

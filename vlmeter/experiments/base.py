@@ -11,6 +11,7 @@ from pydantic import Field
 
 from vlmeter.cells.cell import Cell, Expected
 from vlmeter.cells.keys import Model, Sampling, SamplingOverride
+from vlmeter.models.encoding import Encoding
 from vlmeter.models.families.base import Family, ImageGeometry, ImageOptions, SubjectSpec
 
 
@@ -35,6 +36,7 @@ class Asked:
     """For whom an experiment lays out its cells.
 
     images: photographs in the study's dataset. photographs: what is known of them, once they have been fetched.
+    encoding: how the subject is sent its pictures as files; None where they are no files.
     """
 
     subject: str
@@ -43,6 +45,7 @@ class Asked:
     sampling: Sampling
     images: int
     photographs: Sequence[KnownPhotograph] | None = None
+    encoding: Encoding | None = None
 
     @property
     def geometry(self) -> ImageGeometry:
@@ -82,6 +85,11 @@ class Experiment(Model, ABC):
     max_crops: int | None = Field(
         None, ge=1, description="upper limit of high-resolution crops; absent: the model's own (12 for Molmo)"
     )
+
+    @property
+    def key_of_files(self) -> str | None:
+        """The key, if it is given, that asks for pictures as files of several formats."""
+        return None
 
     @property
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +13,7 @@ from vlmeter.cells.cell import Cell, Expected, MadePicture, Request
 from vlmeter.cells.keys import Count, Pair, unique
 from vlmeter.common.errors import UserError
 from vlmeter.experiments.base import Asked, Repeated
+from vlmeter.models.encoding import DEFAULT_QUALITY, Encoding, ImageFormat, Quality
 from vlmeter.models.families.base import ImageGeometry, ImageOptions, ImageTokens
 from vlmeter.models.image_sizes import evenly_spaced, sizes_for
 from vlmeter.numbers.pairs import parse_pair
@@ -41,7 +43,18 @@ class VisionTokens(Repeated):
     text_tokens: int = Field(32, ge=8, description="text tokens of the prompt, the same in every cell")
     image_seed: int = Field(0, ge=0, description="seed of the dummy images' pixels")
 
-    @field_validator("tilings", "crops", "vision_tokens", "image_sizes")
+    image_format: list[ImageFormat] | None = Field(
+        None,
+        min_length=1,
+        description="send every image as a file of each format, to the subjects that are served; absent: of their own",
+    )
+    image_quality: list[Quality] | None = Field(
+        None,
+        min_length=1,
+        description=f"with jpeg among image_format: send it in each of these qualities; absent: {DEFAULT_QUALITY}",
+    )
+
+    @field_validator("tilings", "crops", "vision_tokens", "image_sizes", "image_format", "image_quality")
     @classmethod
     def _no_repeats(cls, values: Any) -> Any:
         return unique(values) if isinstance(values, list) else values
@@ -57,10 +70,29 @@ class VisionTokens(Repeated):
             raise ValueError("force_tiling goes with tilings alone")
         if self.nearest and not by_count:
             raise ValueError("nearest goes with crops or vision_tokens, and neither is given")
+        if self.image_quality and "jpeg" not in (self.image_format or ()):
+            raise ValueError("image_quality goes with image_format, and jpeg is not among it")
         return self
 
+    @property
+    def key_of_files(self) -> str | None:
+        """The key, if it is given."""
+        return "image_format" if self.image_format else None
+
+    def _encodings(self, asked: Asked) -> list[Encoding | None]:
+        """How every image is sent, None for the subject's own way; a subject that gets no files has each image once."""
+        own = asked.encoding
+        if own is None or self.image_format is None:
+            return [None]
+        qualities = self.image_quality or [DEFAULT_QUALITY]
+        wanted = dict.fromkeys(Encoding.of(name, quality) for name in self.image_format for quality in qualities)
+        if own not in wanted:
+            listed = ", ".join(map(str, wanted))
+            raise UserError(f"{own}, the subject's own, is not among {listed}; legal: formats with it among them")
+        return [None, *(encoding for encoding in wanted if encoding != own)]
+
     def cells(self, asked: Asked) -> Iterable[Cell]:
-        """Lay out a cell for every image that the keys ask for, each once."""
+        """Lay out a cell for every image that the keys ask for, each once in every format."""
         geometry = asked.geometry
         options = ImageOptions(max_crops=self.max_crops)
         wanted: dict[str, tuple[ImageTokens, tuple[int, int] | None]] = {}
@@ -91,9 +123,11 @@ class VisionTokens(Repeated):
             for text in self.image_sizes or []:
                 width_px, height_px = parse_pair(text)
                 add(f"size-{width_px}x{height_px}", geometry.image_tokens(width_px, height_px, options=options))
-        for key, (image, forced_tiling) in wanted.items():
+        with _at("image_format", asked.subject):
+            encodings = self._encodings(asked)
+        for (key, (image, forced_tiling)), encoding in product(wanted.items(), encodings):
             yield Cell(
-                cell_id=f"vision-{key}",
+                cell_id=f"vision-{key}-{encoding.key}" if encoding else f"vision-{key}",
                 subject=asked.subject,
                 experiment=self.name,
                 kind="prefill",
@@ -115,6 +149,7 @@ class VisionTokens(Repeated):
                 arms=("inputs", "plain", "hooks", "vision"),
                 max_crops=self.max_crops,
                 force_tiling=forced_tiling,
+                encoding=encoding,
                 layout=dict(image.layout),
                 sampling=asked.sampling,
             )

@@ -28,6 +28,7 @@ FIGURES = {
     "vision_by_tokens": "vlmeter.figures.vision_by_tokens",
     "vision_by_crops": "vlmeter.figures.vision_by_crops",
     "first_token_by_tokens": "vlmeter.figures.first_token_by_tokens",
+    "first_token_by_format": "vlmeter.figures.first_token_by_format",
     "two_methods": "vlmeter.figures.two_methods",
     "three_clocks": "vlmeter.figures.three_clocks",
     "two_factors": "vlmeter.figures.two_factors",

@@ -66,6 +66,7 @@ class Pictures:
             question=self.question(request),
             text_tokens=request.text_tokens,
             options=cell.options,
+            encoding=cell.encoding,
         )
 
     def content(self, cell: Cell) -> list[str] | None:

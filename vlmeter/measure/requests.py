@@ -185,7 +185,7 @@ class _Many:
 
     def _run_stamped(self, runner: StampsItself, place: int, opened: OpenedRequest, *, output_tokens: int) -> _Run:
         """Run a request on what knows its own times: making it ready, and then the answer."""
-        self._runner.prepare(opened)  # counted once, outside of what is timed
+        counted = self._runner.prepare(opened)  # once, outside of what is timed
         prompts: list[Prompt] = []
         made = time_call(self._runner.clock, lambda marks: prompts.append(self._runner.prepare(opened, mark=marks)))
         answer, generated = runner.run(prompts[0], output_tokens=output_tokens, stop=self._cell.stop, marked=True)
@@ -196,7 +196,8 @@ class _Many:
             spans=(*made.spans, *answer.spans),
         )
         counts = prompts[0].counts
-        return _Run(_gathered(timing), seen(opened, counts, place=place), counts, generated)
+        request = seen(opened, counts, place=place, picture_bytes=counted.picture_bytes)
+        return _Run(_gathered(timing), request, counts, generated)
 
     def take_requests(self) -> None:
         """Run every request once, in random order."""

@@ -108,9 +108,12 @@ def measure_cell(
     return Measurement(status="oom", reason=reason, requests=result.requests, warmups=result.warmups)
 
 
-def seen(opened: OpenedRequest, counts: Counts, *, place: int = 0) -> MeasuredRequest:
+def seen(opened: OpenedRequest, counts: Counts, *, place: int = 0, picture_bytes: int | None = None) -> MeasuredRequest:
     """Say what was run: sizes of the pictures, counts of the inputs."""
-    pictures = [SeenPicture(width_px=picture.size[0], height_px=picture.size[1]) for picture in opened.pictures]
+    pictures = [
+        SeenPicture(width_px=picture.size[0], height_px=picture.size[1], file_bytes=picture_bytes)
+        for picture in opened.pictures
+    ]
     return MeasuredRequest(place=place, counted=counts, pictures=pictures, question=opened.question)
 
 
@@ -140,7 +143,7 @@ def _warm_up_and_sample(
     result: Measurement,
 ) -> None:
     clock = bench.runner.clock
-    result.requests.append(seen(bench.opened, bench.prompt.counts))
+    result.requests.append(seen(bench.opened, bench.prompt.counts, picture_bytes=bench.prompt.picture_bytes))
     check_counts(bench.cell, bench.cell.expected, bench.prompt.counts)
     get_ready(bench.runner, bench.prompt, output_tokens=bench.output_tokens, result=result)
     begin_ms = clock.host_ms()

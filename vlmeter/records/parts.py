@@ -94,6 +94,9 @@ class SeenPicture(Part):
 
     width_px: int | None = None
     height_px: int | None = None
+    file_bytes: int | None = Field(
+        None, description="size of the file that is sent to a server; from sample to sample some pixels differ"
+    )
     image_id: str | None = None
 
 

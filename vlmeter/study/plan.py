@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlmeter.backends.registry import BACKENDS, get_backend
 from vlmeter.cells.cell import Cell
+from vlmeter.common.errors import UserError
 from vlmeter.experiments.base import Asked, KnownPhotograph
 from vlmeter.models.families.registry import get_family
 from vlmeter.study.checkpoint import check_checkpoint
 from vlmeter.study.study import Study
-from vlmeter.study.subject import subject_spec
+from vlmeter.study.subject import own_encoding, subject_spec
 
 
 def build_plan(
@@ -26,13 +28,27 @@ def build_plan(
     UserError when a count cannot be reached, a size cannot be handled or two cells would be the same, and for a subject
     that its checkpoint speaks against, as far as that is at hand.
     """
+    _require_files(study)
     cells: list[Cell] = []
     for name, own in study.subjects.items():
         if subject not in (None, name):
             continue
         check_checkpoint(name, own)
-        family, spec = get_family(own.family), subject_spec(own)
+        family, spec, encoding = get_family(own.family), subject_spec(own), own_encoding(own)
         for kind, experiment in study.experiments.given.items():
-            asked = Asked(name, family, spec, study.sampling_for(kind), study.dataset.images, dataset)
+            asked = Asked(name, family, spec, study.sampling_for(kind), study.dataset.images, dataset, encoding)
             cells += experiment.cells(asked)
     return tuple(cells)
+
+
+def _require_files(study: Study) -> None:
+    """Raise UserError where an experiment asks for formats of files, and no subject is sent any."""
+    if any(own_encoding(own) for own in study.subjects.values()):
+        return
+    for name, experiment in study.experiments.given.items():
+        if key := experiment.key_of_files:
+            served = ", ".join(name for name in BACKENDS if not get_backend(name).in_process)
+            raise UserError(
+                f"experiments.{name}.{key}: pictures are files only where they are sent to a server, and each subject "
+                f"runs in this process; legal with a subject whose backend is one of: {served}"
+            )

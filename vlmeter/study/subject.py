@@ -14,6 +14,7 @@ from vlmeter.backends.registry import BACKENDS, get_backend
 from vlmeter.cells.keys import Model
 from vlmeter.common.errors import UserError
 from vlmeter.models.checkpoints import COMMIT, checkpoint_at_hand
+from vlmeter.models.encoding import Encoding
 from vlmeter.models.families.base import ChoosesVisionAttention, SubjectSpec
 from vlmeter.models.families.registry import FAMILIES, family_of_checkpoint, get_family, unknown_family
 from vlmeter.models.packing import QUANTIZED_BYTES, is_way_of_packing
@@ -242,6 +243,11 @@ def own_keys(subject: Subject) -> dict[str, Any]:
     """The keys of a subject that its backend brings along, by name."""
     keys = get_backend(subject.backend).keys
     return {name: getattr(subject, name) for name in keys.model_fields} if keys else {}
+
+
+def own_encoding(subject: Subject) -> Encoding | None:
+    """How a subject is sent its pictures as files; None where they are no files."""
+    return get_backend(subject.backend).encoding(own_keys(subject))
 
 
 def has_limits(subject: Subject) -> bool:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, median_ranks
 from vlmeter.records.gauges import Gauge, every_gauge
+from vlmeter.table.kinds import OTHERWISE
 
 if TYPE_CHECKING:  # what reads the table reads its columns, and has nothing to do with records
     from vlmeter.records.parts import MeasuredRequest
@@ -130,6 +131,25 @@ def _of_request(name: str) -> Path:
     return lambda record: getattr(_own(record), name, None)
 
 
+def _kind(record: Record) -> str:
+    return OTHERWISE if record.cell.encoding is not None else record.cell.kind
+
+
+def _image_format(record: Record) -> str | None:
+    own = record.cell.encoding
+    return own.image_format if own else record.environment.get("server", {}).get("image_format")
+
+
+def _image_quality(record: Record) -> int | None:
+    own = record.cell.encoding
+    return own.quality if own else record.environment.get("server", {}).get("image_quality")
+
+
+def _image_bytes(record: Record) -> int | None:
+    own = _own(record)
+    return own.pictures[0].file_bytes if own else None
+
+
 def _generated_tokens(record: Record) -> int | None:
     return median_low(record.generated_tokens) if record.generated_tokens else None
 
@@ -193,6 +213,7 @@ ADDED_LATER = frozenset(
         *("quantization", "revision", "trust_remote_code", "kind"),
         *("weights_seed", "vision_attention_dtype", "compile_mode", "launches", "kernels", "cpu_threads"),
         *("output", "output_digest", "compile_s", "capture_s"),
+        *("image_format", "image_quality", "image_bytes"),
     }
 )
 
@@ -262,7 +283,13 @@ CELL_COLUMNS = _columns(
         "cell.cell_id",
     ),
     ("experiment", "string", "the question that the cell is of, such as vision_tokens", "cell.experiment"),
-    ("kind", "string", "what the cell is: prefill (one output token), generation, requests (many)", "cell.kind"),
+    (
+        "kind",
+        "string",
+        "what the cell is: prefill (one output token), generation, requests (many); prefill_otherwise: a prefill whose"
+        " picture is sent in another format than the subject's own",
+        _kind,
+    ),
     ("status", "string", "ok, oom (out of device memory) or unsupported; unless ok: one row, no arm", "status"),
     ("reason", "string", "why there are no samples, where there are none", "reason"),
     ("stop", "string", "length: forced to output_tokens; eos: natural end, output_tokens is a limit", "cell.stop"),
@@ -307,6 +334,9 @@ CELL_COLUMNS = _columns(
     ),
     ("image_index", "integer", "place of the photograph in the dataset's manifest, from 0", image_index),
     ("image_id", "string", "the dataset's id of the photograph", _image_id),
+    ("image_format", "string", "format in which the picture is sent to a server: png, jpeg", _image_format),
+    ("image_quality", "integer", "quality of a JPEG that is sent, 1 to 100", _image_quality),
+    ("image_bytes", "integer", "size of the picture as it is sent", _image_bytes),
     ("question_id", "string", "the dataset's id of the question", _of_request("question_id")),
     ("question", "string", "the question", _of_request("question")),
     ("answers", "string", "the dataset's answers (not the model's), as a JSON list", _answers),

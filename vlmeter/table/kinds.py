@@ -1,5 +1,8 @@
 """What a cell is, as far as numbers go: a prefill, a generation, or many requests.
 
+A prefill whose picture is sent to a server otherwise than the subject's pictures are is of a kind of its own here: it
+is measured as any prefill, and its time is set beside that of the same picture; no law of prefills is made of both.
+
 An experiment is a question, and several questions may be asked of cells of one kind. So whoever reads the table chooses
 its rows by their kind and never by the name of an experiment.
 """
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 PREFILL: Kind = "prefill"
 GENERATION: Kind = "generation"
 REQUESTS: Kind = "requests"
+
+#: A prefill whose picture is sent otherwise (`Cell.encoding`).
+OTHERWISE = "prefill_otherwise"
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -11,6 +11,7 @@ from vlmeter.backends.endpoint.engine import cards_in
 from vlmeter.backends.endpoint.engines import get_engine
 from vlmeter.backends.endpoint.keys import Endpoint, Keys
 from vlmeter.backends.endpoint.request import Address
+from vlmeter.models.encoding import Encoding
 
 #: A server's memory is its own affair.
 _PLENTY_BYTES = 1 << 50
@@ -58,6 +59,12 @@ def needs(own: Mapping[str, Any]) -> Needs:
     return Needs(gpus=gpus, processes=_ENGINE_PROCESSES, loading_s=endpoint.ready_seconds, weights_pass=True)
 
 
+def encoding(own: Mapping[str, Any]) -> Encoding | None:
+    """Say how pictures are sent."""
+    endpoint: Endpoint | None = own["endpoint"]
+    return endpoint.encoding if endpoint else None
+
+
 def load(asked: Loading) -> Runner:
     """Start or find the server, and ask what it takes."""
     from vlmeter.backends.endpoint.runner import load_runner
@@ -76,4 +83,5 @@ BACKEND = Backend(
     devices=devices,
     needs=needs,
     execution=lambda device: Execution(launches="unseen", kernels="unseen"),
+    encoding=encoding,
 )

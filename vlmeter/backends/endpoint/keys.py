@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vlmeter.backends.endpoint.engines import ENGINES
 from vlmeter.backends.endpoint.request import Address
 from vlmeter.common.errors import UserError
+from vlmeter.models.encoding import DEFAULT_QUALITY, Encoding, ImageFormat, Quality
 
 
 class Endpoint(BaseModel):
@@ -28,8 +27,8 @@ class Endpoint(BaseModel):
     options: list[str] = Field(default_factory=list, description="options of the engine's own, one text each")
     model: str | None = Field(None, description="name by which requests call the model; absent: the first one listed")
     api_key_env: str | None = Field(None, description="environment variable that holds the key; never the key itself")
-    image_format: Literal["png", "jpeg"] = Field("png", description="format in which pictures are sent")
-    image_quality: int = Field(90, ge=1, le=100, description="quality of JPEG pictures")
+    image_format: ImageFormat = Field("png", description="format in which pictures are sent")
+    image_quality: Quality = Field(DEFAULT_QUALITY, description="quality of JPEG pictures")
     caches: bool = Field(False, description="true: leave a started server its caches; else they are switched off")
     marks: bool = Field(True, description="look inside a started vLLM for the phases of a request")
     ready_seconds: float = Field(900.0, gt=0, description="how long a started server may take to be ready")
@@ -50,6 +49,11 @@ class Endpoint(BaseModel):
             except UserError as error:
                 raise ValueError(str(error)) from None
         return self
+
+    @property
+    def encoding(self) -> Encoding:
+        """How pictures are sent, unless a cell says otherwise."""
+        return Encoding.of(self.image_format, self.image_quality)
 
 
 class Keys(BaseModel):

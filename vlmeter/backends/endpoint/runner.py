@@ -28,7 +28,7 @@ from vlmeter.backends.endpoint.faults import Refusal, ServerFault
 from vlmeter.backends.endpoint.keys import Endpoint
 from vlmeter.backends.endpoint.metrics import Metrics, read_metrics
 from vlmeter.backends.endpoint.pictures import encoded, unlike
-from vlmeter.backends.endpoint.request import Address, Body, Chat, encode
+from vlmeter.backends.endpoint.request import Address, Body, Chat, Picture, encode
 from vlmeter.backends.endpoint.server import Server, serving, start
 from vlmeter.backends.endpoint.spans import first_token_spans, is_prompt, step_ms, token_gaps
 from vlmeter.backends.endpoint.validity import check_answer
@@ -199,7 +199,7 @@ class EndpointRunner:
             "loading_s": server.loading_s if server else None,
             "caches": "on" if endpoint.caches else ("off" if server else "the server's own"),
             "image_format": endpoint.image_format,
-            "image_quality": endpoint.image_quality if endpoint.image_format == "jpeg" else None,
+            "image_quality": endpoint.encoding.quality,
             "taken": list(self._taken.taken),
             "refused": dict(self._taken.refused),
             "unseen": list(self._taken.unseen),
@@ -258,26 +258,32 @@ class EndpointRunner:
         return self._counted[key]
 
     def prepare(self, opened: OpenedRequest, *, mark: Mark | None = None) -> Prompt:
-        """Encode the picture, and put the request's bytes together: `preprocess` and `copy` of a client."""
+        """Encode the picture, and put the request's bytes together: `preprocess` and `copy` of a client.
+
+        Without marks, which is to say outside of what is timed, the bytes are counted that a sample's picture has.
+        """
         counts, question = self._counts(opened)
         if mark:
             mark(None)
-        picture = encoded(
-            opened.picture, image_format=self._endpoint.image_format, quality=self._endpoint.image_quality
-        )
+        encoding = opened.encoding or self._endpoint.encoding
+        picture = encoded(opened.picture, encoding)
         if mark:
             mark("preprocess")
         encode(Chat(self._model, question, picture))
         if mark:
             mark("copy")
-        return Prompt(tensors={"picture": opened.picture, "question": question}, counts=counts)
+        tensors = {"picture": opened.picture, "question": question, "encoding": encoding}
+        made = Prompt(tensors=tensors, counts=counts)
+        return made if mark else replace(made, picture_bytes=len(self._unsent(made).data))
+
+    def _unsent(self, prompt: Prompt) -> Picture:
+        """A prompt's picture as it was never sent before."""
+        encoding = prompt.tensors["encoding"]
+        return encoded(unlike(prompt.tensors["picture"], number=next(self._numbers), encoding=encoding), encoding)
 
     def _body(self, prompt: Prompt, *, output_tokens: int, forced: bool) -> Body:
         """The bytes of a request whose picture was never sent before."""
-        picture = unlike(
-            prompt.tensors["picture"], number=next(self._numbers), image_format=self._endpoint.image_format
-        )
-        sent = encoded(picture, image_format=self._endpoint.image_format, quality=self._endpoint.image_quality)
+        sent = self._unsent(prompt)
         fields = self._taken.fields(output_tokens=output_tokens, forced=forced)
         return encode(Chat(self._model, prompt.tensors["question"], sent, fields))
 

@@ -115,11 +115,11 @@ async function makeChart() {
     form.elements[name].replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
   };
   const rowsOf = (experiment) => columns.cell_id.map((_, i) => i)
-    .filter((i) => columns.experiment[i] === experiment && columns.median_ms[i] !== null);
-  // experiments whose cells are of a kind that there are series for, in the order in which vlmeter knows them
+    .filter((i) => columns.experiment[i] === experiment && series[columns.kind[i]] && columns.median_ms[i] !== null);
+  // experiments with cells of a kind that there are series for, in the order in which vlmeter knows them
   const order = [...new Set([...Object.keys(questions), ...columns.experiment])];
   const kindOf = (experiment) => columns.kind[rowsOf(experiment)[0]];
-  const experiments = order.filter((name) => rowsOf(name).length && series[kindOf(name)]);
+  const experiments = order.filter((name) => rowsOf(name).length);
   if (!experiments.length) {
     $("#chart").textContent = "Nothing was measured, so there is nothing to draw.";
     return;
