@@ -109,6 +109,23 @@ def test_a_connection_that_ended_without_a_word_is_made_anew() -> None:
                 assert ended.acquire(timeout=10), "the server has closed it, after saying that it would not"
 
 
+def test_a_get_is_sent_again_where_the_server_closes_its_connection_just_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As llama.cpp does behind a stream: the client does not see it yet when it uses the connection again."""
+    monkeypatch.setattr("vlmeter.backends.endpoint.client.select.select", lambda *_: ([], [], []))
+    with asking(Script(plain_answer(3))) as client:
+
+        def ask_and_close() -> None:
+            client.ask(body())
+            assert client._socket is not None
+            client._socket.shutdown(socket.SHUT_RDWR)
+
+        ask_and_close()
+        assert client.models() == [MODEL]
+        ask_and_close()
+        with pytest.raises(ConnectionLost):
+            client.ask(body())  # no sample is asked for twice
+
+
 def test_a_stream_that_does_not_end_after_its_last_event_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmeter.backends.endpoint.client.DRAIN_S", 0.05)
     with asking(Script([*plain_answer(3), Hang()]), Script(plain_answer(3))) as client:

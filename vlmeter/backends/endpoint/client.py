@@ -183,9 +183,7 @@ class Client:
         full = (self.address.path + path.removeprefix(API)) if inside else (self.address.root + path)
         head = self._head(method, full, length=None if method == "GET" else len(payload), accept="*/*")
         with self._faults(f"response to {method} {path}"):
-            self._connect()
-            reads, began_ms, _ = self._send(head, payload)
-            response = self._respond(method, reads)
+            response, reads, began_ms = self._called(method, head, payload)
             body = response.read()
         self._keep(response)
         return Response(response.status, body, elapsed_ms=reads.received_ms - began_ms)
@@ -264,6 +262,22 @@ class Client:
             self._socket.sendall(head)
             self._socket.sendall(payload)
         return reads, began_ms, self._now()
+
+    def _called(self, method: str, head: bytes, payload: bytes) -> tuple[http.client.HTTPResponse, _Reads, float]:
+        """Send a request that is not a chat; returns the head of its response, its reader, and when sending began.
+
+        A server may close a connection that was kept just as it is used again: llama.cpp does behind each stream, and
+        says that it keeps it. A GET changes nothing, so that it is sent once more over a new connection.
+        """
+        kept = self._connect() == "kept"
+        reads, began_ms, _ = self._send(head, payload)
+        try:
+            return self._respond(method, reads), reads, began_ms
+        except ConnectionError:  # http.client.RemoteDisconnected is one
+            if not kept or method != "GET":
+                raise
+        self.close()
+        return self._called(method, head, payload)
 
     def _respond(self, method: str, reads: _Reads) -> http.client.HTTPResponse:
         response = http.client.HTTPResponse(reads, method=method)  # type: ignore[arg-type]  # wants makefile alone
