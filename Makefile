@@ -52,9 +52,10 @@ test: lint ## everything that has to hold: lint, types, unit, workflow and end-t
 	@echo 'Running the tests'
 	@$(IN_VENV) OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup --durations=10
 
-servers: $(PACKAGE_STAMP) ## make the real serving engines of the tests, once: vLLM for processors, transformers serve (5 GB)
+servers: $(PACKAGE_STAMP) ## make the real serving engines of the tests, once: vLLM, transformers serve (5 GB), llama.cpp (from source)
 	@.venv/bin/python tools/servers.py vllm
 	@.venv/bin/python tools/servers.py transformers
+	@.venv/bin/python tools/servers.py llama.cpp
 
 test-servers: servers ## run the tests with real serving engines alone
 	@$(IN_VENV) OMP_NUM_THREADS=1 pytest --durations=10 $(REAL_SERVER_TESTS)

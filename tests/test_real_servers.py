@@ -1,6 +1,6 @@
 """Real serving engines on this machine's processor, with models of made-up weights.
 
-They are made by `python tools/servers.py vllm` and `... transformers`; without them these tests are skipped.
+They are made by `make servers`; without one its tests are skipped.
 Studies on them, and other families, are in test_real_studies.py.
 """
 
@@ -17,6 +17,7 @@ from tests.support.real_servers import get_engine, noise, predicted_tokens, prog
 from vlmeter.backends.endpoint.capabilities import Capabilities, probe
 from vlmeter.backends.endpoint.client import Client, Exchange
 from vlmeter.backends.endpoint.engine import Engine
+from vlmeter.backends.endpoint.engine_llama import TIMINGS
 from vlmeter.backends.endpoint.engine_vllm import call_workers
 from vlmeter.backends.endpoint.faults import WrongModel
 from vlmeter.backends.endpoint.metrics import read_metrics
@@ -52,7 +53,7 @@ class Served(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[("vllm", "llava_next"), ("transformers", "llava_next")],
+    params=[("vllm", "llava_next"), ("transformers", "llava_next"), ("llama.cpp", "qwen2_5_vl")],
     ids=lambda pair: "-".join(pair),
 )
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -92,7 +93,10 @@ def test_a_round_trip_is_short_against_a_request(served: Served) -> None:
 
 def test_a_model_that_it_has_not_is_told(served: Served) -> None:
     with pytest.raises(WrongModel):
-        served.client.ask(encode(Chat("another", "Hm?", fields={"max_tokens": 2})))
+        served.client.require_model("another")
+    if served.engine.name != "llama.cpp":  # it answers with the model that it has, whatever the request calls it
+        with pytest.raises(WrongModel):
+            served.client.ask(encode(Chat("another", "Hm?", fields={"max_tokens": 2})))
 
 
 def test_what_it_says_of_itself_is_kept_under_its_own_names(served: Served) -> None:
@@ -107,8 +111,13 @@ def test_what_it_says_of_itself_is_kept_under_its_own_names(served: Served) -> N
     assert before is not None
     assert after is not None
     assert served.engine.busy(after) == 0
-    assert set(served.engine.cache_hits(before, after).values()) == {0.0}
     assert exchange.total_ms is not None
+    if served.engine.name == "llama.cpp":
+        assert set(said) == {f"llama.cpp.timings.{name}" for name in TIMINGS}
+        both_ms = said["llama.cpp.timings.prompt_ms"] + said["llama.cpp.timings.predicted_ms"]
+        assert 0 < both_ms < exchange.total_ms
+        return
+    assert set(served.engine.cache_hits(before, after).values()) == {0.0}
     assert said["vllm.metrics.time_to_first_token_ms"] < said["vllm:time_to_first_token_seconds"] < exchange.total_ms
     assert said["vllm:e2e_request_latency_seconds"] <= exchange.total_ms
 

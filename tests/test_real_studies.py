@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from tests.support.processes import gone
-from tests.support.real_servers import OPTIONS, program_of
+from tests.support.real_servers import OPTIONS, checkpoint_for, program_of
 from tests.support.sessions import workers_of
 from tests.support.workflow import Ran, Workflow
+from vlmeter.analysis.encodings import sent_files
 from vlmeter.records.record import Record, read_record
 from vlmeter.table.files import read_table
 
@@ -207,21 +208,36 @@ def test_eager_and_served_stand_side_by_side_in_the_table_and_are_compared(story
     assert compared.code == 0, compared.said
 
 
-def test_a_study_runs_end_to_end_on_transformers_serve(tmp_path: Path) -> None:
-    content = study(llava=served("transformers", "llava_next"))
-    content["experiments"]["vision_tokens"]["image_sizes"] = ["336x336", "500x333"]
-    content["experiments"]["output_tokens"]["output_tokens"] = [4]
+@pytest.mark.parametrize(("engine", "family"), [("transformers", "llava_next"), ("llama.cpp", "qwen2_5_vl")])
+def test_the_same_study_runs_on_an_engine_that_cannot_be_looked_into(engine: str, family: str, tmp_path: Path) -> None:
+    subject = served(engine, family)
+    if engine == "llama.cpp":  # it makes up no weights, so that it is given a checkpoint, as for a published model
+        weights = checkpoint_for(engine, family, tmp_path / "checkpoint")
+        subject = {key: value for key, value in subject.items() if key != "preset"} | {"weights": str(weights)}
+    content = study(one=subject)
+    content["experiments"]["vision_tokens"] |= {"image_format": ["png", "jpeg"], "image_quality": [60]}
     workflow = Workflow(tmp_path / "copy", content)
     ran = workflow.measure()
     assert ran.code == 0, ran.said
-    found = records(workflow, "llava")
-    assert [record.status for record in found] == ["ok"] * 3
-    prefill = found[0]
-    whole = prefill.find("hooks", "total", "wall")
-    parts = [prefill.find("hooks", phase, "device") for phase in ("upload", "server")]
-    assert whole is not None
-    assert all(parts)
-    for total_ms, *spans in zip(whole, *parts, strict=True):
-        assert sum(spans) == pytest.approx(total_ms, rel=1e-6)
-    assert any("no look inside" in note for note in prefill.environment["notes"])
+    found = records(workflow, "one")
+    assert [record.status for record in found] == ["ok"] * 11, [record.reason for record in found]
+    for record in found:
+        (seen,) = record.requests
+        assert seen.counted is not None
+        assert seen.counted.prompt_tokens == record.cell.request.expected.prompt_tokens, "png and jpeg, image by image"
+        assert set(record.generated_tokens) == {record.cell.output_tokens}
+        about = record.environment["server"]
+        assert (about["engine"], about["started"]) == (engine, True)
+        assert any("no look inside" in note for note in record.environment["notes"])
+    for prefill in found:
+        if prefill.cell.kind == "prefill":
+            whole = prefill.find("hooks", "total", "wall")
+            parts = [prefill.find("hooks", phase, "device") for phase in ("upload", "server")]
+            assert whole is not None
+            assert all(parts)
+            for total_ms, *spans in zip(whole, *parts, strict=True):
+                assert sum(spans) == pytest.approx(total_ms, rel=1e-6)
+    files = sent_files(read_table(workflow.layout.table))
+    assert files.groupby("image")["image_format"].apply(list).tolist() == [["png", "jpeg"]] * 4
+    assert (files.groupby("image")["prompt_tokens"].nunique() == 1).all()
     assert json.loads(workflow.vlmeter("status", "study.yaml", "--format", "json").said)

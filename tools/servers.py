@@ -5,7 +5,7 @@ are large and take minutes: one is made once, believed while its recipe stays th
 
     python tools/servers.py vllm            vLLM for the processor (3.4 GB), prints the path of its python
     python tools/servers.py transformers    transformers serve, prints the path of its python
-    python tools/servers.py llama           llama-server, built from source (minutes), prints the path of the program
+    python tools/servers.py llama.cpp       llama-server, built from source (8 minutes on two cores), prints its path
     python tools/servers.py --where NAME    print the path and make nothing; leaves with 1 where it is not there
 
 They stand in $VLMETER_SERVERS, else in ~/.cache/vlmeter/servers.
@@ -39,6 +39,9 @@ TORCHVISION = "torchvision==0.28.0"
 TRANSFORMERS = "transformers==5.24.0"
 #: Its source distribution holds the whole of llama.cpp, here 0c1e570.
 LLAMA = "llama-cpp-python==0.3.36"
+
+#: What of llama.cpp's source makes GGUF files of a checkpoint.
+CONVERTER = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
 
 #: Written when a server's folder is complete: an install that was interrupted is never believed.
 STAMP = "made"
@@ -118,24 +121,37 @@ def make_transformers(folder: Path) -> None:
 
 
 def make_llama(folder: Path) -> None:
-    """Build llama-server from the source that the Python binding's source distribution holds."""
-    python = _venv(folder)
+    """Build llama-server from the source that the Python binding's source distribution holds.
+
+    Wants a C++ compiler. Beside the program stays the source's converter of checkpoints to GGUF; all else is removed.
+    The program holds its libraries, and runs on any processor of its kind: it may be used on another machine's home.
+    """
+    work = folder / "work"
+    python = _venv(work)
+    tools = python.parent
     _pip(python, "install", "scikit-build-core", "cmake", "ninja")
-    _pip(python, "download", "--no-deps", "--no-binary=:all:", "--no-build-isolation", LLAMA, "-d", str(folder))
-    (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
-    with tarfile.open(archive) as source:
-        source.extractall(folder, filter="data")
-    archive.unlink()
-    (sources,) = folder.glob("llama_cpp_python-*/vendor/llama.cpp")
-    build, tools = folder / "build", folder / "bin"
-    options = ("CURL", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_UI")
-    _run(
-        str(tools / "cmake"),
-        *("-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_BUILD_TYPE=Release"),
-        *(f"-DLLAMA_{option}=OFF" for option in options),
-        str(sources),
+    _pip(python, "download", "--no-deps", "--no-binary=:all:", "--no-build-isolation", LLAMA, "-d", str(work))
+    (archive,) = work.glob("llama_cpp_python-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(work, filter="data")
+    (source,) = work.glob("llama_cpp_python-*/vendor/llama.cpp")
+    off = (
+        *("BUILD_SHARED_LIBS", "GGML_NATIVE", "GGML_CCACHE", "LLAMA_OPENSSL", "LLAMA_ALL_WARNINGS"),
+        *("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP", "LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI"),
     )
-    _run(str(tools / "ninja"), "-C", str(build), "llama-server")
+    _run(
+        *(str(tools / "cmake"), "--log-level=WARNING", "-S", str(source), "-B", str(work / "build"), "-G", "Ninja"),
+        *(f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_BUILD_TYPE=Release"),
+        *(f"-D{option}=OFF" for option in off),
+        *("-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={LLAMA.replace('==', '-')}"),
+    )
+    _run(str(tools / "ninja"), "-C", str(work / "build"), "--quiet", "-j", str(os.cpu_count() or 1), "llama-server")
+    for name in ("bin", "converter"):
+        (folder / name).mkdir()
+    shutil.move(work / "build" / "bin" / "llama-server", folder / "bin" / "llama-server")
+    for name in CONVERTER:
+        shutil.move(source / name, folder / "converter" / name)
+    shutil.rmtree(work)
 
 
 def needs(wheel: Path) -> list[str]:
@@ -156,14 +172,14 @@ def needs(wheel: Path) -> list[str]:
 RECIPES: dict[str, Callable[[Path], None]] = {
     "vllm": make_vllm,
     "transformers": make_transformers,
-    "llama": make_llama,
+    "llama.cpp": make_llama,
 }
 
 #: What of a server's folder is run.
 PROGRAMS = {
     "vllm": "bin/python",
     "transformers": "bin/python",
-    "llama": "build/bin/llama-server",
+    "llama.cpp": "bin/llama-server",
 }
 
 

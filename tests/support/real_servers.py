@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.gguf import write_gguf
 from tools import servers
 from vlmeter.backends.endpoint.engine import Engine, Setup
 from vlmeter.backends.endpoint.engines import get_engine
@@ -22,15 +23,19 @@ from vlmeter.models.served_checkpoint import write_checkpoint
 #: Long enough for vLLM on two busy cores.
 LIMIT_S = 300.0
 
-#: No compilation, and room for the largest prompt of these tests in two chunks.
-OPTIONS = {"vllm": ("--max-model-len", "4096", "--enforce-eager", "--max-num-batched-tokens", "2048")}
+#: vLLM: no compilation, and room for the largest prompt of these tests in two chunks. llama.cpp: room for it, and the
+#: limits of an image's size, which no GGUF file holds.
+OPTIONS = {
+    "vllm": ("--max-model-len", "4096", "--enforce-eager", "--max-num-batched-tokens", "2048"),
+    "llama.cpp": ("--ctx-size", "4096", "--image-min-tokens", "4", "--image-max-tokens", "1280"),
+}
 
 SPEC = SubjectSpec(preset="nano", weights="random", revision=None, dtype="bfloat16", attention="sdpa", seed=0)
 
 
 def program_of(engine: str) -> Path:
     """The program of a real server; skips the test where it was not made, and fails it where CI is set."""
-    found = servers.made({"llama.cpp": "llama"}.get(engine, engine))
+    found = servers.made(engine)
     if found is None and os.environ.get("CI"):
         pytest.fail(f"needs `python tools/servers.py {engine}`, which CI has to run", pytrace=False)
     if found is None:
@@ -41,7 +46,7 @@ def program_of(engine: str) -> Path:
 def setup_of(engine: str, family: str, folder: Path, *, marks: bool = False, options: tuple[str, ...] = ()) -> Setup:
     """What a server of a nano preset runs; the checkpoint is written."""
     made_up = engine == "vllm"
-    checkpoint = write_checkpoint(folder / "checkpoint", family=family, preset="nano", weights=not made_up)
+    checkpoint = checkpoint_for(engine, family, folder / "checkpoint")
     return Setup(
         program_of(engine),
         checkpoint,
@@ -50,6 +55,12 @@ def setup_of(engine: str, family: str, folder: Path, *, marks: bool = False, opt
         marks=marks,
         device="cpu",
     )
+
+
+def checkpoint_for(engine: str, family: str, folder: Path) -> Path:
+    """Write a nano preset as an engine reads it, with made-up weights where it makes up none."""
+    write_checkpoint(folder, family=family, preset="nano", weights=engine != "vllm")
+    return write_gguf(folder, program_of(engine).parent.parent / "converter") if engine == "llama.cpp" else folder
 
 
 def serve(engine: Engine, setup: Setup, folder: Path) -> Server:
