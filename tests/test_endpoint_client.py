@@ -156,8 +156,8 @@ def test_tokens_that_come_apart_have_their_own_stamps() -> None:
     steps = [part for piece in plain_answer(3) for part in (piece, 0.02)]
     with asking(Script(steps)) as client:
         answer = client.ask(body()).answer
-    assert answer.one_token_at_a_time is True
-    assert len(answer.gaps_ms) == 2
+    assert [arrival.tokens for arrival in answer.arrivals] == [1, 1, 1]
+    assert len({arrival.received_ms for arrival in answer.arrivals}) == 3
 
 
 # ------------------------------------------------------------------------------------------------------- faults

@@ -357,7 +357,7 @@ def exchange(*stamps: tuple[float, int | None], began: float = 0.0, sent: float 
     pieces = tuple(Piece(ms, 1, tokens, "usage") for ms, tokens in stamps)
     total = sum(tokens or 0 for _, tokens in stamps) or len(stamps)
     answer = Answer(pieces, began, stamps[-1][0], "length", Usage(10, total))
-    return Exchange(began, sent, sent, answer, 100, "kept")
+    return Exchange(began, sent, sent, answer, "kept")
 
 
 def step(began_ms: float, spans: list[tuple[str, float, int | None]], *, start: int, tokens: int) -> dict[str, Any]:

@@ -7,13 +7,20 @@ from collections.abc import Iterable
 import pytest
 
 from tests.support.fake_server import DONE, KEEP_ALIVE, chunk, event, plain_answer, usage, usage_alone
+from vlmeter.backends.endpoint.client import Exchange
 from vlmeter.backends.endpoint.faults import ConnectionLost, Failed, Unreadable
+from vlmeter.backends.endpoint.spans import token_gaps
 from vlmeter.backends.endpoint.stream import Answer, EventParser, Usage, read_answer
 
 
 def read(parts: Iterable[bytes], *, key: str | None = None) -> Answer:
     """Read an answer whose n-th part is received at 10 n ms."""
     return read_answer(((part, 10.0 * n) for n, part in enumerate(parts)), key=key)
+
+
+def gaps_ms(answer: Answer) -> list[float]:
+    """Times of the tokens after the first, as samples have them."""
+    return token_gaps(Exchange(0.0, 0.0, 0.0, answer, "kept"))
 
 
 def test_the_first_chunk_says_who_speaks_and_is_no_token() -> None:
@@ -55,28 +62,26 @@ def test_reasoning_and_calls_of_tools_are_tokens_too() -> None:
         assert answer.first_token_ms == 10.0, delta
 
 
-def test_time_per_token_divides_by_the_tokens_after_the_first_chunk() -> None:
+def test_tokens_of_a_chunk_share_the_time_since_the_chunk_before() -> None:
     counts = [usage(7, n) for n in (0, 3, 5, 8)]
     parts = [chunk("abc" if n else "", usage=count) for n, count in enumerate(counts)]
     answer = read([*parts, chunk(finish="length", usage=usage(7, 8)), usage_alone(usage(7, 8)), DONE])
     assert [piece.tokens for piece in answer.pieces] == [3, 2, 3]
-    assert answer.time_per_output_token_ms == pytest.approx(20.0 / (8 - 3))
-    assert answer.gaps_ms == (10.0, 10.0)
-    assert answer.one_token_at_a_time is False
+    assert gaps_ms(answer) == pytest.approx([0.0, 0.0, 5.0, 5.0, *[10.0 / 3] * 3])
 
 
-def test_time_per_token_is_not_made_up_where_nobody_says_how_many_came_first() -> None:
+def test_times_of_single_tokens_are_not_made_up_where_nobody_says_how_many_came_when() -> None:
     answer = read([chunk(role="assistant"), chunk("ab"), chunk("c"), chunk(finish="length", usage=usage(7, 5)), DONE])
     assert [piece.tokens for piece in answer.pieces] == [None, None]
-    assert answer.time_per_output_token_ms is None
-    assert answer.one_token_at_a_time is None
+    assert [arrival.tokens for arrival in answer.arrivals] == [None, None]
+    assert gaps_ms(answer) == pytest.approx([10.0 / 4] * 4), "the whole is shared out over all tokens but the first"
 
 
 def test_as_many_chunks_as_tokens_leave_one_for_each() -> None:
     answer = read(plain_answer(3))
     assert [(piece.tokens, piece.counted_by) for piece in answer.pieces] == [(1, "whole")] * 3
-    assert answer.time_per_output_token_ms == pytest.approx(10.0)
-    assert answer.one_token_at_a_time is True
+    assert [arrival.tokens for arrival in answer.arrivals] == [1, 1, 1]
+    assert gaps_ms(answer) == [10.0, 10.0]
 
 
 def test_all_tokens_in_one_chunk_give_a_first_token_and_no_time_for_the_others() -> None:
@@ -84,7 +89,7 @@ def test_all_tokens_in_one_chunk_give_a_first_token_and_no_time_for_the_others()
     answer = read([chunk(role="assistant"), chunk("abcd"), chunk(finish="length", usage=usage(7, 8))])
     assert answer.first_token_ms == answer.last_token_ms == 10.0
     assert [piece.tokens for piece in answer.pieces] == [8]
-    assert answer.time_per_output_token_ms is None
+    assert gaps_ms(answer) == [0.0] * 7
 
 
 def test_a_total_at_the_end_is_no_running_count() -> None:
@@ -115,7 +120,7 @@ def test_llama_cpp_counts_tokens_in_its_timings() -> None:
     parts = [chunk(text, timings={"predicted_n": n}) for text, n in (("a", 1), ("é", 4), ("b", 5))]
     answer = read([chunk(role="assistant"), *parts, chunk(finish="length"), usage_alone(usage(7, 5)), DONE])
     assert [piece.tokens for piece in answer.pieces] == [1, 3, 1]
-    assert answer.time_per_output_token_ms == pytest.approx(20.0 / 4)
+    assert gaps_ms(answer) == pytest.approx([*[10.0 / 3] * 3, 10.0])
 
 
 def test_sglang_sends_nothing_for_a_token_without_text_and_counts_it_with_the_next() -> None:
@@ -130,7 +135,7 @@ def test_sglang_sends_nothing_for_a_token_without_text_and_counts_it_with_the_ne
     answer = read(parts)
     assert [piece.tokens for piece in answer.pieces] == [2, 1]
     assert (answer.first_token_ms, answer.last_token_ms) == (0.0, 10.0)
-    assert answer.time_per_output_token_ms == pytest.approx(10.0)
+    assert gaps_ms(answer) == [0.0, 10.0]
     assert answer.usage is not None
     assert (answer.usage.cached_tokens, answer.usage.image_tokens) == (0, 4)
 
@@ -162,18 +167,17 @@ def test_events_of_one_read_share_its_stamp() -> None:
     assert [piece.received_ms for piece in answer.pieces] == [10.0, 10.0, 20.0]
 
 
-def test_time_per_token_divides_by_the_tokens_after_the_first_arrival() -> None:
+def test_tokens_that_came_with_the_first_took_no_time_of_their_own() -> None:
     """A host that is busy hands over several events at once, and a share of the tokens has taken no time."""
     first = chunk("a", ids=[1]) + chunk("b", ids=[2]) + chunk("c", ids=[3])
     answer = read(
         [chunk(role="assistant"), first, chunk("d", ids=[4], finish="length"), usage_alone(usage(7, 4)), DONE]
     )
-    assert answer.time_per_output_token_ms == pytest.approx(10.0)
-    assert answer.one_token_at_a_time is False
+    assert gaps_ms(answer) == [0.0, 0.0, 10.0]
     assert [arrival.tokens for arrival in answer.arrivals] == [3, 1]
     at_once = read([first + chunk("d", ids=[4], finish="length"), DONE])
-    assert at_once.time_per_output_token_ms is None
-    assert at_once.gaps_ms == ()
+    assert [arrival.tokens for arrival in at_once.arrivals] == [4]
+    assert gaps_ms(at_once) == [0.0, 0.0, 0.0]
 
 
 def test_an_event_is_received_with_its_last_byte() -> None:

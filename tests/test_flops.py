@@ -24,7 +24,7 @@ from vlmeter.records.work import PhaseWork, StepWork
 from vlmeter.study.plan import build_plan
 from vlmeter.study.subject import Subject
 
-from .support.molmo import TINY, TINY_EXPERTS
+from .support.molmo import TINY, TINY_EXPERTS, read_per_decode_step
 from .support.studies import QUESTION, dataset_items, photographs, pictures_of, study_of
 
 BF16 = 2
@@ -142,7 +142,7 @@ def test_a_token_pays_for_the_experts_that_it_is_sent_to() -> None:
     experts = TINY_EXPERTS
     assert experts.moe_num_experts > experts.moe_top_k * 2
     step = count(experts, 2, 320).step
-    read = experts.parameters().read_per_decode_step
+    read = read_per_decode_step(experts)
     embedding_rows = 2 * experts.hidden_size * BF16
     assert step.weight_bytes - embedding_rows == BF16 * read
     matrices = experts.moe_top_k * 3 * experts.hidden_size * experts.feed_forward_size

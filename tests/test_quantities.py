@@ -14,7 +14,7 @@ from tests.support.tables import LATENCY, table_of
 from vlmeter.analysis.reading import rows_of
 from vlmeter.figures.style import COLOURS
 from vlmeter.models.families.base import PREFILL_PHASES
-from vlmeter.table.kinds import GENERATION, KINDS, PREFILL, REQUESTS
+from vlmeter.table.kinds import GENERATION, PREFILL, REQUESTS
 from vlmeter.table.quantities import (
     AROUND,
     CLOCKS,
@@ -97,7 +97,7 @@ def test_a_quantity_says_what_it_is_in_words_a_unit_and_a_colour() -> None:
         assert quantity.words
         assert quantity.unit in SUFFIXES
         assert quantity.colour in COLOURS
-        assert set(quantity.rows) <= set(KINDS)
+        assert set(quantity.rows) <= {PREFILL, GENERATION, REQUESTS}
         assert all(key.clock in CLOCKS for key in quantity.rows.values())
 
 

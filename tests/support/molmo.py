@@ -42,6 +42,16 @@ TINY_EXPERTS = replace(
 )
 
 
+def read_per_decode_step(architecture: Architecture) -> int:
+    """Parameters that one decode step reads for one sequence; of the token embedding that is one row, left out."""
+    counted = architecture.parameters()
+    expert = 3 * architecture.hidden_size * architecture.feed_forward_size
+    idle_experts = max(0, architecture.moe_num_experts - architecture.moe_top_k)
+    return (
+        counted.blocks - architecture.num_hidden_layers * idle_experts * expert + counted.final_norm + counted.lm_head
+    )
+
+
 def tiny_model(
     architecture: Architecture = TINY, *, seed: int = 0, attn_implementation: str = "sdpa"
 ) -> MolmoForCausalLM:

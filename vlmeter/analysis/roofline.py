@@ -103,14 +103,6 @@ def mbu_fraction(traffic_bytes: float, measured_ms: float, ceilings: Ceilings) -
     return traffic_bytes / (measured_ms / 1000) / ceilings.copy_bytes_per_s.value
 
 
-def weight_bound_tokens(flops_per_token: float, weight_bytes: float, ceilings: Ceilings) -> float:
-    """Tokens below which a pass takes as long as reading its weights, however few tokens there are.
-
-    A prefill's latency extrapolated to no tokens is therefore positive on any device.
-    """
-    return weight_bytes / ceilings.copy_bytes_per_s.value * ceilings.matrix_flops_per_s.value / flops_per_token
-
-
 #: The roofline table: name, type (as in `vlmeter.table.columns`) and meaning of each column. The first seven are
 #: the key of the row in the tidy table that holds the measured time.
 COLUMNS: tuple[tuple[str, str, str], ...] = (

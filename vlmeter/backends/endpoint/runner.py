@@ -30,7 +30,7 @@ from vlmeter.backends.endpoint.metrics import Metrics, read_metrics
 from vlmeter.backends.endpoint.pictures import encoded, unlike
 from vlmeter.backends.endpoint.request import Address, Body, Chat, Picture, encode
 from vlmeter.backends.endpoint.server import Server, serving, start
-from vlmeter.backends.endpoint.spans import first_token_spans, is_prompt, step_ms, token_gaps
+from vlmeter.backends.endpoint.spans import first_token_spans, token_gaps
 from vlmeter.backends.endpoint.validity import check_answer
 from vlmeter.common.errors import Unsupported, UserError
 from vlmeter.models.families.base import ImageOptions, LoadedModel
@@ -38,9 +38,6 @@ from vlmeter.models.families.registry import get_family
 
 #: Requests of next to nothing, to know what a round trip costs.
 ROUND_TRIPS = 20
-
-#: Decode steps that a look inside the server reads.
-STEPS = 16
 
 
 def load_runner(asked: Loading) -> EndpointRunner:
@@ -385,10 +382,3 @@ class EndpointRunner:
         taken = call_workers(self._client, "vlmeter_take_marks")
         steps: list[dict[str, Any]] = taken[0]["steps"]
         return steps
-
-    def server_steps_ms(self, prompt: Prompt) -> tuple[float, ...]:
-        """How long the device takes for decode steps behind the prompt, by the server's marks; empty without them."""
-        if self._inside is None:
-            return ()
-        _, steps = self._ask(prompt, output_tokens=STEPS + 1, stop="length", marked=True)
-        return tuple(step_ms(step) for step in steps or () if not is_prompt(step))

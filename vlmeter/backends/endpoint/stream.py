@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal
 
 from vlmeter.backends.endpoint.faults import MOST_QUOTED, ConnectionLost, Failed, Unreadable, quoted
@@ -198,30 +197,6 @@ class Answer:
             else:
                 found.append(Arrival(piece.received_ms, piece.tokens))
         return tuple(found)
-
-    @property
-    def time_per_output_token_ms(self) -> float | None:
-        """(last - first) / (tokens - tokens of the first arrival).
-
-        None where there is nothing to divide by (all tokens arrived at once) or where nobody says how many came first.
-        """
-        arrivals = self.arrivals
-        if len(arrivals) < 2 or self.output_tokens is None or arrivals[0].tokens is None:
-            return None
-        later = self.output_tokens - arrivals[0].tokens
-        return (arrivals[-1].received_ms - arrivals[0].received_ms) / later if later > 0 else None
-
-    @property
-    def gaps_ms(self) -> tuple[float, ...]:
-        """Times between arrivals: what a reader sees, which is no time per token unless each holds one."""
-        arrivals = self.arrivals
-        return tuple(b.received_ms - a.received_ms for a, b in pairwise(arrivals))
-
-    @property
-    def one_token_at_a_time(self) -> bool | None:
-        """Whether each arrival held one token, so that gaps are times per token; None if that is not known."""
-        counts = [arrival.tokens for arrival in self.arrivals]
-        return None if None in counts else all(count == 1 for count in counts)
 
 
 def read_answer(parts: Iterable[tuple[bytes, float]], *, key: str | None = None) -> Answer:

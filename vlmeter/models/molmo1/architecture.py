@@ -68,8 +68,6 @@ class ParameterCount:
     blocks: int
     final_norm: int
     lm_head: int
-    idle_per_token: int
-    """Parameters of `blocks` that one token does not use: the experts it is not routed to."""
 
     @property
     def projector(self) -> int:
@@ -85,11 +83,6 @@ class ParameterCount:
     def total(self) -> int:
         """All parameters."""
         return self.vision_encoder + self.projector + self.llm
-
-    @property
-    def read_per_decode_step(self) -> int:
-        """Parameters that one decode step reads for one sequence; of the token embedding that is one row."""
-        return self.blocks - self.idle_per_token + self.final_norm + self.lm_head
 
 
 @dataclass(frozen=True)
@@ -188,9 +181,7 @@ class Architecture:
         if self.attention_layer_norm:
             attention_block += hidden + self.kv_size
         feed_forward = 3 * hidden * inner
-        idle = 0
         if self.is_mixture_of_experts:
-            idle = self.num_hidden_layers * (self.moe_num_experts - self.moe_top_k) * feed_forward
             feed_forward = self.moe_num_experts * (feed_forward + hidden)  # and the router's row per expert
         return ParameterCount(
             vision_encoder=vision_encoder,
@@ -201,12 +192,7 @@ class Architecture:
             blocks=self.num_hidden_layers * (attention_block + feed_forward + 2 * hidden),
             final_norm=hidden,
             lm_head=self.embedding_size * hidden,
-            idle_per_token=idle,
         )
-
-    def parameter_bytes(self, *, bytes_per_parameter: int) -> int:
-        """Size of all weights, e.g. with 2 bytes per parameter in bfloat16."""
-        return self.parameters().total * bytes_per_parameter
 
     def kv_cache_bytes_per_token(self, *, bytes_per_value: int) -> int:
         """Size of the keys and values that one token leaves in the cache, over all blocks."""

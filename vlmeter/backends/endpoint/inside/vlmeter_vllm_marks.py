@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -36,7 +37,6 @@ MOST_STEPS = 20_000
 #:   logits    the output matrix
 #:   sample    choosing the token (the newer runner's holds `logits`)
 #:   after     the runner's sample_tokens: sampling and handing over the tokens
-SPANS = ("execute", "encode", "vision", "projector", "forward", "logits", "sample", "after")
 
 
 class PhaseMarks:
@@ -167,7 +167,7 @@ class _Marks:
 
     def install(self) -> None:
         self._wrap("execute", self.runner, "execute_model", self._around_execute)
-        self._wrap("after", self.runner, "sample_tokens", self._around_after)
+        self._wrap("after", self.runner, "sample_tokens", partial(self._around, ends_step=True))
         holder, name = self._encoder()
         self._wrap("encode", holder, name)
         self._wrap("vision", self.model, "embed_multimodal")
@@ -237,7 +237,7 @@ class _Marks:
 
     # ---- while the server runs
 
-    def _around(self, span: str, call: Call) -> Call:
+    def _around(self, span: str, call: Call, *, ends_step: bool = False) -> Call:
         def marked(*args: Any, **kwargs: Any) -> Any:
             step = self._step
             if step is None:  # outside of a step: a warm-up of the server's own
@@ -247,6 +247,8 @@ class _Marks:
                 return call(*args, **kwargs)
             finally:
                 self._end(step, place)
+                if ends_step:
+                    self._step = None
 
         return marked
 
@@ -267,20 +269,6 @@ class _Marks:
                 self._end(step, place)
                 if result is not None:  # nothing is left for sample_tokens
                     self._step = None
-
-        return marked
-
-    def _around_after(self, span: str, call: Call) -> Call:
-        def marked(*args: Any, **kwargs: Any) -> Any:
-            step = self._step
-            if step is None:
-                return call(*args, **kwargs)
-            place = self._begin(step, span)
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self._end(step, place)
-                self._step = None
 
         return marked
 
