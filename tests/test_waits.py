@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from matplotlib import pyplot
 from matplotlib.text import Text
 
 from tests.support.fakes import FakeRunner
-from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of
+from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of, rewrite
 from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, subjects
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.registry import judge_all
@@ -24,10 +25,15 @@ from vlmeter.table.quantities import (
     FIRST_TOKEN,
     INPUTS,
     INPUTS_WALL,
+    LANGUAGE,
+    METHOD_DIFFERENCE_WALL,
     OUTSIDE,
     OUTSIDE_SHARE,
+    PICTURE_WALL,
+    PLAIN_WALL,
     PREFILL_SUM,
     SERVER_INPUTS,
+    SUBTRACTION_WALL,
 )
 
 WHOLE_MS = sum(AROUND_MS.values())
@@ -44,6 +50,54 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         found = records_of(results, runner=runner, vision=PICTURES, latency=LATENCY)
         tables.append(build_table([change(path) for path in found]).assign(subject=subject))
     return pd.concat(tables, ignore_index=True)
+
+
+#: What a server of `at_a_server` takes for a request of which it knows picture, or prompt, too.
+KNOWN_MS = {"known_picture": 17.0, "known_prompt": 4.0}
+
+
+def with_caches(path: Path) -> Path:
+    """Turn a record of a fake into that of a server with caches: vision is not run alone, and requests are known."""
+
+    def change(data: dict[str, Any]) -> None:
+        plain = next(s for s in data["series"] if (s["arm"], s["phase"], s["clock"]) == ("plain", "total", "wall"))
+        data["series"] = [series for series in data["series"] if series["arm"] != "vision"]
+        for arm, ms in KNOWN_MS.items():
+            data["series"].append({**plain, "arm": arm, "samples_ms": [ms + n / 10 for n in range(9)]})
+
+    return rewrite(at_a_server(path), change)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    found = records_of(tmp_path_factory.mktemp("kept"), runner=FakeRunner(), vision=PICTURES, output=None)
+    return build_table([with_caches(path) for path in found])
+
+
+def test_subtraction_at_a_server_is_a_known_picture_minus_a_known_prompt(kept: pd.DataFrame) -> None:
+    cells = prefill_cells.vision_cells(kept)
+    left = KNOWN_MS["known_picture"] - KNOWN_MS["known_prompt"]
+    assert cells[SUBTRACTION_WALL.column].tolist() == pytest.approx([left] * 3)
+    assert cells[METHOD_DIFFERENCE_WALL.column].tolist() == pytest.approx(cells[LANGUAGE.column] - left)
+    whole = cells[PLAIN_WALL.column] - KNOWN_MS["known_picture"] - 0.4  # of 9 samples that grow by 0.1
+    assert cells[PICTURE_WALL.column].tolist() == pytest.approx(whole)
+
+
+def test_hooks_and_subtraction_at_a_server_stand_in_the_same_figure_as_ever(kept: pd.DataFrame) -> None:
+    figure = get_figure("two_methods")
+    assert figure.needs(kept) is None
+    drawn = figure.draw(kept)
+    try:
+        labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+        assert labels == ["hooks (device events)", "subtraction (wall time)"]
+    finally:
+        pyplot.close(drawn)
+    said = figure.caption(kept)
+    assert "vision run alone" not in said
+    assert "the same image, another cache_salt" in said
+    cells = prefill_cells.vision_cells(kept)
+    picture = prefill_cells.pooled(cells, PICTURE_WALL)
+    assert f"A new picture costs {with_interval(picture, 'ms')} more than a known one" in said
 
 
 def of(table: pd.DataFrame, subject: str) -> pd.DataFrame:

@@ -37,6 +37,8 @@ from vlmeter.table.quantities import (
     HOOKS_DEVICE,
     HOOKS_WALL,
     INPUTS_WALL,
+    KNOWN_PICTURE_WALL,
+    KNOWN_PROMPT_WALL,
     LANGUAGE,
     METHOD_DIFFERENCE_DEVICE,
     METHOD_DIFFERENCE_WALL,
@@ -44,6 +46,7 @@ from vlmeter.table.quantities import (
     OUTSIDE_SHARE,
     OVERHEAD,
     PHASES,
+    PICTURE_WALL,
     PLAIN_DEVICE,
     PLAIN_LAUNCH,
     PLAIN_WALL,
@@ -69,14 +72,16 @@ IN_CELLS = (
     *(PLAIN_WALL, PLAIN_DEVICE, PLAIN_LAUNCH, HOOKS_WALL, HOOKS_DEVICE, INPUTS_WALL, FIRST_TOKEN),
     *(*PHASES, VISION, LANGUAGE, PREFILL_SUM, VISION_ALONE_WALL, VISION_ALONE_DEVICE),
     *(SUBTRACTION_WALL, SUBTRACTION_DEVICE, METHOD_DIFFERENCE_WALL, METHOD_DIFFERENCE_DEVICE),
+    *(KNOWN_PICTURE_WALL, KNOWN_PROMPT_WALL, PICTURE_WALL),
     *(BUSY_PREFILL, BUSY_VISION, CLOSURE, CLOSURE_WALL, OVERHEAD, WALL_OVER_BUSY),
     *(*AROUND, OUTSIDE, OUTSIDE_SHARE),
 )
 
-#: What is taken from the whole, what is left, and how far it lies from the hooks, on each clock.
+#: From what is taken what, what is left, and how far it lies from the hooks: on each clock, and on a server.
 _SUBTRACTIONS = (
     (PLAIN_WALL, VISION_ALONE_WALL, SUBTRACTION_WALL, METHOD_DIFFERENCE_WALL),
     (PLAIN_DEVICE, VISION_ALONE_DEVICE, SUBTRACTION_DEVICE, METHOD_DIFFERENCE_DEVICE),
+    (KNOWN_PICTURE_WALL, KNOWN_PROMPT_WALL, SUBTRACTION_WALL, METHOD_DIFFERENCE_WALL),
 )
 
 
@@ -114,10 +119,11 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
         taken = {quantity: samples.get(name, quantity) for quantity in IN_CELLS if quantity.rows or quantity.parts}
         values = {quantity: median_of(own) for quantity, own in taken.items()}
         values[FIRST_TOKEN] = paired_estimate(paired_sum, taken[INPUTS_WALL], taken[PLAIN_WALL])
-        for plain, alone, left, apart in _SUBTRACTIONS:
-            values[left] = paired_estimate(paired_difference, taken[plain], taken[alone])
-            if (whole := taken[plain]) is not None and (part := taken[alone]) is not None:
+        for from_, less, left, apart in _SUBTRACTIONS:
+            if (whole := taken[from_]) is not None and (part := taken[less]) is not None:
+                values[left] = paired_estimate(paired_difference, whole, part)
                 values[apart] = paired_estimate(paired_difference, taken[LANGUAGE], whole - part)
+        values[PICTURE_WALL] = paired_estimate(paired_difference, taken[PLAIN_WALL], taken[KNOWN_PICTURE_WALL])
         spans = samples.total(name, (PREFILL_SUM, *AROUND))
         for how, of, whole_pass in (
             (CLOSURE, spans, PLAIN_DEVICE),

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: Placed in a call to mark the end of a phase; None opens the first phase.
 Mark = Callable[[str | None], None]
 
+#: What is at hand of a request before it runs: what was made of its picture, or of its whole prompt.
+Known = Literal["picture", "prompt"]
+
 
 class OutOfDeviceMemory(Exception):
     """The device has not enough memory for this cell: a result, not a fault."""
@@ -201,6 +204,20 @@ class StampsItself(Protocol):
         self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], marked: bool
     ) -> tuple[Timing, int]:
         """Run a request; returns its times and the number of its tokens. marked: with spans between its marks."""
+        ...
+
+
+@runtime_checkable
+class RunsKnown(Protocol):
+    """It keeps what it made of a request, and can run one of which it knows the picture, or all of the prompt."""
+
+    def run_known(
+        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], known: Known
+    ) -> tuple[Timing, int]:
+        """Let it meet a new request, and then run one of the same picture; returns as `StampsItself.run`, unmarked.
+
+        known: "picture": what was made of the picture is at hand, and nothing of the prompt; "prompt": that too.
+        """
         ...
 
 

@@ -16,10 +16,12 @@ from vlmeter.table.quantities import (
     LANGUAGE,
     METHOD_DIFFERENCE_DEVICE,
     METHOD_DIFFERENCE_WALL,
+    PICTURE_WALL,
     PLAIN_DEVICE,
     PLAIN_WALL,
     SUBTRACTION_DEVICE,
     SUBTRACTION_WALL,
+    VISION,
 )
 
 NAME = "two_methods"
@@ -86,13 +88,38 @@ def _mark_fall(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame) -> None:
     style.note(axes, text, x=0.98, y=0.03, ha="right", va="bottom", color=red)
 
 
+#: What the methods do where vision can be run alone.
+_IN_PROCESS = (
+    "Both methods measure what a prefill does behind the vision side: subtraction takes the time of vision run "
+    "alone from the whole, hooks place marks inside one pass. Samples of one round are paired."
+)
+
+
+def _on_a_server(cells: pd.DataFrame) -> str:
+    """Say what the methods do on a server, and what its caches save of a picture."""
+    said = (
+        "Both methods measure what the server's model does behind the vision side. Subtraction works from outside, "
+        "with the server's caches on: a request whose picture it knows and whose prompt it does not (the same image, "
+        "another cache_salt), minus one of which it knows both; what a step costs however few tokens it runs is in "
+        "both and falls out, and so do the tokens that fill no block of the cache. Hooks place marks inside one pass. "
+        "Samples of one round are paired."
+    )
+    picture = prefill_cells.pooled(cells, PICTURE_WALL)
+    if isinstance(picture, Estimate):
+        said += (
+            f" A new picture costs {with_interval(picture, 'ms')} more than a known one in the median over "
+            f"{plural(len(cells), 'cell')}: processor, vision encoder and projector."
+        )
+        vision = prefill_cells.pooled(cells, VISION)
+        if isinstance(vision, Estimate):
+            said += f" By hooks vision encoder and projector are {with_interval(vision, 'ms')}."
+    return said
+
+
 def caption(table: pd.DataFrame) -> str:
     """Say by how much the methods differ, and where subtraction falls."""
     cells = prefill_cells.vision_cells(table).dropna(subset=[LANGUAGE.column, SUBTRACTION_WALL.column])
-    sentences = [
-        "Both methods measure what a prefill does behind the vision side: subtraction takes the time of vision run "
-        "alone from the whole, hooks place marks inside one pass. Samples of one round are paired."
-    ]
+    sentences = [_on_a_server(cells) if cells[PICTURE_WALL.column].notna().any() else _IN_PROCESS]
     difference = prefill_cells.pooled(cells, METHOD_DIFFERENCE_WALL)
     if isinstance(difference, Estimate):
         values = cells[METHOD_DIFFERENCE_WALL.column]

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vlmeter.backends.base import MarksPhases, OpenedRequest, Prompt, Runner, RunsVisionAlone, StampsItself
+from vlmeter.backends.base import (
+    Known,
+    MarksPhases,
+    OpenedRequest,
+    Prompt,
+    Runner,
+    RunsKnown,
+    RunsVisionAlone,
+    StampsItself,
+)
 from vlmeter.backends.clock import Marks, Timing, time_call
 from vlmeter.cells.cell import Cell
 
@@ -84,12 +93,19 @@ def _vision(bench: Bench) -> Timing:
     return time_call(runner.clock, lambda marks: runner.vision(bench.prompt))
 
 
+def _known(bench: Bench, known: Known) -> Timing:
+    runner = bench.runner
+    assert isinstance(runner, RunsKnown)
+    return runner.run_known(bench.prompt, output_tokens=bench.output_tokens, stop=bench.cell.stop, known=known)[0]
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way of running a request.
 
     needs: the capability that a runner must have for it; None: every runner can. whole: whether it runs the request
-    from its prompt to its last token, so that its time is what sampling has to know precisely.
+    from its prompt to its last token, so that its time is what sampling has to know precisely. instead: the arms that
+    serve the same method of measuring where a runner cannot run this one.
     """
 
     name: str
@@ -97,6 +113,7 @@ class Arm:
     run: Callable[[Bench], Timing]
     needs: type | None = None
     whole: bool = False
+    instead: tuple[str, ...] = ()
 
 
 #: The arms that a round may have, by name. (`request` is no arm of a round: see `vlmeter.measure.requests`.)
@@ -106,21 +123,43 @@ ARMS: Mapping[str, Arm] = {
         Arm("inputs", "preprocessing, copy to the device", _inputs),
         Arm("plain", "the whole pass, no mark anywhere", _plain, whole=True),
         Arm("hooks", "the same pass with a mark at every boundary", _hooks, whole=True),
-        Arm("vision", "vision encoder and projector alone", _vision, needs=RunsVisionAlone),
+        Arm(
+            "vision",
+            "vision encoder and projector alone",
+            _vision,
+            needs=RunsVisionAlone,
+            instead=("known_picture", "known_prompt"),
+        ),
+        Arm(
+            "known_picture",
+            "the whole pass, with what was made of the picture at hand",
+            lambda bench: _known(bench, "picture"),
+            needs=RunsKnown,
+        ),
+        Arm(
+            "known_prompt",
+            "the whole pass, with what was made of the whole prompt at hand",
+            lambda bench: _known(bench, "prompt"),
+            needs=RunsKnown,
+        ),
     )
 }
 
 
 def arms_for(cell: Cell, runner: Runner) -> tuple[tuple[Arm, ...], dict[str, str]]:
-    """The arms of a cell that a runner can run, and why the others are left out, by name."""
-    able, left_out = [], {}
+    """The arms of a cell that a runner can run or that stand for one of them, and why the others are left out."""
+    able: list[Arm] = []
+    left_out = {}
     for name in cell.arms:
-        arm = ARMS[name]
-        if arm.needs is None or isinstance(runner, arm.needs):
-            able.append(arm)
-        else:
-            left_out[name] = f"this way of running cannot run it: {arm.about}"
+        found = [arm for arm in (ARMS[name], *map(ARMS.__getitem__, ARMS[name].instead)) if _can_run(runner, arm)]
+        if not found:
+            left_out[name] = f"this way of running cannot run it: {ARMS[name].about}"
+        able += found[:1] if found[:1] == [ARMS[name]] else found
     return tuple(able), left_out
+
+
+def _can_run(runner: Runner, arm: Arm) -> bool:
+    return arm.needs is None or isinstance(runner, arm.needs)
 
 
 def whole_arms(arms: Sequence[Arm]) -> tuple[str, ...]:

@@ -259,9 +259,23 @@ VISION_ALONE_DEVICE = _named(
     "vision_alone_device", "vision alone", "vision run alone, between device events", colour="purple",
     rows={PREFILL: RowKey("vision", WHOLE_PHASE, "device")},
 )  # fmt: skip
+KNOWN_PICTURE_WALL = _named(
+    "known_picture_wall", "picture known", "a server that knows the picture and not the prompt, as a user waits",
+    colour="sky", rows={PREFILL: RowKey("known_picture", WHOLE_PHASE, "wall")},
+)  # fmt: skip
+KNOWN_PROMPT_WALL = _named(
+    "known_prompt_wall", "prompt known", "a server that knows picture and prompt, as a user waits", colour="grey",
+    rows={PREFILL: RowKey("known_prompt", WHOLE_PHASE, "wall")},
+)  # fmt: skip
+PICTURE_WALL = _named(
+    "picture_wall", "picture", "new request minus one whose picture the server knows (wall time)",
+    noun="making the picture ready for the language model", colour="blue",
+)  # fmt: skip
 SUBTRACTION_WALL = _named(
-    "subtraction_wall", "wall time", "whole prefill minus vision run alone (wall time)", colour="vermilion"
-)
+    "subtraction_wall", "wall time",
+    "whole prefill minus vision run alone (wall time); on a server, picture known minus prompt known",
+    colour="vermilion",
+)  # fmt: skip
 SUBTRACTION_DEVICE = _named(
     "subtraction_device", "device events", "whole prefill minus vision run alone (device events)", colour="purple"
 )

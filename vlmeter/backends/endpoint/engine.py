@@ -66,8 +66,10 @@ class Engine(Protocol):
     name: str
     #: features that its requests ask for, by name (`capabilities.FEATURES`)
     wanted: Sequence[str]
-    #: whether `cache_salt` in a request parts the caches
+    #: whether `cache_salt` in a request parts what is kept of prompts
     salts: bool
+    #: its counter of pictures of which it had kept what it had made; None if it does not say
+    picture_hits: str | None
     #: paths that are found (200) once it is ready; where the first is unknown (404), the next
     ready_paths: Sequence[str]
     #: a path that costs it next to nothing, to time a round trip

@@ -35,6 +35,7 @@ class LlamaEngine:
     name = "llama.cpp"
     wanted: Sequence[str] = ("usage", "timings_per_token", "max_tokens", "greedy", "ignore_eos", "no_prompt_cache")
     salts = False
+    picture_hits: str | None = None
     ready_paths: Sequence[str] = ("/health",)
     idle_path = "/health"
     metrics_path: str | None = "/metrics"

@@ -36,6 +36,7 @@ class SglangEngine:
     name = "sglang"
     wanted: Sequence[str] = ANY_SERVER
     salts = True
+    picture_hits: str | None = None
     ready_paths: Sequence[str] = ("/ready", "/v1/models")
     idle_path = "/v1/models"  # its /health generates a token
     metrics_path: str | None = "/metrics"

@@ -18,6 +18,7 @@ class TransformersEngine:
     #: an unknown field of a request is refused; the length is forced through the generation's own settings
     wanted: Sequence[str] = ("usage", "max_tokens", "greedy", "generation_config")
     salts = False
+    picture_hits: str | None = None
     ready_paths: Sequence[str] = ("/health",)
     idle_path = "/health"
     metrics_path: str | None = None

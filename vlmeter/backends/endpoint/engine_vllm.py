@@ -56,7 +56,9 @@ PROMETHEUS: Mapping[str, str] = {
 #: Of prompts, and of processed pictures; with the second the cache of the encoder's outputs is off too.
 CACHES_OFF = ("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0")
 
-CACHE_HITS = ("vllm:prefix_cache_hits_total", "vllm:mm_cache_hits_total")
+PICTURE_HITS = "vllm:mm_cache_hits_total"
+
+CACHE_HITS = ("vllm:prefix_cache_hits_total", PICTURE_HITS)
 
 
 class VllmEngine:
@@ -65,6 +67,7 @@ class VllmEngine:
     name = "vllm"
     wanted: Sequence[str] = ANY_SERVER
     salts = True
+    picture_hits: str | None = PICTURE_HITS
     ready_paths: Sequence[str] = ("/health",)
     idle_path = "/version"
     metrics_path: str | None = "/metrics"

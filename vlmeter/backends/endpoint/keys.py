@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vlmeter.backends.endpoint.engines import ENGINES
+from vlmeter.backends.endpoint.engines import ENGINES, get_engine
 from vlmeter.backends.endpoint.request import Address
 from vlmeter.common.errors import UserError
 from vlmeter.models.encoding import DEFAULT_QUALITY, Encoding, ImageFormat, Quality
@@ -29,7 +29,11 @@ class Endpoint(BaseModel):
     api_key_env: str | None = Field(None, description="environment variable that holds the key; never the key itself")
     image_format: ImageFormat = Field("png", description="format in which pictures are sent")
     image_quality: Quality = Field(DEFAULT_QUALITY, description="quality of JPEG pictures")
-    caches: bool = Field(False, description="true: leave a started server its caches; else they are switched off")
+    caches: bool = Field(
+        False,
+        description="true: leave a started server its caches, and measure by subtraction what they save (engines that "
+        "take a cache_salt); else they are switched off",
+    )
     marks: bool = Field(True, description="look inside a started vLLM for the phases of a request")
     ready_seconds: float = Field(900.0, gt=0, description="how long a started server may take to be ready")
     answer_seconds: float = Field(600.0, gt=0, description="how long one answer may take")
@@ -40,6 +44,12 @@ class Endpoint(BaseModel):
             raise ValueError("exactly one of url (a server that runs) and engine (one that is started) is wanted")
         if self.engine is not None and self.engine not in ENGINES:
             raise ValueError(f"engine {self.engine!r} is not known; legal: {', '.join(sorted(ENGINES))}")
+        if self.engine is not None and self.caches and not get_engine(self.engine).salts:
+            salting = ", ".join(name for name in sorted(ENGINES) if get_engine(name).salts)
+            raise ValueError(
+                f"caches: true is given, and {self.engine} takes no cache_salt that keeps a request from its caches; "
+                f"legal with: {salting}"
+            )
         if self.url is not None:
             for key in ("python", "options"):
                 if getattr(self, key):

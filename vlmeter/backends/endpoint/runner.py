@@ -12,11 +12,11 @@ import itertools
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmeter.backends.base import CellFault, DeviceLost, Loading, Mark, OpenedRequest, Prompt
+from vlmeter.backends.base import CellFault, DeviceLost, Known, Loading, Mark, OpenedRequest, Prompt
 from vlmeter.backends.clock import Clock, HostClock, Timing
 from vlmeter.backends.endpoint.capabilities import ANY_SERVER, Capabilities, probe
 from vlmeter.backends.endpoint.cards import cards_of
@@ -58,7 +58,8 @@ def load_runner(asked: Loading) -> EndpointRunner:
             model = next(iter(client.models()), "")
         client.require_model(model)
         taken = probe(client, model, wanted=engine.wanted if engine else ANY_SERVER)
-        return EndpointRunner(loaded, client, model, taken, endpoint=endpoint, engine=engine, server=server)
+        kind = CachingRunner if _keeps(endpoint, engine, client) else EndpointRunner
+        return kind(loaded, client, model, taken, endpoint=endpoint, engine=engine, server=server)
     except ServerFault as fault:
         _end(client, server)
         if isinstance(fault, Refusal):
@@ -67,6 +68,19 @@ def load_runner(asked: Loading) -> EndpointRunner:
     except BaseException:
         _end(client, server)
         raise
+
+
+def _keeps(endpoint: Endpoint, engine: Engine | None, client: Client) -> bool:
+    """Whether a server is to have caches, and says when it answers from them; raises UserError if it cannot have them.
+
+    One that takes no salt would answer requests from its caches that nobody meant to be, unseen.
+    """
+    if not endpoint.caches:
+        return False
+    if engine is None or not engine.salts:
+        name = engine.name if engine else "a server that does not say what it is"
+        raise UserError(f"endpoint.caches: true is given, and {name} takes no cache_salt: at {client.address}")
+    return engine.picture_hits is not None
 
 
 def _end(client: Client, server: Server | None) -> None:
@@ -152,6 +166,14 @@ def _engine_of(client: Client) -> Engine | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What makes a request one that the server has met, or has not: its picture, and the salt of its prompt's cache."""
+
+    picture: Picture
+    salt: str | None
+
+
 class EndpointRunner:
     """A served subject; see `Runner` and the capabilities that it has."""
 
@@ -174,6 +196,8 @@ class EndpointRunner:
         self._said: dict[str, float] = {}
         self._disturbed: list[str] = []
         self._marked = False
+        # a salt of its own keeps each request from what the server kept of others, such as a system prompt
+        self._salted = engine is not None and engine.salts and (endpoint.caches or server is None)
         self._inside: dict[str, Any] | None = self._look_inside()
         self._version = engine.version(client) if engine else None
         self._cards = cards_of(self.processes())
@@ -218,6 +242,8 @@ class EndpointRunner:
             found.append("there is no look inside this server: its part of the first token is told as one")
         elif self._inside:
             found += [f"no {name} inside the server: {reason}" for name, reason in self._inside["missing"].items()]
+        if self._endpoint.caches and self._engine is not None and self._engine.picture_hits is None:
+            found.append("no subtraction: the server does not say when it knew a picture")
         return found
 
     def processes(self) -> list[int]:
@@ -271,18 +297,19 @@ class EndpointRunner:
             mark("copy")
         tensors = {"picture": opened.picture, "question": question, "encoding": encoding}
         made = Prompt(tensors=tensors, counts=counts)
-        return made if mark else replace(made, picture_bytes=len(self._unsent(made).data))
+        return made if mark else replace(made, picture_bytes=len(self._new(made).picture.data))
 
-    def _unsent(self, prompt: Prompt) -> Picture:
-        """A prompt's picture as it was never sent before."""
+    def _new(self, prompt: Prompt) -> _Asked:
+        """A picture that was never sent before, and a salt that was not."""
+        number = next(self._numbers)
         encoding = prompt.tensors["encoding"]
-        return encoded(unlike(prompt.tensors["picture"], number=next(self._numbers), encoding=encoding), encoding)
+        sent = encoded(unlike(prompt.tensors["picture"], number=number, encoding=encoding), encoding)
+        return _Asked(sent, f"{number:x}" if self._salted else None)
 
-    def _body(self, prompt: Prompt, *, output_tokens: int, forced: bool) -> Body:
-        """The bytes of a request whose picture was never sent before."""
-        sent = self._unsent(prompt)
-        fields = self._taken.fields(output_tokens=output_tokens, forced=forced)
-        return encode(Chat(self._model, prompt.tensors["question"], sent, fields))
+    def _body(self, prompt: Prompt, asked: _Asked, *, output_tokens: int, forced: bool) -> Body:
+        """The bytes of a request."""
+        fields = self._taken.fields(output_tokens=output_tokens, forced=forced, cache_salt=asked.salt)
+        return encode(Chat(self._model, prompt.tensors["question"], asked.picture, fields))
 
     def generate(
         self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], mark: Mark | None = None
@@ -299,28 +326,29 @@ class EndpointRunner:
         wall_ms ends with the last token; launch_ms is the upload. Raises CellFault for an answer that is no sample.
         """
         exchange, steps = self._ask(prompt, output_tokens=output_tokens, stop=stop, marked=marked)
-        last_ms, first_ms = exchange.answer.last_token_ms, exchange.answer.first_token_ms
-        assert last_ms is not None
-        assert first_ms is not None
         try:
             spans = first_token_spans(exchange, steps) if marked else []
         except ServerFault as fault:
             raise CellFault(str(fault)) from None
         gaps = [("decode_step", gap_ms) for gap_ms in token_gaps(exchange)] if marked else []
-        wall_ms = last_ms - exchange.began_ms
-        timing = Timing(
-            wall_ms=wall_ms,
-            device_ms=wall_ms,
-            launch_ms=exchange.sent_ms - exchange.began_ms,
-            spans=(*spans, *gaps),
-        )
-        return timing, exchange.answer.output_tokens or 0
+        return _timing(exchange, (*spans, *gaps)), exchange.answer.output_tokens or 0
 
     def _ask(
-        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], marked: bool
+        self,
+        prompt: Prompt,
+        *,
+        output_tokens: int,
+        stop: Literal["length", "eos"],
+        marked: bool,
+        asked: _Asked | None = None,
+        known: Known | None = None,
     ) -> tuple[Exchange, list[dict[str, Any]] | None]:
+        """Ask for an answer, and require that it is a sample; returns it, and the steps that the marks saw.
+
+        asked: a request that the server has met, of which it has to know what `known` says; else it is a new one.
+        """
         forced = stop == "length"
-        body = self._body(prompt, output_tokens=output_tokens, forced=forced)
+        body = self._body(prompt, asked or self._new(prompt), output_tokens=output_tokens, forced=forced)
         try:
             self._mark(marked)
             before = self._metrics()
@@ -330,9 +358,9 @@ class EndpointRunner:
                 prompt_tokens=prompt.counts.prompt_tokens,
                 output_tokens=output_tokens,
                 forced=forced,
-                cold=not self._endpoint.caches,
+                known_prompt=known == "prompt",
             )
-            self._look_at(exchange, before, self._metrics())
+            self._look_at(exchange, before, self._metrics(), known=known)
             steps = self._steps() if marked and self._inside else None
         except Refusal:
             raise
@@ -345,8 +373,10 @@ class EndpointRunner:
     def _metrics(self) -> Metrics | None:
         return read_metrics(self._client, self._engine.metrics_path) if self._engine else None
 
-    def _look_at(self, exchange: Exchange, before: Metrics | None, after: Metrics | None) -> None:
-        """Keep what the server says of a request, and whether it had others at the time."""
+    def _look_at(
+        self, exchange: Exchange, before: Metrics | None, after: Metrics | None, *, known: Known | None
+    ) -> None:
+        """Keep what the server says of a request, and whether it had others at the time; hold its caches to `known`."""
         engine = self._engine
         if engine is None:
             return
@@ -354,10 +384,16 @@ class EndpointRunner:
         for metrics in (before, after):
             if metrics is not None and engine.busy(metrics):
                 self._disturbed.append("other requests on the server")
-        if before is not None and after is not None and not self._endpoint.caches:
-            hits = [name for name, count in engine.cache_hits(before, after).items() if count]
-            if hits:
-                raise CellFault(f"the server answered from a cache ({', '.join(hits)})")
+        if before is None or after is None:
+            return
+        hits = {name for name, count in engine.cache_hits(before, after).items() if count}
+        if known and engine.picture_hits not in hits:
+            raise CellFault(
+                f"the server made the picture anew that it was to know ({engine.picture_hits} did not grow)"
+            )
+        more = hits - {engine.picture_hits if known else None}
+        if more and known != "prompt":
+            raise CellFault(f"the server answered from a cache ({', '.join(sorted(more))})")
 
     # ---- inside the server
 
@@ -382,3 +418,62 @@ class EndpointRunner:
         taken = call_workers(self._client, "vlmeter_take_marks")
         steps: list[dict[str, Any]] = taken[0]["steps"]
         return steps
+
+
+class CachingRunner(EndpointRunner):
+    """A server with caches, which says when it answers from them: its parts can be had by subtraction.
+
+    Each request is kept from the caches by a picture and a salt of its own, as on a server without; what is known of
+    one is so because the server has met it just before.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._looked: set[tuple[int, int]] = set()
+        self._rest: str | None = None
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader of its numbers has to know."""
+        return [*super().notes, *([self._rest] if self._rest else [])]
+
+    def run_known(
+        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], known: Known
+    ) -> tuple[Timing, int]:
+        """Let the server meet a new picture, and then ask about it again: under another salt, or under the same.
+
+        With the picture known, neither processor nor vision encoder runs, and the whole prompt does; where there are
+        marks, the first request of a size is looked at for it. With the prompt known, only those tokens run that do not
+        fill a block of the server's cache, and the last one. Raises CellFault for an answer that is no sample.
+        """
+        size = prompt.tensors["picture"].size
+        if self._inside is not None and size not in self._looked:
+            _, steps = self._ask_again(prompt, output_tokens=1, stop=stop, known="picture", marked=True)
+            if any(span["name"] == "vision" for step in steps or () for span in step["spans"]):
+                raise CellFault("the server's vision encoder ran for a picture that it was to know")
+            self._looked.add(size)
+        exchange, _ = self._ask_again(prompt, output_tokens=output_tokens, stop=stop, known=known, marked=False)
+        usage = exchange.answer.usage
+        if known == "prompt" and usage is not None:
+            self._rest = (
+                f"arm known_prompt: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens come from the "
+                f"server's cache; what the others cost, subtraction leaves out"
+            )
+        return _timing(exchange, ()), exchange.answer.output_tokens or 0
+
+    def _ask_again(
+        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], known: Known, marked: bool
+    ) -> tuple[Exchange, list[dict[str, Any]] | None]:
+        first = self._new(prompt)
+        self._ask(prompt, output_tokens=1, stop="length", marked=marked, asked=first)
+        again = first if known == "prompt" else replace(first, salt=f"{first.salt}-again")
+        return self._ask(prompt, output_tokens=output_tokens, stop=stop, marked=marked, asked=again, known=known)
+
+
+def _timing(exchange: Exchange, spans: Sequence[tuple[str, float]]) -> Timing:
+    """Times of an answer by the stamps of the wire."""
+    last_ms = exchange.answer.last_token_ms
+    assert last_ms is not None
+    wall_ms = last_ms - exchange.began_ms
+    launch_ms = exchange.sent_ms - exchange.began_ms
+    return Timing(wall_ms=wall_ms, device_ms=wall_ms, launch_ms=launch_ms, spans=tuple(spans))

@@ -11,12 +11,13 @@ from vlmeter.backends.endpoint.stream import Answer
 
 
 def check_answer(
-    answer: Answer, *, prompt_tokens: int | None, output_tokens: int, forced: bool = True, cold: bool = True
+    answer: Answer, *, prompt_tokens: int | None, output_tokens: int, forced: bool = True, known_prompt: bool = False
 ) -> None:
     """Raise InvalidSample with the first thing that is not as asked for.
 
     prompt_tokens: what the model family counts; None where it cannot. output_tokens: the exact length if `forced`, else
-    the longest. cold: whether no token of the prompt may come from a cache; a server that does not say is believed.
+    the longest. known_prompt: whether tokens of the prompt have to come from a cache; else none may, and a server that
+    does not say is believed.
     """
     usage = answer.usage
     if usage is None:
@@ -26,10 +27,12 @@ def check_answer(
             f"the server counts {usage.prompt_tokens} prompt tokens and the family {prompt_tokens}: it resizes the "
             f"image or writes the prompt otherwise"
         )
-    if cold and usage.cached_tokens:
+    if usage.cached_tokens and not known_prompt:
         raise InvalidSample(
             f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens came from the server's cache"
         )
+    if known_prompt and not usage.cached_tokens:
+        raise InvalidSample("no prompt token came from the server's cache, though it had the same request just before")
     if not answer.pieces:
         raise InvalidSample("no event of the stream held a token")
     if forced and (usage.completion_tokens != output_tokens or answer.finish_reason != "length"):
