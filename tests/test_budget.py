@@ -132,8 +132,18 @@ def test_a_session_has_time_and_memory_for_the_server_that_it_starts() -> None:
     assert started[1] > 3 * running[1]
 
 
-def test_a_served_subjects_counts_are_checked_before_its_server_is_started_and_it_has_no_limits_of_a_device() -> None:
+def test_a_served_subjects_counts_are_checked_before_its_server_is_started() -> None:
     served = Subject(**SERVED, endpoint={"engine": "vllm"})
     eager, fake = (Subject(**{**SERVED, "backend": name}) for name in ("eager", "fake"))
     assert [has_counts(subject) for subject in (served, eager, fake)] == [True, True, False]
-    assert [has_limits(subject) for subject in (served, eager, fake)] == [False, True, False]
+    assert [has_limits(subject) for subject in (eager, fake)] == [True, False]
+
+
+def test_a_server_has_limits_where_its_device_is_the_sessions_and_its_shapes_are_the_plans() -> None:
+    def of(preset: str, **endpoint: object) -> bool:
+        return has_limits(Subject(**{**SERVED, "family": "qwen2_5_vl", "preset": preset}, endpoint=endpoint))
+
+    assert of("7b", engine="vllm")
+    assert not of("7b", url="http://127.0.0.1:8000/v1"), "who knows where it runs"
+    assert not of("7b", engine="vllm", options=["--tensor-parallel-size", "2"]), "the limits of two cards are unknown"
+    assert not of("nano", engine="vllm"), "its heads are widened"

@@ -97,6 +97,13 @@ def step_over_floor(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
     return SimpleNamespace(worked=pd.DataFrame([row] * 6))
 
 
+def served_token(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
+    step = exactly(10.0)
+    found = step_times.ServedToken(exactly(10.0 * (1 + value)), step, exactly(10.0 * value), exactly(value), 3)
+    monkeypatch.setattr(step_times, "served_token", lambda table: found)
+    return SimpleNamespace(table=None)
+
+
 def model_error(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
     relations = pd.DataFrame([{"phase": phase, **dict.fromkeys(
         [f"{name}{end}" for name in flops.RELATION_QUANTITIES for end in ("", "_low", "_high")], 0.5
@@ -153,6 +160,8 @@ LIMITS: list[tuple[str, float, Plant, tuple[str, str]]] = [
     ("total_is_the_sum", -0.01, of_cells(CLOSURE), ("does not hold", "holds")),
     ("hook_overhead_within_bound", 0.01, of_cells(OVERHEAD), ("holds", "does not hold")),
     ("first_token_is_outside", 0.5, of_cells(OUTSIDE_SHARE), ("does not hold", "holds")),
+    ("token_is_the_devices", 0.05, served_token, ("holds", "does not hold")),
+    ("token_is_the_devices", -0.05, served_token, ("does not hold", "holds")),
     ("decode_linear_without_offset", 0.02, bend, ("holds", "does not hold")),
     ("decode_linear_without_offset", -0.02, bend, ("does not hold", "holds")),
     ("constant_cost_per_token", 0.02, step_growth, ("holds", "does not hold")),

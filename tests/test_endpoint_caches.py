@@ -11,7 +11,7 @@ import pytest
 from tests.support.fake_server import DONE, MODEL, FakeServer, Script, chunk, plain_answer, usage, usage_alone
 from tests.test_endpoint_runner import NATIVE, counting, picture_in, run_served, served_study, vllm_paths
 from vlmeter.backends.base import RunsKnown
-from vlmeter.backends.endpoint.runner import load_runner
+from vlmeter.backends.endpoint.loading import load_runner
 from vlmeter.common.errors import UserError
 from vlmeter.measure.session import SessionFailed
 from vlmeter.models.families.base import LoadedModel

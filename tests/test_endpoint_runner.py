@@ -21,10 +21,11 @@ from tests.support.studies import dataset_items, photographs, pictures_of, study
 from vlmeter.backends.base import CellFault, DeviceLost, OpenedRequest, RunsElsewhere, RunsVisionAlone, StampsItself
 from vlmeter.backends.endpoint.client import Exchange
 from vlmeter.backends.endpoint.faults import InvalidSample
+from vlmeter.backends.endpoint.loading import load_runner
 from vlmeter.backends.endpoint.pictures import encoded, unlike
 from vlmeter.backends.endpoint.request import Address
-from vlmeter.backends.endpoint.runner import EndpointRunner, load_runner
-from vlmeter.backends.endpoint.spans import first_token_spans, own_times, step_ms, token_gaps
+from vlmeter.backends.endpoint.runner import EndpointRunner
+from vlmeter.backends.endpoint.spans import device_decode_ms, first_token_spans, own_times, step_ms, token_gaps
 from vlmeter.backends.endpoint.stream import Answer, Piece, Usage
 from vlmeter.common.errors import Unsupported, UserError
 from vlmeter.inputs.pictures import Pictures
@@ -155,6 +156,12 @@ def test_each_token_after_the_first_is_a_step(ran: Any) -> None:
     generation = ran[0]["output-image0-n4"]
     assert {len(steps) for steps in generation.steps_ms} == {3}
     assert generation.generated_tokens == [4] * 5
+
+
+def test_the_record_has_the_servers_own_count_of_its_prompt(ran: Any) -> None:
+    for record in ran[0].values():
+        (request,) = record.requests
+        assert request.server_prompt_tokens == request.counted.prompt_tokens > 0
 
 
 def test_what_a_server_cannot_do_is_left_out_with_the_reason(ran: Any) -> None:
@@ -403,6 +410,13 @@ def test_a_prompt_in_two_chunks_is_one_prefill_and_the_gap_between_them_is_merge
     spans = dict(first_token_spans(exchange((60.0, 1)), [first, second, decode]))
     assert (spans["llm_blocks"], spans["merge"], spans["return"]) == (17.0, 6.0, 17.0)
     assert sum(spans.values()) == 60.0
+
+
+def test_the_devices_steps_are_those_behind_the_prompt() -> None:
+    decode = [step(50.0 + n, [("execute", 5.0, None), ("after", 1.0, None)], start=10 + n, tokens=1) for n in range(3)]
+    assert device_decode_ms([PROMPT, *decode]) == 18.0
+    assert device_decode_ms([PROMPT]) is None, "one token, and no step of its own"
+    assert device_decode_ms(None) is None
 
 
 def test_marks_without_a_step_of_the_prompt_are_no_sample() -> None:

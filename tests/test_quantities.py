@@ -19,6 +19,9 @@ from vlmeter.table.quantities import (
     AROUND,
     CLOCKS,
     DEVICE_ALONE,
+    DEVICE_DECODE,
+    KNOWN_PICTURE_WALL,
+    KNOWN_PROMPT_WALL,
     PHASES,
     QUANTITIES,
     SUFFIXES,
@@ -115,7 +118,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 #: Rows that only a device with an energy counter has, or a server: of those see test_waits.
-NOT_OF_A_FAKE = {"repeated_prefill", "repeated_vision", *(quantity.name for quantity in AROUND)}
+NOT_OF_A_FAKE = {"repeated_prefill", "repeated_vision", *(quantity.name for quantity in AROUND)} | {
+    quantity.name for quantity in (KNOWN_PICTURE_WALL, KNOWN_PROMPT_WALL, DEVICE_DECODE)
+}
 
 
 def test_every_quantity_that_has_rows_has_them_in_the_table_of_a_study(table: pd.DataFrame) -> None:

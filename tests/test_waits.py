@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from tests.support.fakes import FakeRunner
 from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of, rewrite
-from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, subjects
+from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, step_times, subjects
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.registry import judge_all
 from vlmeter.figures.registry import get_figure
@@ -21,7 +21,9 @@ from vlmeter.numbers.words import with_interval
 from vlmeter.report.answers import share_bars
 from vlmeter.table.build import build_table
 from vlmeter.table.quantities import (
+    BETWEEN_STEPS,
     CLOSURE,
+    DEVICE_STEP,
     FIRST_TOKEN,
     INPUTS,
     INPUTS_WALL,
@@ -32,6 +34,7 @@ from vlmeter.table.quantities import (
     PICTURE_WALL,
     PLAIN_WALL,
     PREFILL_SUM,
+    SERVED_TOKEN,
     SERVER_INPUTS,
     SUBTRACTION_WALL,
 )
@@ -98,6 +101,73 @@ def test_hooks_and_subtraction_at_a_server_stand_in_the_same_figure_as_ever(kept
     cells = prefill_cells.vision_cells(kept)
     picture = prefill_cells.pooled(cells, PICTURE_WALL)
     assert f"A new picture costs {with_interval(picture, 'ms')} more than a known one" in said
+
+
+#: Of a step of the fake, which takes 3 ms and something for its context: what the device takes, on a server.
+STEP_MS = 2.5
+
+
+def with_device_steps(path: Path, *, counted: int = 0) -> Path:
+    """Turn a record of a fake into that of a server that tells its device's steps and counts prompts, and miscounts."""
+
+    def change(data: dict[str, Any]) -> None:
+        (request,) = data["requests"]
+        request["server_prompt_tokens"] = request["counted"]["prompt_tokens"] + counted
+        for series in [series for series in data["series"] if series["phase"] == "decode"]:
+            steps = data["cell"]["requests"][0]["output_tokens"] - 1
+            samples = [steps * (STEP_MS + n / 1000) for n in range(len(series["samples_ms"]))]
+            data["series"].append({**series, "phase": "device_decode", "samples_ms": samples})
+
+    return rewrite(at_a_server(path), change)
+
+
+@pytest.fixture(scope="module")
+def stepping(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    found = records_of(tmp_path_factory.mktemp("stepping"), runner=FakeRunner(), vision=PICTURES)
+    return build_table([with_device_steps(path) for path in found])
+
+
+def test_an_output_token_is_the_devices_step_and_what_lies_between_two(stepping: pd.DataFrame) -> None:
+    cells = step_times.served_tokens(stepping)
+    assert len(cells) == len(stepping.loc[stepping["kind"] == "generation", "cell_id"].unique()) > 3
+    assert np.allclose(cells[DEVICE_STEP.column], STEP_MS + 0.002, atol=0.003)
+    assert np.allclose(cells[SERVED_TOKEN.column], cells[DEVICE_STEP.column] + cells[BETWEEN_STEPS.column], atol=0.01)
+    whole = stepping[(stepping["phase"] == "decode") & (stepping["source"] == "measured")]
+    per_token = dict(zip(whole["cell_id"], whole["median_ms"] / (whole["generated_tokens"] - 1), strict=True))
+    assert cells[SERVED_TOKEN.column].tolist() == pytest.approx([per_token[name] for name in cells["cell_id"]])
+
+
+def test_the_claim_and_the_first_screen_say_what_of_a_token_is_the_devices(stepping: pd.DataFrame) -> None:
+    found = step_times.served_token(stepping)
+    assert not isinstance(found, Unknown)
+    claim = next(claim for claim in judge_all(stepping, "fake") if claim.name == "token_is_the_devices")
+    assert claim.verdict == "does not hold", "3.5 ms at the client are no 2.5"
+    assert (
+        f"{with_interval(found.token, 'ms')} at the client, of which {with_interval(found.step, 'ms')}"
+        in claim.statement
+    )
+    (answer,) = [each for each in headlines.headlines(stepping) if each.name == DEVICE_STEP.name]
+    assert answer.answer == found.step
+    assert f"{with_interval(found.between, 'ms')} lie between two steps" in answer.note
+
+
+def test_tokens_of_what_tells_no_steps_are_not_judged(table: pd.DataFrame) -> None:
+    for subject in ("eager", "served"):
+        claims = {claim.name: claim for claim in judge_all(table, subject)}
+        assert claims["token_is_the_devices"].verdict == "cannot tell"
+        assert claims["server_counts_are_the_plans"].verdict == "cannot tell"
+    assert DEVICE_STEP.name not in {each.name for each in headlines.headlines(of(table, "served"))}
+
+
+def test_the_servers_counts_are_held_against_the_plans(stepping: pd.DataFrame, tmp_path: Path) -> None:
+    claim = next(claim for claim in judge_all(stepping, "fake") if claim.name == "server_counts_are_the_plans")
+    assert claim.verdict == "holds"
+    assert f"in each of {stepping['cell_id'].nunique()} cells" in claim.statement
+    paths = records_of(tmp_path, runner=FakeRunner(), vision=PICTURES, output=None)
+    wrong = build_table([with_device_steps(path, counted=int(n == 0)) for n, path in enumerate(paths)])
+    claim = next(claim for claim in judge_all(wrong, "fake") if claim.name == "server_counts_are_the_plans")
+    assert claim.verdict == "does not hold"
+    assert "in 1 of 3 cells" in claim.statement
 
 
 def of(table: pd.DataFrame, subject: str) -> pd.DataFrame:

@@ -10,9 +10,10 @@ import pandas as pd
 from vlmeter.analysis.decode_runs import decode, decode_law
 from vlmeter.analysis.prefill_cells import outside_share, part_costs, vision_cells
 from vlmeter.analysis.reading import Unknown, median_of, of_subject, scaled
+from vlmeter.analysis.step_times import served_token
 from vlmeter.numbers.medians import Estimate
-from vlmeter.numbers.words import plural
-from vlmeter.table.quantities import FIRST_TOKEN, OUTSIDE, OUTSIDE_SHARE
+from vlmeter.numbers.words import plural, with_interval
+from vlmeter.table.quantities import DEVICE_STEP, FIRST_TOKEN, OUTSIDE, OUTSIDE_SHARE
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
     cells, runs = vision_cells(rows), decode(rows)
     costs, law = part_costs(cells), decode_law(runs)
     why = f"; {costs.clock.why}" if costs.clock.why else ""
-    token = costs.token if isinstance(costs.token, Unknown) else scaled(costs.token, 1000)
+    thousand = costs.token if isinstance(costs.token, Unknown) else scaled(costs.token, 1000)
     answers = [
         Headline("per_crop", "one more crop", costs.crop, "ms", f"{costs.clock.name} of the vision side{why}"),
         Headline(
             "per_1000_tokens",
             "1,000 more vision tokens",
-            token,
+            thousand,
             "ms",
             f"{costs.clock.name} of {costs.token_is_of}{why}",
         ),
@@ -61,6 +62,12 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
             f"median over {len(values)} photographs; preprocessing, copy and prefill" if len(values) else "",
         )
     )
+    if not isinstance(token := served_token(rows), Unknown):
+        note = (
+            f"of {with_interval(token.token, 'ms')} at the client, median over {plural(token.cells, 'generation')}; "
+            f"{with_interval(token.between, 'ms')} lie between two steps: scheduling, messages, the way back"
+        )
+        answers.append(Headline(DEVICE_STEP.name, "of an output token, the device's step", token.step, "ms", note))
     if not isinstance(share := outside_share(cells), Unknown):
         sizes = plural(int(cells[OUTSIDE_SHARE.column].notna().sum()), "image size")
         note = f"of the time to first token, median over {sizes}; {OUTSIDE.words}"

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from vlmeter.analysis.decode_runs import FIRST_STEPS
-from vlmeter.analysis.prefill_cells import judge_bound, over
-from vlmeter.analysis.reading import Unknown, median_of, of_subject, rows_of
+from vlmeter.analysis.prefill_cells import judge_bound, over, pooled
+from vlmeter.analysis.reading import Samples, Unknown, cells_of, median_of, of_subject, put_estimate, rows_of
 from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.table import kinds
-from vlmeter.table.quantities import BUSY_STEP, DECODE_STEP, INTER_TOKEN
+from vlmeter.table.quantities import (
+    BETWEEN_STEPS,
+    BUSY_STEP,
+    DECODE,
+    DECODE_STEP,
+    DEVICE_DECODE,
+    DEVICE_STEP,
+    INTER_TOKEN,
+    SERVED_TOKEN,
+    TOKEN_OVER_STEP,
+)
 
 #: Points into which a photograph's decode steps are gathered before a line is laid through them.
 STEP_BINS = 64
@@ -97,6 +108,57 @@ def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | U
     step, busy = median_of(np.array(firsts)), median_of(busy_rows["median_ms"].to_numpy(dtype=np.float64))
     ratio = over(step, busy)
     return StepBound(step, busy, ratio, *judge_bound(ratio))
+
+
+@dataclass(frozen=True)
+class ServedToken:
+    """An output token at a server's client as a sum: the device's step, and what lies between two steps; in ms.
+
+    over: the whole over the device's step, minus 1. cells: of how many generations they are medians.
+    """
+
+    token: Estimate
+    step: Estimate
+    between: Estimate
+    over: Estimate
+    cells: int
+
+
+#: Quantities of `served_tokens`, with their intervals.
+IN_TOKENS = (SERVED_TOKEN, DEVICE_STEP, BETWEEN_STEPS, TOKEN_OVER_STEP)
+
+
+def served_tokens(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """One row per generation on a server whose device's steps are known: cell_id, IN_TOKENS with their intervals.
+
+    Whole and part are those of the same answer, round by round, so that the rest is theirs too.
+    """
+    rows = of_subject(table, subject)
+    samples = Samples(rows, kinds.GENERATION)
+    found = []
+    for cell in cells_of(rows, kinds.GENERATION).to_dict("records"):
+        whole, inside = (samples.get(str(cell["cell_id"]), quantity) for quantity in (DECODE, DEVICE_DECODE))
+        steps = 0 if pd.isna(cell["generated_tokens"]) else int(cell["generated_tokens"]) - 1
+        if whole is None or inside is None or len(whole) != len(inside) or steps < 1:
+            continue
+        row: dict[str, Any] = {"cell_id": cell["cell_id"]}
+        put_estimate(row, SERVED_TOKEN, median_of(whole / steps))
+        put_estimate(row, DEVICE_STEP, median_of(inside / steps))
+        put_estimate(row, BETWEEN_STEPS, median_of((whole - inside) / steps))
+        put_estimate(row, TOKEN_OVER_STEP, median_of(whole / inside - 1))
+        found.append(row)
+    return pd.DataFrame(found, columns=["cell_id", *(name for quantity in IN_TOKENS for name in quantity.columns)])
+
+
+def served_token(table: pd.DataFrame, subject: str | None = None) -> ServedToken | Unknown:
+    """What an output token takes at a server's client, and what of it on the device; over all generations."""
+    cells = served_tokens(table, subject)
+    found = [pooled(cells, quantity) for quantity in IN_TOKENS]
+    known = [each for each in found if isinstance(each, Estimate)]
+    if len(known) < len(IN_TOKENS):
+        return Unknown("nothing inside a server tells its decode steps")
+    token, step, between, more = known
+    return ServedToken(token, step, between, more, len(cells))
 
 
 def inter_token(table: pd.DataFrame, subject: str | None = None) -> Array:

@@ -255,6 +255,11 @@ class RunsElsewhere(Protocol):
         """What disturbed it since the last time that this was asked."""
         ...
 
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the last prompt, by its own count; None where it does not say."""
+        ...
+
     def said(self) -> Mapping[str, float]:
         """What it said of the last request, by its own names, in milliseconds."""
         ...
@@ -319,7 +324,9 @@ class Backend:
     name: as a study calls it. about: one line for people. takes: keys of a subject that it knows, beside family,
     preset, weights, dtype, device, backend and seed, which all do. keys: its own keys, as a pydantic model whose fields
     have defaults. runs_model: whether a model runs at all; if not, its numbers mean nothing and nothing has limits.
-    in_process: whether it runs in the session's own process, on a device that is found and held there. reads_weights:
+    in_process: whether it runs in the session's own process, on a device that is found and held there. has_limits:
+    whether a subject's model (family, preset, own keys) runs on one device of the session's, whose limits are its own.
+    reads_weights:
     whether it can read a checkpoint.
     execution: says how a model is run on a device (its name for torch); None: no model is.
     check: says what is wrong with a subject's own keys, if anything. devices: finds the devices that a wish of a study
@@ -334,6 +341,7 @@ class Backend:
     keys: type[BaseModel] | None = None
     runs_model: bool = True
     in_process: bool = True
+    has_limits: Callable[[str | None, str | None, Mapping[str, Any]], bool] = lambda family, preset, own: True
     reads_weights: bool = True
     check: Callable[[Mapping[str, Any]], str | None] = lambda own: None
     devices: Callable[[str, Mapping[str, Any]], tuple[Device, ...] | None] = lambda wish, own: None

@@ -47,7 +47,7 @@ from vlmeter.claims.prefill import (
     total_is_the_sum,
 )
 from vlmeter.claims.requests import requests_explain_their_latency, tail_is_output_length, tail_within_twice_the_middle
-from vlmeter.claims.served import first_token_is_outside
+from vlmeter.claims.served import first_token_is_outside, server_counts_are_the_plans, token_is_the_devices
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,12 @@ CLAIMS: Mapping[str, Entry] = {
         "More than half of the time to first token is outside the model",
         first_token_is_outside,
         ("first_token_by_tokens",),
+    ),
+    "token_is_the_devices": Entry(
+        "An output token at the client is the device's decode step", token_is_the_devices, ("decode_steps",)
+    ),
+    "server_counts_are_the_plans": Entry(
+        "The server's counts are the plan's", server_counts_are_the_plans, ("first_token_by_tokens",), timed=False
     ),
     "tail_within_twice_the_middle": Entry(
         "One request in a hundred takes twice the median at most", tail_within_twice_the_middle, ("latency_cdf",)

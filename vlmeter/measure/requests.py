@@ -26,6 +26,7 @@ from vlmeter.backends.base import (
     OutOfDeviceMemory,
     Prompt,
     Runner,
+    RunsElsewhere,
     StampsItself,
     TellsMemory,
 )
@@ -34,7 +35,7 @@ from vlmeter.cells.cell import Cell, Request
 from vlmeter.measure.arms import WARMUP_OUTPUT_TOKENS
 from vlmeter.measure.measurement import GETTING_READY, Measurement, check_counts
 from vlmeter.measure.monitors import Monitor
-from vlmeter.measure.rounds import ENERGY_MIN_SPAN_S, get_ready, read_energy, release, seen
+from vlmeter.measure.rounds import ENERGY_MIN_SPAN_S, counted_by, get_ready, read_energy, release, seen
 from vlmeter.models.families.base import Counts
 from vlmeter.records.parts import Energy, FailedRequest, MeasuredRequest, Round, Warmup
 
@@ -197,6 +198,8 @@ class _Many:
         )
         counts = prompts[0].counts
         request = seen(opened, counts, place=place, picture_bytes=counted.picture_bytes)
+        if isinstance(runner, RunsElsewhere):
+            request = counted_by(runner, request)
         return _Run(_gathered(timing), request, counts, generated)
 
     def take_requests(self) -> None:

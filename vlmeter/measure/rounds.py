@@ -117,6 +117,11 @@ def seen(opened: OpenedRequest, counts: Counts, *, place: int = 0, picture_bytes
     return MeasuredRequest(place=place, counted=counts, pictures=pictures, question=opened.question)
 
 
+def counted_by(runner: RunsElsewhere, request: MeasuredRequest) -> MeasuredRequest:
+    """Put down how many tokens of the prompt the server counted that has just answered."""
+    return request.model_copy(update={"server_prompt_tokens": runner.prompt_tokens})
+
+
 def get_ready(runner: Runner, prompt: Prompt, *, output_tokens: int, result: Measurement) -> bool:
     """Let a runner compile and capture what a request runs on, outside of every sample; whether there was anything."""
     if not isinstance(runner, GetsReady):
@@ -235,6 +240,7 @@ def _take_rounds(
                 _keep_tokens(tokens, bench.runner, result)
                 if isinstance(bench.runner, RunsElsewhere):
                     result.said.append(dict(bench.runner.said()))
+                    result.requests[0] = counted_by(bench.runner, result.requests[0])
                 if energy_before_j is not None and energy_after_j is not None:
                     generation_j += energy_after_j - energy_before_j
                     generation_ms += timing.wall_ms

@@ -63,6 +63,15 @@ def write_checkpoint(
     return folder
 
 
+def is_served_as_it_is(family: str, preset: str) -> bool:
+    """Whether a preset's checkpoint has the preset's own shapes, and no wider heads; False for one that has none."""
+    known = get_family(family)
+    if not isinstance(known, NativeFamily) or preset not in known.scales:
+        return False
+    config = known.scales[preset].config
+    return with_wide_heads(config) == config
+
+
 def with_wide_heads(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of config.json with heads of the language model that engines' kernels know.
 

@@ -113,6 +113,9 @@ class MeasuredRequest(Part):
     question_id: str | None = None
     question: str | None = None
     answers: list[str] = Field(default_factory=list, description="the dataset's, not the model's")
+    server_prompt_tokens: int | None = Field(
+        None, description="tokens of the prompt by a server's own count (of a cell of one request: in its last round)"
+    )
 
 
 class FailedRequest(Part):

@@ -253,7 +253,7 @@ def own_encoding(subject: Subject) -> Encoding | None:
 def has_limits(subject: Subject) -> bool:
     """Whether a subject's model runs on a device of this machine, whose limits can be measured."""
     backend = get_backend(subject.backend)
-    return backend.runs_model and backend.in_process
+    return backend.runs_model and backend.has_limits(subject.family, subject.preset, own_keys(subject))
 
 
 def has_counts(subject: Subject) -> bool:

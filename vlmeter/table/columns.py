@@ -213,7 +213,7 @@ ADDED_LATER = frozenset(
         *("quantization", "revision", "trust_remote_code", "kind"),
         *("weights_seed", "vision_attention_dtype", "compile_mode", "launches", "kernels", "cpu_threads"),
         *("output", "output_digest", "compile_s", "capture_s"),
-        *("image_format", "image_quality", "image_bytes"),
+        *("image_format", "image_quality", "image_bytes", "server_prompt_tokens"),
     }
 )
 
@@ -324,6 +324,12 @@ CELL_COLUMNS = _columns(
         "all tokens of the prompt; counted in the model's real inputs, as the others",
         "counted.prompt_tokens",
     ),
+    (
+        "server_prompt_tokens",
+        "integer",
+        "tokens of the prompt by a server's own count; empty without a server",
+        _of_request("server_prompt_tokens"),
+    ),
     ("output_tokens", "integer", "tokens to generate (of a block the most); the first one comes out of the prefill"),
     ("generated_tokens", "integer", "tokens that were generated (median over rounds)", _generated_tokens),
     (
@@ -348,7 +354,8 @@ _ROW = _columns(
     (
         "arm",
         "string",
-        "how it was run: inputs, plain (no marks), hooks (marks between phases), vision, busy; request (inputs and"
+        "how it was run: inputs, plain (no marks), hooks (marks between phases), vision, busy; known_picture,"
+        " known_prompt (by a server that has what was made of it); request (inputs and"
         " generation in one call, marks between phases), repeated (again and again, for the energy counter)",
     ),
     (
@@ -357,7 +364,8 @@ _ROW = _columns(
         "what was timed: total; a phase of the inputs or the prefill; decode (all steps); decode_step (each"
         " step, by context); inter_token (all steps of all rounds); first_call (first use of the shape, in"
         " output-token cells with 8 output tokens); of arm busy: prefill, vision,"
-        " decode_step (one, right behind the prompt); of arm request: longest_step as well, the longest decode step of"
+        " decode_step (one, right behind the prompt); of a server with marks: device_decode (the steps of decode, by"
+        " themselves); of arm request: longest_step as well, the longest decode step of"
         " each request; of arm repeated: prefill, vision, of the block's middling request",
     ),
     ("clock", "string", "wall (as a user waits), device (between marks), launch (host hands over), busy"),

@@ -176,6 +176,26 @@ DECODE = _named(
 DECODE_STEP = _named(
     "decode_step", "decode step", "one decode step", colour="blue", rows=_marked("decode_step", GENERATION)
 )
+DEVICE_DECODE = _named(
+    "device_decode", "device's steps", "decode, the steps on the server's device", noun="the device's decode steps",
+    colour="blue", rows=_marked("device_decode", GENERATION, REQUESTS),
+)  # fmt: skip
+SERVED_TOKEN = _named(
+    "served_token", "output token", "one output token after the first, as the client sees it", noun="an output token",
+    colour="green",
+)  # fmt: skip
+DEVICE_STEP = _named(
+    "device_step", "device's step", "the device's decode step for one output token", noun="the device's step",
+    colour="blue",
+)  # fmt: skip
+BETWEEN_STEPS = _named(
+    "between_steps", "between steps", "what an output token takes beside the device's step: scheduling, messages",
+    noun="what lies between two steps", colour="grey",
+)  # fmt: skip
+TOKEN_OVER_STEP = _named(
+    "token_over_step", "client over device", "an output token at the client over the device's step, minus 1",
+    unit="fraction", colour="vermilion",
+)  # fmt: skip
 INTER_TOKEN = _named(
     "inter_token", "decode step", "every decode step of every round", colour="green",
     rows=_marked("inter_token", GENERATION),

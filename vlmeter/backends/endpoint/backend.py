@@ -65,9 +65,24 @@ def encoding(own: Mapping[str, Any]) -> Encoding | None:
     return endpoint.encoding if endpoint else None
 
 
+def has_limits(family: str | None, preset: str | None, own: Mapping[str, Any]) -> bool:
+    """Say whether what a session starts runs on one card of its own, with the very shapes that the plan knows.
+
+    A server at a url runs who knows where; a toy's heads are widened for engines, so that its work is another.
+    """
+    endpoint: Endpoint | None = own["endpoint"]
+    if endpoint is None or endpoint.engine is None or needs(own).gpus > 1:
+        return False
+    if preset is None:
+        return True
+    from vlmeter.models.served_checkpoint import is_served_as_it_is
+
+    return is_served_as_it_is(str(family), preset)
+
+
 def load(asked: Loading) -> Runner:
     """Start or find the server, and ask what it takes."""
-    from vlmeter.backends.endpoint.runner import load_runner
+    from vlmeter.backends.endpoint.loading import load_runner
 
     return load_runner(asked)
 
@@ -80,6 +95,7 @@ BACKEND = Backend(
     keys=Keys,
     check=check,
     in_process=False,
+    has_limits=has_limits,
     devices=devices,
     needs=needs,
     execution=lambda device: Execution(launches="unseen", kernels="unseen"),

@@ -9,165 +9,35 @@ as many output tokens, none from a cache.
 from __future__ import annotations
 
 import itertools
-import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from vlmeter.backends.base import CellFault, DeviceLost, Known, Loading, Mark, OpenedRequest, Prompt
+from vlmeter.backends.base import CellFault, DeviceLost, Known, Mark, OpenedRequest, Prompt
 from vlmeter.backends.clock import Clock, HostClock, Timing
-from vlmeter.backends.endpoint.capabilities import ANY_SERVER, Capabilities, probe
+from vlmeter.backends.endpoint.capabilities import Capabilities
 from vlmeter.backends.endpoint.cards import cards_of
 from vlmeter.backends.endpoint.client import Client, Exchange
-from vlmeter.backends.endpoint.engine import Engine, Launch, Setup, visible_cards
+from vlmeter.backends.endpoint.engine import Engine
 from vlmeter.backends.endpoint.engine_vllm import call_workers
-from vlmeter.backends.endpoint.engines import ENGINES, get_engine
 from vlmeter.backends.endpoint.faults import Refusal, ServerFault
 from vlmeter.backends.endpoint.keys import Endpoint
 from vlmeter.backends.endpoint.metrics import Metrics, read_metrics
 from vlmeter.backends.endpoint.pictures import encoded, unlike
 from vlmeter.backends.endpoint.request import Address, Body, Chat, Picture, encode
-from vlmeter.backends.endpoint.server import Server, serving, start
-from vlmeter.backends.endpoint.spans import first_token_spans, token_gaps
+from vlmeter.backends.endpoint.server import Server, serving
+from vlmeter.backends.endpoint.spans import device_decode_ms, first_token_spans, timing_of, token_gaps
 from vlmeter.backends.endpoint.validity import check_answer
-from vlmeter.common.errors import Unsupported, UserError
+from vlmeter.common.errors import Unsupported
 from vlmeter.models.families.base import ImageOptions, LoadedModel
-from vlmeter.models.families.registry import get_family
 
 #: Requests of next to nothing, to know what a round trip costs.
 ROUND_TRIPS = 20
 
 
-def load_runner(asked: Loading) -> EndpointRunner:
-    """Start the server, or find the one that runs, and ask what it takes."""
-    endpoint: Endpoint = asked.own["endpoint"]
-    loaded = get_family(asked.family).load(asked.spec, device="meta")
-    server, engine = None, None
-    if endpoint.engine is not None:
-        engine = get_engine(endpoint.engine)
-        server, model = _start(engine, endpoint, asked)
-        url = server.url
-    else:
-        url, model = str(endpoint.url), endpoint.model or ""
-    client = Client(url, api_key_env=endpoint.api_key_env, timeout_s=endpoint.answer_seconds)
-    try:
-        engine = engine or _engine_of(client)
-        if not model:
-            model = next(iter(client.models()), "")
-        client.require_model(model)
-        taken = probe(client, model, wanted=engine.wanted if engine else ANY_SERVER)
-        kind = CachingRunner if _keeps(endpoint, engine, client) else EndpointRunner
-        return kind(loaded, client, model, taken, endpoint=endpoint, engine=engine, server=server)
-    except ServerFault as fault:
-        _end(client, server)
-        if isinstance(fault, Refusal):
-            raise
-        raise UserError(f"endpoint: {fault}") from None
-    except BaseException:
-        _end(client, server)
-        raise
-
-
-def _keeps(endpoint: Endpoint, engine: Engine | None, client: Client) -> bool:
-    """Whether a server is to have caches, and says when it answers from them; raises UserError if it cannot have them.
-
-    One that takes no salt would answer requests from its caches that nobody meant to be, unseen.
-    """
-    if not endpoint.caches:
-        return False
-    if engine is None or not engine.salts:
-        name = engine.name if engine else "a server that does not say what it is"
-        raise UserError(f"endpoint.caches: true is given, and {name} takes no cache_salt: at {client.address}")
-    return engine.picture_hits is not None
-
-
-def _end(client: Client, server: Server | None) -> None:
-    client.close()
-    if server is not None:
-        server.stop()
-
-
-def _start(engine: Engine, endpoint: Endpoint, asked: Loading) -> tuple[Server, str]:
-    import sys
-
-    if asked.folder is None:
-        raise UserError("endpoint: a server is started by a session alone, which has a folder for its log")
-    folder = asked.folder
-    checkpoint, made_up = _checkpoint(engine, asked, folder)
-    setup = Setup(
-        program=Path(endpoint.python or sys.executable).absolute(),
-        checkpoint=checkpoint,
-        model=endpoint.model or "model",
-        options=tuple(endpoint.options),
-        made_up_weights=made_up,
-        caches=endpoint.caches,
-        marks=endpoint.marks and engine.name == "vllm",
-        device=asked.device.partition(":")[0],
-        dtype=asked.spec.dtype,
-    )
-    log = folder / "server.log"
-    seen = visible_cards(_cards(asked), os.environ)
-    asked.tell(f"the {engine.name} server starts; its log is {log}")
-    server = start(
-        lambda port: _with(engine.launch(setup, port), seen),
-        ready_paths=engine.ready_paths,
-        log=log,
-        limit_s=endpoint.ready_seconds,
-        tell=asked.tell,
-        what=f"the {engine.name} server",
-    )
-    if beyond := server.listens_beyond():
-        server.stop()
-        raise UserError(f"endpoint: the {engine.name} server listens on {', '.join(beyond)}, beyond this machine")
-    return server, engine.model_name(setup)
-
-
-def _cards(asked: Loading) -> tuple[int, ...] | None:
-    """The numbers of the cards that the session holds; None on a processor, or where it is not known which."""
-    names = (asked.device, *asked.beside)
-    return tuple(int(name.partition(":")[2]) for name in names) if all(":" in name for name in names) else None
-
-
-def _with(launch: Launch, env: Mapping[str, str]) -> Launch:
-    return replace(launch, env={**launch.env, **env})
-
-
-def _checkpoint(engine: Engine, asked: Loading, folder: Path) -> tuple[Path, bool]:
-    """The folder that the engine reads, and whether it is to make up weights by itself."""
-    if asked.spec.weights != "random":
-        return Path(asked.spec.weights), False
-    from vlmeter.models.served_checkpoint import write_checkpoint
-
-    makes_up = engine.name in ("vllm", "sglang")
-    return (
-        write_checkpoint(
-            folder / "checkpoint",
-            family=asked.family,
-            preset=str(asked.spec.preset),
-            weights=not makes_up,
-            dtype=asked.spec.dtype,
-            seed=asked.spec.seed,
-        ),
-        makes_up,
-    )
-
-
-def _engine_of(client: Client) -> Engine | None:
-    """Find out which engine answers, by what each says of its version; None for one that is not known."""
-    for name in ENGINES:
-        engine = get_engine(name)
-        try:
-            if engine.version(client) is not None:
-                return engine
-        except ServerFault:
-            continue
-    return None
-
-
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What makes a request one that the server has met, or has not: its picture, and the salt of its prompt's cache."""
 
     picture: Picture
@@ -194,6 +64,7 @@ class EndpointRunner:
         self._numbers = itertools.count(secrets.randbits(32))
         self._counted: dict[object, Any] = {}
         self._said: dict[str, float] = {}
+        self._prompt_tokens: int | None = None
         self._disturbed: list[str] = []
         self._marked = False
         # a salt of its own keeps each request from what the server kept of others, such as a system prompt
@@ -261,9 +132,16 @@ class EndpointRunner:
         """What the server said of the last request that was looked at, by its own names, in milliseconds."""
         return self._said
 
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the last prompt, as the server counted them."""
+        return self._prompt_tokens
+
     def close(self) -> None:
         """End the connection, and the server if it was started here."""
-        _end(self._client, self._server)
+        self._client.close()
+        if self._server is not None:
+            self._server.stop()
 
     # ---- requests
 
@@ -297,16 +175,16 @@ class EndpointRunner:
             mark("copy")
         tensors = {"picture": opened.picture, "question": question, "encoding": encoding}
         made = Prompt(tensors=tensors, counts=counts)
-        return made if mark else replace(made, picture_bytes=len(self._new(made).picture.data))
+        return made if mark else replace(made, picture_bytes=len(self.new(made).picture.data))
 
-    def _new(self, prompt: Prompt) -> _Asked:
-        """A picture that was never sent before, and a salt that was not."""
+    def new(self, prompt: Prompt) -> Asked:
+        """Make a picture that was never sent before, and a salt that was not."""
         number = next(self._numbers)
         encoding = prompt.tensors["encoding"]
         sent = encoded(unlike(prompt.tensors["picture"], number=number, encoding=encoding), encoding)
-        return _Asked(sent, f"{number:x}" if self._salted else None)
+        return Asked(sent, f"{number:x}" if self._salted else None)
 
-    def _body(self, prompt: Prompt, asked: _Asked, *, output_tokens: int, forced: bool) -> Body:
+    def _body(self, prompt: Prompt, asked: Asked, *, output_tokens: int, forced: bool) -> Body:
         """The bytes of a request."""
         fields = self._taken.fields(output_tokens=output_tokens, forced=forced, cache_salt=asked.salt)
         return encode(Chat(self._model, prompt.tensors["question"], asked.picture, fields))
@@ -315,7 +193,7 @@ class EndpointRunner:
         self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], mark: Mark | None = None
     ) -> Sequence[Any]:
         """Ask for an answer; `run` tells its times."""
-        exchange, _ = self._ask(prompt, output_tokens=output_tokens, stop=stop, marked=False)
+        exchange, _ = self.ask(prompt, output_tokens=output_tokens, stop=stop, marked=False)
         return range(exchange.answer.output_tokens or 0)
 
     def run(
@@ -325,22 +203,24 @@ class EndpointRunner:
 
         wall_ms ends with the last token; launch_ms is the upload. Raises CellFault for an answer that is no sample.
         """
-        exchange, steps = self._ask(prompt, output_tokens=output_tokens, stop=stop, marked=marked)
+        exchange, steps = self.ask(prompt, output_tokens=output_tokens, stop=stop, marked=marked)
         try:
             spans = first_token_spans(exchange, steps) if marked else []
         except ServerFault as fault:
             raise CellFault(str(fault)) from None
         gaps = [("decode_step", gap_ms) for gap_ms in token_gaps(exchange)] if marked else []
-        return _timing(exchange, (*spans, *gaps)), exchange.answer.output_tokens or 0
+        decode_ms = device_decode_ms(steps) if marked else None
+        inside = [] if decode_ms is None else [("device_decode", decode_ms)]
+        return timing_of(exchange, (*spans, *gaps, *inside)), exchange.answer.output_tokens or 0
 
-    def _ask(
+    def ask(
         self,
         prompt: Prompt,
         *,
         output_tokens: int,
         stop: Literal["length", "eos"],
         marked: bool,
-        asked: _Asked | None = None,
+        asked: Asked | None = None,
         known: Known | None = None,
     ) -> tuple[Exchange, list[dict[str, Any]] | None]:
         """Ask for an answer, and require that it is a sample; returns it, and the steps that the marks saw.
@@ -348,7 +228,7 @@ class EndpointRunner:
         asked: a request that the server has met, of which it has to know what `known` says; else it is a new one.
         """
         forced = stop == "length"
-        body = self._body(prompt, asked or self._new(prompt), output_tokens=output_tokens, forced=forced)
+        body = self._body(prompt, asked or self.new(prompt), output_tokens=output_tokens, forced=forced)
         try:
             self._mark(marked)
             before = self._metrics()
@@ -361,6 +241,7 @@ class EndpointRunner:
                 known_prompt=known == "prompt",
             )
             self._look_at(exchange, before, self._metrics(), known=known)
+            self._prompt_tokens = exchange.answer.usage.prompt_tokens if exchange.answer.usage else None
             steps = self._steps() if marked and self._inside else None
         except Refusal:
             raise
@@ -418,62 +299,3 @@ class EndpointRunner:
         taken = call_workers(self._client, "vlmeter_take_marks")
         steps: list[dict[str, Any]] = taken[0]["steps"]
         return steps
-
-
-class CachingRunner(EndpointRunner):
-    """A server with caches, which says when it answers from them: its parts can be had by subtraction.
-
-    Each request is kept from the caches by a picture and a salt of its own, as on a server without; what is known of
-    one is so because the server has met it just before.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._looked: set[tuple[int, int]] = set()
-        self._rest: str | None = None
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What a reader of its numbers has to know."""
-        return [*super().notes, *([self._rest] if self._rest else [])]
-
-    def run_known(
-        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], known: Known
-    ) -> tuple[Timing, int]:
-        """Let the server meet a new picture, and then ask about it again: under another salt, or under the same.
-
-        With the picture known, neither processor nor vision encoder runs, and the whole prompt does; where there are
-        marks, the first request of a size is looked at for it. With the prompt known, only those tokens run that do not
-        fill a block of the server's cache, and the last one. Raises CellFault for an answer that is no sample.
-        """
-        size = prompt.tensors["picture"].size
-        if self._inside is not None and size not in self._looked:
-            _, steps = self._ask_again(prompt, output_tokens=1, stop=stop, known="picture", marked=True)
-            if any(span["name"] == "vision" for step in steps or () for span in step["spans"]):
-                raise CellFault("the server's vision encoder ran for a picture that it was to know")
-            self._looked.add(size)
-        exchange, _ = self._ask_again(prompt, output_tokens=output_tokens, stop=stop, known=known, marked=False)
-        usage = exchange.answer.usage
-        if known == "prompt" and usage is not None:
-            self._rest = (
-                f"arm known_prompt: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens come from the "
-                f"server's cache; what the others cost, subtraction leaves out"
-            )
-        return _timing(exchange, ()), exchange.answer.output_tokens or 0
-
-    def _ask_again(
-        self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], known: Known, marked: bool
-    ) -> tuple[Exchange, list[dict[str, Any]] | None]:
-        first = self._new(prompt)
-        self._ask(prompt, output_tokens=1, stop="length", marked=marked, asked=first)
-        again = first if known == "prompt" else replace(first, salt=f"{first.salt}-again")
-        return self._ask(prompt, output_tokens=output_tokens, stop=stop, marked=marked, asked=again, known=known)
-
-
-def _timing(exchange: Exchange, spans: Sequence[tuple[str, float]]) -> Timing:
-    """Times of an answer by the stamps of the wire."""
-    last_ms = exchange.answer.last_token_ms
-    assert last_ms is not None
-    wall_ms = last_ms - exchange.began_ms
-    launch_ms = exchange.sent_ms - exchange.began_ms
-    return Timing(wall_ms=wall_ms, device_ms=wall_ms, launch_ms=launch_ms, spans=tuple(spans))

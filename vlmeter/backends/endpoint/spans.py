@@ -9,6 +9,9 @@ inside the server the second falls apart:
                     the steps of the prompt, on the device's clock; merge is what of a step is none of the others
     return          from the end of the last of these steps to the read that brought the first token
 
+Each further token is a *gap* at the client. By the marks the device takes a step for it; what is left of the gaps lies
+between steps: scheduling, messages between processes, the way back.
+
 What is told apart by two clocks (the device's and this machine's) is never negative: a rest below zero counts as zero.
 """
 
@@ -18,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from vlmeter.backends.clock import Timing
 from vlmeter.backends.endpoint.client import Exchange
 from vlmeter.backends.endpoint.faults import InvalidSample
 
@@ -89,6 +93,12 @@ def first_token_spans(exchange: Exchange, steps: Sequence[Mapping[str, Any]] | N
     return [*upload, ("server_inputs", inputs_ms), *phases.items(), ("return", max(0.0, back_ms))]
 
 
+def device_decode_ms(steps: Sequence[Mapping[str, Any]] | None) -> float | None:
+    """Milliseconds of all steps behind the prompt by the server's marks; None where there are none."""
+    found = [step_ms(step) for step in steps or () if not is_prompt(step)]
+    return sum(found) if found else None
+
+
 def token_gaps(exchange: Exchange) -> list[float]:
     """Milliseconds to each token after the first, as the client sees them.
 
@@ -108,3 +118,12 @@ def token_gaps(exchange: Exchange) -> list[float]:
         count = arrival.tokens or 0
         gaps += [(arrival.received_ms - before.received_ms) / count] * count if count else []
     return gaps
+
+
+def timing_of(exchange: Exchange, spans: Sequence[tuple[str, float]]) -> Timing:
+    """Times of an answer by the stamps of the wire."""
+    last_ms = exchange.answer.last_token_ms
+    assert last_ms is not None
+    wall_ms = last_ms - exchange.began_ms
+    launch_ms = exchange.sent_ms - exchange.began_ms
+    return Timing(wall_ms=wall_ms, device_ms=wall_ms, launch_ms=launch_ms, spans=tuple(spans))
