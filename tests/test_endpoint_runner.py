@@ -6,9 +6,11 @@ import base64
 import hashlib
 import io
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -307,12 +309,58 @@ def test_a_key_of_another_way_of_running_is_refused_by_name(key: str) -> None:
         Subject(**{**NATIVE, "backend": "eager", "endpoint": {"url": "http://127.0.0.1:1/v1"}})
 
 
-def test_a_server_has_a_lock_of_its_own() -> None:
-    (first,), (second,), (third,) = (
-        devices_for(Subject(**{**NATIVE, "endpoint": {"url": url}}))
-        for url in ("http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1/", "http://127.0.0.1:2/v1")
+def lock_of(url: str) -> str | None:
+    (device,) = devices_for(Subject(**{**NATIVE, "endpoint": {"url": url}}))
+    return device.uuid
+
+
+#: A name of this machine in its network, and one of another machine, with an alias.
+HOSTS = {"mine": ["192.0.2.7"], "theirs": ["192.0.2.9", "192.0.2.8"], "alias": ["192.0.2.8", "192.0.2.9"]}
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = socket.getaddrinfo
+
+    def look_up(host: str, *rest: Any, **more: Any) -> Any:
+        if host == "unheard.of":
+            raise socket.gaierror("not known")
+        numbers = HOSTS.get(host)
+        return [(2, 1, 6, "", (number, 0)) for number in numbers] if numbers else usual(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    own = SimpleNamespace(family=socket.AF_INET, address="192.0.2.7")
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: {"lo": [], "eth0": [own]})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8000/v1/",
+        "http://localhost:8000/v1",
+        "http://LOCALHOST:8000/v1",
+        "http://[::1]:8000/v1",
+        "http://[::ffff:127.0.0.1]:8000/v1",
+        "http://127.0.1.1:8000/v1",
+        "http://0.0.0.0:8000/v1",
+        "https://127.0.0.1:8000/other/v1",
+        "http://mine:8000/v1",
+        "http://192.0.2.7:8000/v1",
+    ],
+)
+def test_a_server_has_one_lock_by_whatever_name_it_is_called(url: str, network: None) -> None:
+    assert lock_of(url) == lock_of("http://127.0.0.1:8000/v1")
+
+
+def test_other_servers_have_other_locks(network: None) -> None:
+    urls = (
+        "http://127.0.0.1:8000/v1",
+        "http://127.0.0.1:8001/v1",
+        "http://theirs:8000/v1",
+        "http://unheard.of:8000/v1",
     )
-    assert first.uuid == second.uuid != third.uuid
+    assert len({lock_of(url) for url in urls}) == 4
+    assert lock_of("http://theirs/v1") == lock_of("http://alias:80/v1") == lock_of("http://192.0.2.8/v1")
 
 
 def test_max_crops_does_not_reach_a_server(loaded: LoadedModel) -> None:
@@ -493,7 +541,9 @@ def test_two_studies_never_speak_to_one_server_at_once(
             failed.append(error)
 
     with FakeServer(held_up) as server:
-        first, second = (threading.Thread(target=measure, args=(name, server.url)) for name in told)
+        other = server.url.replace("127.0.0.1", "localhost")
+        urls = {"first": server.url, "second": other}
+        first, second = (threading.Thread(target=measure, args=(name, urls[name])) for name in told)
         first.start()
         assert begun.wait(60)
         second.start()
@@ -504,7 +554,7 @@ def test_two_studies_never_speak_to_one_server_at_once(
         second.join(120)
     assert failed == []
     (line, *_) = told["second"]
-    assert f"server {Address.parse(server.url).netloc}" in line
+    assert f"server {Address.parse(other).netloc}" in line
     assert "study first, subject served" in line, "who has it"
     done = [read_record(path) for name in told for path in (tmp_path / name / "cells").rglob("*.json")]
     assert [record.status for record in done] == ["ok", "ok"]

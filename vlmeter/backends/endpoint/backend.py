@@ -32,17 +32,19 @@ def check(own: Mapping[str, Any]) -> str | None:
 def devices(wish: str, own: Mapping[str, Any]) -> tuple[Device, ...] | None:
     """Find what a session holds: the address of a server that runs; else the machine's own device, for the one started.
 
-    Two studies never speak to one server at once, so its address has a lock of its own.
+    Two studies never speak to one server at once, so it has a lock of its own, by whatever name a study calls it.
     """
     endpoint: Endpoint = own["endpoint"]
     if endpoint.url is None:
         return None
+    from vlmeter.backends.endpoint.whereabouts import server_at
+
     address = Address.parse(endpoint.url)
     return (
         Device(
             name=f"server {address.netloc}",
             model=f"server at {address}",
-            uuid=f"server {address}",
+            uuid=f"server at {server_at(address)}",
             driver=None,
             memory_bytes=_PLENTY_BYTES,
             free_bytes=_PLENTY_BYTES,

@@ -28,6 +28,7 @@ from vlmeter.backends.endpoint.client import Client
 from vlmeter.backends.endpoint.engine import Launch
 from vlmeter.backends.endpoint.faults import ServerFault
 from vlmeter.backends.endpoint.request import Address
+from vlmeter.backends.endpoint.whereabouts import is_here
 from vlmeter.common.errors import UserError
 
 #: Ports that are tried, should others be quicker.
@@ -282,7 +283,7 @@ def serving(address: Address) -> list[int]:
 
     Those that listen, and those below them. Empty for a server on another machine, and for one of another user.
     """
-    if not _is_loopback(address.host) and address.host != "localhost":
+    if not is_here(address.host):
         return []
     try:
         connections = psutil.net_connections(kind="tcp")
