@@ -493,25 +493,52 @@ def test_a_picture_unlike_another_is_so_as_it_is_sent_and_looks_the_same(encodin
         assert sum(far) / len(far) < 0.2
 
 
-def test_a_server_that_ends_is_a_device_that_is_lost(loaded: LoadedModel) -> None:
-    class Ended:
-        def is_running(self) -> bool:
-            return False
+class Ending:
+    """A server of which a process was killed: it runs for some looks more."""
 
-        def why_ended(self) -> str:
-            return "out of memory"
+    def __init__(self, looks: int) -> None:
+        self._left = looks
 
-        def stop(self) -> None:
-            return None
+    def is_running(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
 
-    with FakeServer(counting(loaded, lambda tokens, prompt: [Reset()])) as server:
+    def why_ended(self) -> str:
+        return "out of memory"
+
+    def stop(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Script([Reset()]),
+        Script.error(500, {"error": {"message": "EngineCore encountered an issue"}}),
+    ],
+    ids=["cut", "engine"],
+)
+def test_a_server_that_ends_is_a_device_that_is_lost(
+    answer: Script, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmeter.backends.endpoint.runner.ENDING_S", 0.3)
+    good = counting(loaded)
+    with FakeServer(lambda body: good(body) if len(body["messages"][0]["content"]) == 1 else answer) as server:
         runner = load_runner(loading(served_study(server.url).subjects["served"], device="cpu"))
         prompt = runner.prepare(OpenedRequest((Image.new("RGB", (60, 40)),), None, 40, ImageOptions()))
         with pytest.raises(CellFault):
             runner.run(prompt, output_tokens=1, stop="length", marked=False)
-        runner._server = Ended()  # type: ignore[assignment]
-        with pytest.raises(DeviceLost, match="the server ended: out of memory"):
+        runner._server = Ending(1000)  # type: ignore[assignment]
+        with pytest.raises(CellFault):
             runner.run(prompt, output_tokens=1, stop="length", marked=False)
+        for looks in (0, 2):
+            runner._server = Ending(looks)  # type: ignore[assignment]
+            with pytest.raises(DeviceLost, match="the server ended: out of memory"):
+                runner.run(prompt, output_tokens=1, stop="length", marked=False)
+    runner._server = Ending(1)  # type: ignore[assignment]
+    with pytest.raises(DeviceLost):  # nobody answers any more
+        runner.run(prompt, output_tokens=1, stop="length", marked=False)
+    runner.close()
 
 
 # --- two at once ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +34,10 @@ TOY = {"preset": "nano", "dtype": "float32", "device": "cpu"}
 PHASES = ("upload", "server_inputs", "vision_encoder", "projector", "merge", "llm_blocks", "head", "return")
 
 
-def served(engine: str, family: str) -> dict[str, Any]:
+def served(engine: str, family: str, *, options: Sequence[str] = (), **keys: Any) -> dict[str, Any]:
     """A subject on a server that its session starts."""
-    endpoint = {"engine": engine, "python": str(program_of(engine)), "options": list(OPTIONS.get(engine, ()))}
+    given = [*OPTIONS.get(engine, ()), *options]
+    endpoint = {"engine": engine, "python": str(program_of(engine)), "options": given, **keys}
     return {**TOY, "family": family, "backend": "endpoint", "endpoint": endpoint}
 
 
@@ -93,7 +94,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Two families on vLLM and one of them beside it; the first one's sessions are killed in three ways."""
     content = study(
         qwen=served("vllm", "qwen2_5_vl"),
-        internvl=served("vllm", "internvl"),
+        internvl=served("vllm", "internvl", caches=True, options=("--block-size", "16")),
         eager={**TOY, "family": "qwen2_5_vl", "cpu_threads": 1},
     )
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -122,6 +123,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         run.kill()
         run.communicate()
         assert gone(*told.servers)
+        # a worker of the server is killed, below its engine: the session goes on in another process
+        begun = len(workflow.sessions())
+        run = workflow.start("--until", "measure_internvl")
+        until(lambda: len(workflow.sessions()) > begun, run)
+        told.servers.extend(first := vllm_below(run))
+        os.kill(until(lambda: vllm_below(run, "VLLM::Worker"), run)[0], signal.SIGKILL)
+        _, said = run.communicate(timeout=2 * PATIENCE_S)
+        told.runs.append(Ran(run.returncode, said))
+        assert gone(*first)
     finally:
         for pid in told.servers:
             with suppress(ProcessLookupError):
@@ -139,7 +149,7 @@ def records(workflow: Workflow, *subjects: str) -> list[Record]:
 
 
 def test_a_plain_rerun_finishes_what_was_killed_and_measures_nothing_twice(story: Story) -> None:
-    killed, finished = story.runs
+    killed, _, finished = story.runs
     assert killed.code != 0
     assert "it goes on in a new process" in killed.said, "the first loss"
     assert "ended again" in killed.said, "the second"
@@ -150,6 +160,31 @@ def test_a_plain_rerun_finishes_what_was_killed_and_measures_nothing_twice(story
     for before in story.before:
         assert before.items() <= now.items(), "what was measured is lost"
     assert 2 <= len(story.before[0]) < len(story.before[1]) < len(now)
+
+
+def test_a_session_goes_on_when_a_worker_of_its_server_is_killed(story: Story) -> None:
+    _, ran, _ = story.runs
+    assert ran.code == 0, ran.said
+    assert "it goes on in a new process" in ran.said
+    assert "the server ended" in ran.said
+    assert "Traceback" not in ran.said
+
+
+def test_a_server_with_caches_is_measured_by_subtraction(story: Story) -> None:
+    found = [record for record in records(story.workflow, "internvl") if record.cell.kind == "prefill"]
+    assert len(found) == 4
+    for record in found:
+        assert record.left_out == {}
+        medians = {}
+        for arm in ("plain", "hooks", "known_picture", "known_prompt"):
+            samples = record.find(arm, "total", "wall")
+            assert samples is not None
+            assert len(samples) == 3
+            medians[arm] = sorted(samples)[1]
+        (note,) = [note for note in record.environment["notes"] if "known_prompt" in note]
+        cached, whole = (int(word) for word in note.split() if word.isdecimal())
+        assert whole - 16 <= cached < whole, "all whole blocks of the prompt"
+        assert record.environment["server"]["caches"] == "on"
 
 
 def test_a_person_hears_that_a_server_loads_and_where_its_log_is(story: Story) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from vlmeter.backends.endpoint.cards import cards_of
 from vlmeter.backends.endpoint.client import Client, Exchange
 from vlmeter.backends.endpoint.engine import Engine
 from vlmeter.backends.endpoint.engine_vllm import call_workers
-from vlmeter.backends.endpoint.faults import Refusal, ServerFault
+from vlmeter.backends.endpoint.faults import ConnectionLost, Failed, Refusal, ServerFault, TimedOut, Unreachable
 from vlmeter.backends.endpoint.keys import Endpoint
 from vlmeter.backends.endpoint.metrics import Metrics, read_metrics
 from vlmeter.backends.endpoint.pictures import encoded, unlike
@@ -34,6 +35,23 @@ from vlmeter.models.families.base import ImageOptions, LoadedModel
 
 #: Requests of next to nothing, to know what a round trip costs.
 ROUND_TRIPS = 20
+
+
+#: What a request meets when a process of its server was killed: the last of them may answer before it follows.
+_OF_A_DYING_SERVER = (Unreachable, ConnectionLost, Failed, TimedOut)
+
+#: So long is waited for it to follow, before a fault counts as one of the request alone.
+ENDING_S = 5.0
+
+
+def _ends(server: Server) -> bool:
+    """Whether a server has ended, or does so now."""
+    until_s = time.monotonic() + ENDING_S
+    while server.is_running():
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @dataclass(frozen=True)
@@ -243,11 +261,11 @@ class EndpointRunner:
             self._look_at(exchange, before, self._metrics(), known=known)
             self._prompt_tokens = exchange.answer.usage.prompt_tokens if exchange.answer.usage else None
             steps = self._steps() if marked and self._inside else None
-        except Refusal:
-            raise
         except ServerFault as fault:
-            if self._server is not None and not self._server.is_running():
+            if self._server is not None and isinstance(fault, _OF_A_DYING_SERVER) and _ends(self._server):
                 raise DeviceLost(f"the server ended: {self._server.why_ended()}") from None
+            if isinstance(fault, Refusal):
+                raise
             raise CellFault(str(fault)) from None
         return exchange, steps
 
