@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -489,7 +490,7 @@ def test_subjects_that_use_a_device_alike_have_its_limits_from_one_measurement(t
 
 @pytest.mark.slow
 def test_a_real_model_is_measured_from_the_study_to_the_report(tmp_path: Path) -> None:
-    study = {
+    study: dict[str, Any] = {
         "study": "tiny",
         "subjects": {"nano": {"family": "molmo", "preset": "nano", "dtype": "float32", "device": "cpu"}},
         "dataset": {"source": "embedded", "images": 1},
@@ -513,6 +514,11 @@ def test_a_real_model_is_measured_from_the_study_to_the_report(tmp_path: Path) -
     assert 4 <= shown <= 8
     assert layout.report.read_text().count('<img class="thumbnail"') == shown
     assert "Nothing to be done" in workflow.run().said
+    workflow.write({**study, "subjects": {"nano": {**study["subjects"]["nano"], "seed": 1}}})
+    planned = workflow.run("--dry-run").said
+    for rule in ("check_counts", "measure_nano", "tabulate", "render_report"):
+        assert re.search(rf"^{rule} +1$", planned, re.MULTILINE), "an edited subject is checked, and measured"
+    workflow.write(study)
     assert workflow.run("--report", "report.zip").code == 0
     with zipfile.ZipFile(workflow.folder / "report.zip") as report:
         names = report.namelist()
