@@ -24,7 +24,7 @@ from vlmeter.backends.endpoint.cards import cards_of
 from vlmeter.backends.endpoint.engine import Launch, Setup, cards_in, visible_cards
 from vlmeter.backends.endpoint.engines import ENGINES, get_engine
 from vlmeter.backends.endpoint.request import Address
-from vlmeter.backends.endpoint.server import NotReady, Server, ServerEnded, serving, start
+from vlmeter.backends.endpoint.server import NotReady, Server, ServerEnded, reason_in, serving, start
 from vlmeter.common.errors import UserError
 
 PROGRAM = fake_server.__file__
@@ -340,3 +340,12 @@ def test_a_server_sees_the_cards_that_its_session_holds_and_no_others() -> None:
 def test_an_engine_that_is_none_is_told_with_those_that_are() -> None:
     with pytest.raises(UserError, match=r"engine: 'tgi' is not known; legal: vllm, sglang, transformers, llama\.cpp$"):
         get_engine("tgi")
+
+
+def test_the_reason_for_an_end_is_the_error_itself_and_not_the_one_that_points_to_it() -> None:
+    """As vLLM's log ends on a processor with a block of 16 tokens."""
+    worker = "RuntimeError: Worker failed with error 'No common block size for 16'"
+    engine = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+    assert reason_in(["loading", worker, engine, "UserWarning: leaked"]) == worker
+    assert reason_in(["loading", engine]) == engine
+    assert reason_in(["loading"]) == "loading"

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from tests.support.fakes import FakeRunner
 from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of, rewrite
 from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, step_times, subjects
+from vlmeter.analysis.prediction import predict, prediction_rows
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.registry import judge_all
 from vlmeter.figures.registry import get_figure
@@ -101,6 +102,27 @@ def test_hooks_and_subtraction_at_a_server_stand_in_the_same_figure_as_ever(kept
     cells = prefill_cells.vision_cells(kept)
     picture = prefill_cells.pooled(cells, PICTURE_WALL)
     assert f"A new picture costs {with_interval(picture, 'ms')} more than a known one" in said
+
+
+def test_a_prediction_holds_what_lies_around_the_model(tmp_path: Path) -> None:
+    """From photographs alone, whose passes all carry marks: the sum of the phases is not what a client waits for."""
+    runner = FakeRunner()
+    output = {"output_tokens": [4, 16], "sampling": {"min_samples": 5, "max_samples": 5}}
+    found = [at_a_server(path) for path in records_of(tmp_path, runner=runner, vision=None, output=output)]
+    table = build_table(found)
+    told = predict(table, width_px=640, height_px=480, output_tokens=8, question_tokens=12)
+    image = told["image"]
+    work = [
+        runner.duration_ms(phase, crops=image["crops"], tokens=told["prompt_tokens"])
+        for phase in ("vision_encoder", "projector", "merge", "llm_blocks", "head")
+    ]
+    wait_ms = told["predictions"]["prefill"]["predicted_ms"]
+    assert wait_ms == pytest.approx(sum(work) + WHOLE_MS, rel=0.05)
+    assert wait_ms > sum(work) + WHOLE_MS / 2
+    labels = [row["quantity"] for row in prediction_rows(told, form="table")]
+    assert "request to first token" in labels
+    assert "prefill" not in labels
+    assert any("the server's own work on the inputs" in note for note in told["notes"])
 
 
 #: Of a step of the fake, which takes 3 ms and something for its context: what the device takes, on a server.

@@ -37,6 +37,7 @@ from vlmeter.table.quantities import (
     SLOPE_STEPS,
     SLOPE_TOKENS,
     VISION,
+    WAIT,
     Quantity,
 )
 
@@ -45,7 +46,7 @@ FIRST_STEPS = 16
 
 
 #: Quantities of `decode`, with their intervals.
-IN_RUNS = (DECODE, PREFILL_SUM, VISION, LANGUAGE, GENERATED, INPUTS_WALL, FIRST_TOKEN, SHARE, OF_DECODE)
+IN_RUNS = (DECODE, PREFILL_SUM, VISION, LANGUAGE, WAIT, GENERATED, INPUTS_WALL, FIRST_TOKEN, SHARE, OF_DECODE)
 
 
 _DECODE_FIELDS = (
@@ -93,6 +94,7 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
             PREFILL_SUM: median_of(prefill),
             VISION: median_of(samples.get(name, VISION)),
             LANGUAGE: median_of(samples.get(name, LANGUAGE)),
+            WAIT: median_of(waited),
             GENERATED: median_of(total),
             INPUTS_WALL: median_of(inputs),
             FIRST_TOKEN: median_of(first),

@@ -27,18 +27,18 @@ from vlmeter.analysis import reading
 from vlmeter.analysis.conditions import trust
 from vlmeter.analysis.held_out import PREDICTED, Accuracy, accuracy, held_out
 from vlmeter.analysis.prediction_model import Query, learn
-from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.reading import Unknown, is_served
 from vlmeter.common.errors import UserError
 from vlmeter.models.families.base import ImageOptions, ImageTokens, SubjectSpec
 from vlmeter.models.families.registry import get_family
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
-from vlmeter.table.quantities import DECODE, FIRST_TOKEN, INPUTS, PREFILL_SUM, WHOLE_REQUEST, Quantity
+from vlmeter.table.quantities import DECODE, FIRST_TOKEN, INPUTS, PREFILL_SUM, WAIT, WHOLE_REQUEST, Quantity
 
 #: What is predicted of a request, by the name under which it is told.
 TOLD: Mapping[str, Quantity] = {
     "preprocess_and_copy": INPUTS,
-    "prefill": PREFILL_SUM,
+    "prefill": WAIT,
     "time_to_first_token": FIRST_TOKEN,
     "decode": DECODE,
     "total": WHOLE_REQUEST,
@@ -111,11 +111,16 @@ def predict(
             f"preprocessing is predicted from crops, and {width_px * height_px / 1e6:.1f} megapixels take longer to "
             f"read than the study's dummy images, which have up to {int(pixels.max()) / 1e6:.1f}"
         )
+    if served := is_served(table):
+        notes.append(
+            "a server: preprocessing and copy are the client's, which encodes the picture; the wait for the first "
+            "token holds upload, the server's own work on the inputs, the prefill and the way back"
+        )
     if (conditions := trust(table)).verdict != "quiet":
         notes.append(f"conditions of the study were {conditions.verdict}: {conditions.reasons[0]}")
     forecasts = {
         INPUTS: model.inputs_of(query),
-        PREFILL_SUM: model.prefill_of(query),
+        WAIT: model.prefill_of(query),
         FIRST_TOKEN: model.first_token_of(query),
         DECODE: model.decode_of(query),
         WHOLE_REQUEST: model.total_of(query),
@@ -128,6 +133,7 @@ def predict(
         "subject": str(first["subject"]),
         "device": None if pd.isna(first["device_model"]) else str(first["device_model"]),
         "random_weights": bool(first["random_weights"]),
+        "served": served,
         "image": {
             "width_px": width_px,
             "height_px": height_px,
@@ -162,7 +168,8 @@ def prediction_rows(found: Mapping[str, Any], *, form: str) -> list[dict[str, An
     for name, values in found["predictions"].items():
         if form == "table":
             said = {key.removesuffix("_ms"): duration(value) for key, value in values.items()}
-            rows.append({"quantity": TOLD[name].label, **said})
+            quantity = PREFILL_SUM if TOLD[name] is WAIT and not found["served"] else TOLD[name]
+            rows.append({"quantity": quantity.label, **said})
         else:
             rows.append({"quantity": name, **values})
     return rows

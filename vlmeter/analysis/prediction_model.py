@@ -25,7 +25,7 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.intervals import Array
 from vlmeter.table import kinds
 from vlmeter.table.kinds import Kind
-from vlmeter.table.quantities import BUSY_PREFILL, DECODE, INPUTS_WALL, PLAIN_WALL, PREFILL_SUM, Quantity
+from vlmeter.table.quantities import BUSY_PREFILL, DECODE, INPUTS_WALL, PLAIN_WALL, WAIT, Quantity
 
 #: How far beyond the measured range a prediction may go, as a factor: a law that was seen to hold up to some size is
 #: trusted up to twice that size (attention's quadratic term, caches and other kernels wait beyond), and down to half.
@@ -254,10 +254,10 @@ def _prefill_seen(cells: pd.DataFrame) -> Observations:
 
 
 def _prefill_of_photographs(runs: pd.DataFrame) -> Observations:
-    known = photograph_runs(runs, PREFILL_SUM)
+    known = photograph_runs(runs, WAIT)  # at a server more than the prefill
     nothing: Array = np.zeros(len(known), dtype=np.float64)
     unknown: Array = np.full(len(known), math.nan, dtype=np.float64)
-    return _prefills(known, PREFILL_SUM, unknown, nothing, photograph_group(known))
+    return _prefills(known, WAIT, unknown, nothing, photograph_group(known))
 
 
 def _prefills(

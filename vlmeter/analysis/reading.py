@@ -14,7 +14,7 @@ import pandas as pd
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate, median_estimate
 from vlmeter.table.kinds import Kind
-from vlmeter.table.quantities import WHOLE_PHASE, Quantity
+from vlmeter.table.quantities import UPLOAD, WHOLE_PHASE, Quantity
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
 
@@ -132,6 +132,12 @@ def _number(value: Any) -> float:
 def scaled(estimate: Estimate, factor: float) -> Estimate:
     """An estimate in a unit that is 1 / factor as large; factor is positive."""
     return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor)
+
+
+def is_served(rows: pd.DataFrame) -> bool:
+    """Whether rows of one subject are of a server: in its marked passes something is uploaded."""
+    key = next(iter(UPLOAD.rows.values()))
+    return bool(((rows["phase"] == key.phase) & (rows["clock"] == key.clock)).any())
 
 
 def left_out(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:

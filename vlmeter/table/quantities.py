@@ -169,6 +169,11 @@ LANGUAGE = _named(
 )  # fmt: skip
 PREFILL_SUM = _named("prefill", "prefill", "prefill, the sum of its phases", colour="vermilion", parts=PHASES)
 
+WAIT = _named(
+    "wait", "request to first token", "all that a client waits for between its request and the first token",
+    noun="the wait for the first token", colour="vermilion",
+)  # fmt: skip
+
 DECODE = _named(
     "decode", "decode", "decode, all steps", noun="decode", colour="green",
     rows=_marked("decode", GENERATION, REQUESTS),

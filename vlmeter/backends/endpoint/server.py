@@ -305,8 +305,12 @@ def tail(log: Path, *, lines: int = _LAST_LINES) -> list[str]:
 
 
 def reason_in(lines: Sequence[str]) -> str:
-    """The line of a log that is likeliest to say why a program ended: its last error, else its last line."""
+    """The line of a log that is likeliest to say why a program ended: its last error, else its last line.
+
+    Of vLLM's processes the last to speak says no more than that another one failed.
+    """
     errors = [line for line in lines if "Error" in line or "error:" in line]
+    errors = [line for line in errors if "root cause above" not in line] or errors
     return (errors or list(lines) or ["its log is empty"])[-1][-300:]
 
 
