@@ -11,12 +11,14 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.text import Text
 
+from tests.support.comparisons import compared
 from tests.support.fakes import FakeRunner
 from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of, rewrite
 from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, step_times, subjects
 from vlmeter.analysis.prediction import predict, prediction_rows
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.registry import judge_all
+from vlmeter.compare.baseline import run_of_table
 from vlmeter.figures.registry import get_figure
 from vlmeter.numbers.words import with_interval
 from vlmeter.report.answers import share_bars
@@ -123,6 +125,19 @@ def test_a_prediction_holds_what_lies_around_the_model(tmp_path: Path) -> None:
     assert "request to first token" in labels
     assert "prefill" not in labels
     assert any("the server's own work on the inputs" in note for note in told["notes"])
+
+
+def test_a_server_is_compared_with_a_model_alone_in_what_is_the_same_thing_in_both(table: pd.DataFrame) -> None:
+    run = run_of_table(table)
+    other = compared(run, run, subjects=[("eager", "served")])
+    names = {found.name for found in other.quantities}
+    assert {"total", "hooks llm_blocks device"} <= names
+    assert not any(name.startswith("inputs ") or name.endswith(" launch") for name in names)
+    assert any("one of them is a server, whose total holds its own work" in warning for warning in other.warnings)
+    for name in ("eager", "served"):
+        same = compared(run, run, subjects=[(name, name)])
+        assert any(found.name.startswith("inputs ") for found in same.quantities)
+        assert not any("is a server" in warning for warning in same.warnings)
 
 
 #: Of a step of the fake, which takes 3 ms and something for its context: what the device takes, on a server.

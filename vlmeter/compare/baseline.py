@@ -34,7 +34,7 @@ from vlmeter.numbers.intervals import NORMAL_REACH, Array, serial_correlation
 from vlmeter.numbers.medians import median_estimate
 from vlmeter.table.files import has_column, read_table
 from vlmeter.table.kinds import REQUESTS
-from vlmeter.table.quantities import RowKey, is_repeat
+from vlmeter.table.quantities import RowKey, is_of_a_server, is_repeat
 
 BASELINE_FORMAT: Literal["vlmeter-baseline"] = "vlmeter-baseline"
 
@@ -175,6 +175,11 @@ class SubjectRun(_Kept):
     def by_id(self) -> dict[str, CellSamples]:
         """Cells by name."""
         return {cell.cell_id: cell for cell in self.cells}
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is a server, which a request is uploaded to."""
+        return any(is_of_a_server(quantity.key) for cell in self.cells for quantity in cell.quantities)
 
     @model_validator(mode="after")
     def _cells_differ(self) -> Self:

@@ -61,7 +61,7 @@ from vlmeter.numbers.intervals import (
     median_standard_error,
     pooled_serial_correlation,
 )
-from vlmeter.table.quantities import DEVICE_ALONE, WHOLE_CELL, RowKey, is_busy
+from vlmeter.table.quantities import DEVICE_ALONE, WHOLE_CELL, RowKey, is_another_at_a_server, is_busy
 
 #: ASSUME: what a session is believed to err by (standard deviation) before the sentinel is heard, and how many looks
 #: that belief is worth. On a quiet H200 the first looks of two sessions, ten minutes apart, differed by 0.15 %
@@ -192,6 +192,8 @@ def _quantities(
     by_id = [[run.by_id for run in runs] for runs in pair.runs]
     cells = [by_id[0][0][cell_id] for cell_id in pair.cell_ids]
     keys = dict.fromkeys(quantity.key for cell in cells for quantity in cell.quantities)
+    if pair.one_is_served:
+        keys = {key: None for key in keys if not is_another_at_a_server(key)}
     wanted: list[tuple[str, Sequence[RowKey]]] = [(one.name, one.keys) for one in (WHOLE_CELL, DEVICE_ALONE)]
     wanted += [(" ".join(key), (key,)) for key in keys]
     indexed = [

@@ -31,6 +31,11 @@ class Pair:
         return all(run.conditions == "quiet" for runs in self.runs for run in runs)
 
     @property
+    def one_is_served(self) -> bool:
+        """Whether one side is a server and the other is none."""
+        return len({run.is_served for runs in self.runs for run in runs}) > 1
+
+    @property
     def runs(self) -> tuple[list[SubjectRun], list[SubjectRun]]:
         """The runs of A and of B."""
         return self.runs_a, self.runs_b
@@ -161,6 +166,11 @@ def misgivings_of(pair: Pair) -> list[str]:
         if len(set(sides)) > 1 and name not in EXPECTED_FACTS and "not told" not in sides:
             said = name.replace("_", " ")
             warnings.append(f"{pair}: {said} differs: {sides[0]} in A, {sides[1]} in B")
+    if pair.one_is_served:
+        warnings.append(
+            f"{pair}: one of them is a server, whose total holds its own work on the picture; that of the other begins "
+            f"behind its preprocessing. What is not the same thing in the two is left out: inputs, and launching"
+        )
     for letter, runs in zip("AB", pair.runs, strict=True):
         for run in runs:
             if run.conditions != "quiet":

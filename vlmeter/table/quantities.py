@@ -383,3 +383,16 @@ def is_repeat(key: RowKey) -> bool:
     """
     steps = key.phase == "decode_step" and not is_busy(key)
     return not steps and key.phase not in ("first_call", "inter_token")
+
+
+def is_of_a_server(key: RowKey) -> bool:
+    """Whether only a server has such rows."""
+    return key in UPLOAD.rows.values()
+
+
+def is_another_at_a_server(key: RowKey) -> bool:
+    """Whether a row is of one thing where the model runs in the session's own process, and of another at a server.
+
+    Its client encodes the picture where the other preprocesses it, and uploads a request where the other launches work.
+    """
+    return key.arm == INPUTS_WALL.rows[PREFILL].arm or key.clock == PLAIN_LAUNCH.rows[PREFILL].clock
