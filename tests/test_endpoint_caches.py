@@ -16,6 +16,7 @@ from vlmeter.common.errors import UserError
 from vlmeter.measure.session import SessionFailed
 from vlmeter.models.families.base import LoadedModel
 from vlmeter.models.families.registry import get_family
+from vlmeter.records.record import Record
 from vlmeter.study.subject import Subject, loading, subject_spec
 
 PREFILLS = {"vision_tokens": {"image_sizes": ["60x40", "40x60"], "text_tokens": 40}}
@@ -63,9 +64,15 @@ class Keeping:
 @pytest.fixture(scope="module")
 def ran(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     with (keeping := Keeping(loaded)).server as server:
-        study = served_study(server.url, endpoint={"caches": True}, experiments=PREFILLS)
+        study = served_study(server.url, endpoint={"caches": True})
         yield run_served(study, tmp_path_factory.mktemp("kept")), server.requests
     assert keeping.hits["prefix"] > 0
+
+
+def prefills(records: dict[str, Record]) -> list[Record]:
+    found = [record for record in records.values() if record.cell.kind == "prefill"]
+    assert len(found) == 2
+    return found
 
 
 def sent(requests: list[dict[str, Any]]) -> list[tuple[bytes, str]]:
@@ -74,7 +81,7 @@ def sent(requests: list[dict[str, Any]]) -> list[tuple[bytes, str]]:
 
 
 def test_subtraction_takes_the_place_of_vision_alone_paired_with_the_whole_in_every_round(ran: Any) -> None:
-    for record in ran[0].values():
+    for record in prefills(ran[0]):
         assert record.status == "ok"
         assert record.left_out == {}
         arms = ("inputs", "plain", "hooks", "known_picture", "known_prompt")
@@ -94,11 +101,14 @@ def test_a_known_picture_comes_with_another_salt_and_a_known_prompt_with_the_sam
 
 
 def test_the_record_says_how_much_of_a_known_prompt_was_known(ran: Any) -> None:
-    for record in ran[0].values():
+    for record in prefills(ran[0]):
         (note,) = [note for note in record.environment["notes"] if "known_prompt" in note]
         counted = record.requests[0].counted
         assert note.startswith(f"arm known_prompt: {BLOCK} of {counted.prompt_tokens} prompt tokens come from")
         assert record.environment["server"]["caches"] == "on"
+    others = [record for record in ran[0].values() if record.cell.kind == "generation"]
+    assert others
+    assert not any("known_prompt" in note for record in others for note in record.environment.get("notes", ()))
 
 
 @pytest.mark.parametrize(

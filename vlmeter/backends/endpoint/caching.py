@@ -9,7 +9,7 @@ from typing import Any, Literal
 from vlmeter.backends.base import CellFault, Known, Prompt
 from vlmeter.backends.clock import Timing
 from vlmeter.backends.endpoint.client import Exchange
-from vlmeter.backends.endpoint.runner import EndpointRunner
+from vlmeter.backends.endpoint.runner import Asked, EndpointRunner
 from vlmeter.backends.endpoint.spans import timing_of
 
 
@@ -23,12 +23,19 @@ class CachingRunner(EndpointRunner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._looked: set[tuple[int, int]] = set()
-        self._rest: str | None = None
+        #: what was known of prompts, by their shape; and the shape of the last one
+        self._rests: dict[object, str] = {}
+        self._shape: object = None
 
     @property
     def notes(self) -> Sequence[str]:
         """What a reader of its numbers has to know."""
-        return [*super().notes, *([self._rest] if self._rest else [])]
+        return [*super().notes, *([self._rests[self._shape]] if self._shape in self._rests else [])]
+
+    def new(self, prompt: Prompt) -> Asked:
+        """Make a picture that was never sent before, and a salt that was not."""
+        self._shape = (prompt.tensors["picture"].size, prompt.counts.prompt_tokens)
+        return super().new(prompt)
 
     def run_known(
         self, prompt: Prompt, *, output_tokens: int, stop: Literal["length", "eos"], known: Known
@@ -48,7 +55,7 @@ class CachingRunner(EndpointRunner):
         exchange, _ = self._ask_again(prompt, output_tokens=output_tokens, stop=stop, known=known, marked=False)
         usage = exchange.answer.usage
         if known == "prompt" and usage is not None:
-            self._rest = (
+            self._rests[self._shape] = (
                 f"arm known_prompt: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens come from the "
                 f"server's cache; what the others cost, subtraction leaves out"
             )
