@@ -26,6 +26,7 @@ from vlmeter.table.build import build_table
 from vlmeter.table.quantities import (
     BETWEEN_STEPS,
     CLOSURE,
+    DECODE,
     DEVICE_STEP,
     FIRST_TOKEN,
     INPUTS,
@@ -125,6 +126,27 @@ def test_a_prediction_holds_what_lies_around_the_model(tmp_path: Path) -> None:
     assert "request to first token" in labels
     assert "prefill" not in labels
     assert any("the server's own work on the inputs" in note for note in told["notes"])
+
+
+def test_a_request_at_a_server_is_all_that_its_client_waits_for(stepping: pd.DataFrame) -> None:
+    cells, runs = prefill_cells.vision_cells(stepping), decode_runs.decode(stepping)
+    tokens = int(runs["output_tokens"].max())
+    (bar,) = [bar for bar in share_bars(cells, runs) if bar.title == f"A request with {tokens} output tokens"]
+    assert [part.label for part in bar.parts] == ["preprocessing and copy", "prefill", "outside the model", "decode"]
+    assert sum(part.fraction for part in bar.parts) == pytest.approx(1)
+    own = runs[runs["output_tokens"] == tokens]
+    whole_ms = (own[FIRST_TOKEN.column] + own[DECODE.column]).median()
+    outside = next(part for part in bar.parts if part.label == "outside the model")
+    assert outside.fraction == pytest.approx(WHOLE_MS / whole_ms, rel=0.01)
+    (first,) = [each for each in headlines.headlines(stepping) if each.name == FIRST_TOKEN.name]
+    assert "encoding the picture at the client" in first.note
+
+
+def test_a_request_of_a_model_alone_has_nothing_outside(table: pd.DataFrame) -> None:
+    alone = of(table, "eager")
+    bars = share_bars(prefill_cells.vision_cells(alone), decode_runs.decode(alone))
+    assert bars
+    assert all("outside the model" not in {part.label for part in bar.parts} for bar in bars)
 
 
 def test_a_server_is_compared_with_a_model_alone_in_what_is_the_same_thing_in_both(table: pd.DataFrame) -> None:

@@ -31,6 +31,7 @@ from vlmeter.table.quantities import (
     INPUTS_WALL,
     LANGUAGE,
     OF_DECODE,
+    OUTSIDE,
     PREFILL_SUM,
     RATIO,
     SHARE,
@@ -46,7 +47,10 @@ FIRST_STEPS = 16
 
 
 #: Quantities of `decode`, with their intervals.
-IN_RUNS = (DECODE, PREFILL_SUM, VISION, LANGUAGE, WAIT, GENERATED, INPUTS_WALL, FIRST_TOKEN, SHARE, OF_DECODE)
+IN_RUNS = (
+    *(DECODE, PREFILL_SUM, VISION, LANGUAGE, OUTSIDE, WAIT, GENERATED),
+    *(INPUTS_WALL, FIRST_TOKEN, SHARE, OF_DECODE),
+)
 
 
 _DECODE_FIELDS = (
@@ -94,6 +98,7 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
             PREFILL_SUM: median_of(prefill),
             VISION: median_of(samples.get(name, VISION)),
             LANGUAGE: median_of(samples.get(name, LANGUAGE)),
+            OUTSIDE: median_of(None if prefill is None else samples.total(name, AROUND)),
             WAIT: median_of(waited),
             GENERATED: median_of(total),
             INPUTS_WALL: median_of(inputs),

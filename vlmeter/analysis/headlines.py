@@ -9,7 +9,7 @@ import pandas as pd
 
 from vlmeter.analysis.decode_runs import decode, decode_law
 from vlmeter.analysis.prefill_cells import outside_share, part_costs, vision_cells
-from vlmeter.analysis.reading import Unknown, median_of, of_subject, scaled
+from vlmeter.analysis.reading import Unknown, is_served, median_of, of_subject, scaled
 from vlmeter.analysis.step_times import served_token
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import plural, with_interval
@@ -25,6 +25,13 @@ class Headline:
     answer: Estimate | Unknown
     unit: str
     note: str = ""
+
+
+#: What is in a time to first token, of a model alone and at a server.
+_UP_TO_IT = {
+    False: "preprocessing, copy and prefill",
+    True: "encoding the picture at the client, and the wait from the request to the token",
+}
 
 
 def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]:
@@ -59,7 +66,7 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
             FIRST_TOKEN.label,
             median_of(values) if len(values) else Unknown("no photograph was measured"),
             "ms",
-            f"median over {len(values)} photographs; preprocessing, copy and prefill" if len(values) else "",
+            f"median over {len(values)} photographs; {_UP_TO_IT[is_served(rows)]}" if len(values) else "",
         )
     )
     if not isinstance(token := served_token(rows), Unknown):

@@ -12,7 +12,7 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.figures.style import colour_of
 from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import plural, with_interval
-from vlmeter.table.quantities import DECODE, INPUTS_WALL, PREFILL_SUM, QUANTITIES
+from vlmeter.table.quantities import DECODE, INPUTS_WALL, OUTSIDE, PREFILL_SUM, QUANTITIES, WAIT
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
 
 
 def _request_bar(runs: pd.DataFrame, tokens: int) -> Bar:
-    found = {quantity: decode_runs.by_length(runs, quantity) for quantity in (INPUTS_WALL, PREFILL_SUM, DECODE)}
+    known = runs[PREFILL_SUM.column].notna().any()  # of a server into which nobody looks, no phase is
+    waited = (PREFILL_SUM, OUTSIDE) if known else (WAIT,)
+    found = {quantity: decode_runs.by_length(runs, quantity) for quantity in (INPUTS_WALL, *waited, DECODE)}
     values = {quantity: float(frame["value"].iloc[0]) for quantity, frame in found.items() if len(frame)}
     whole = sum(values.values())
     parts = [

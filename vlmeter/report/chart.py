@@ -15,8 +15,6 @@ from vlmeter.table.quantities import (
     DECODE,
     DECODE_STEP,
     INPUTS_WALL,
-    KNOWN_PICTURE_WALL,
-    KNOWN_PROMPT_WALL,
     LLM_BLOCKS,
     PHASES,
     PLAIN_LAUNCH,
@@ -28,10 +26,7 @@ from vlmeter.table.quantities import (
 
 #: What the chart can draw of cells of each kind.
 DRAWN: Mapping[Kind, Sequence[Quantity]] = {
-    kinds.PREFILL: (
-        *(PLAIN_WALL, BUSY_PREFILL, PLAIN_LAUNCH, *PHASES, VISION_ALONE_WALL),
-        *(KNOWN_PICTURE_WALL, KNOWN_PROMPT_WALL, INPUTS_WALL),
-    ),
+    kinds.PREFILL: (PLAIN_WALL, BUSY_PREFILL, PLAIN_LAUNCH, *PHASES, VISION_ALONE_WALL, INPUTS_WALL),
     kinds.GENERATION: (DECODE, DECODE_STEP, *PHASES, INPUTS_WALL),
 }
 
