@@ -30,7 +30,7 @@ from vlmeter.records.states import (
 from vlmeter.workflow.given import check_place, command_again, study_given, told_by_main, told_to_jobs
 from vlmeter.workflow.products import deleted, products_of
 from vlmeter.workflow.run import closing_words, take_run_lock
-from vlmeter.inputs.looks import made_pictures
+from vlmeter.inputs.looks import made_pictures, own_pictures
 
 min_version("9.23")
 
@@ -83,6 +83,8 @@ REPRODUCE = command_again(
     directory=Path(workflow.workdir_init, workflow.overwrite_workdir) if workflow.overwrite_workdir else None,
 )
 DUMMIES = made_pictures(CELLS)
+# where they lie, whatever the prefix of a module: braces would be wildcards
+OWN_PICTURES = [local(str(path).replace("{", "{{").replace("}", "}}")) for path in own_pictures(CELLS)]
 SUBJECTS = list(STUDY.subjects)
 STATES = cell_states(STUDY, PLACES, CELLS)
 # Limits are those of a device that this machine holds, and of a model that runs on it.

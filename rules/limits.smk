@@ -35,6 +35,7 @@ rule count_work:
     input:
         dummies=[LAYOUT.dummies / image for image in DUMMIES],
         dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
+        own=OWN_PICTURES,
     output:
         work=LAYOUT.work("{subject}"),
         stale=WORK_MARK if OTHER_CODE else [],

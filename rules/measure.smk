@@ -43,6 +43,7 @@ rule check_counts:
     input:
         dummies=[LAYOUT.dummies / image for image in DUMMIES],
         dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
+        own=OWN_PICTURES,
     output:
         counts=LAYOUT.counts("{subject}"),
         stale=COUNTS_MARK if OTHER_CODE else [],
@@ -70,6 +71,7 @@ for subject_name in SUBJECTS:
         input:
             dummies=[LAYOUT.dummies / image for image in made_pictures(subject_cells)],
             dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
+            own=OWN_PICTURES,
             # A study stops here, before any time on a device, if a count is not what the plan says. Not `ancient`: where
             # counts have to be checked again, Snakemake would look at no job behind such an input, and end well.
             counts=[LAYOUT.counts(subject_name)] if subject_name in COUNTED else [],

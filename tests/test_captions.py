@@ -157,7 +157,7 @@ def prefill_and_decode(table: pd.DataFrame) -> list[str]:
     prefill = runs.loc[runs["direct"], PREFILL_SUM.column]
     decode = decode_runs.by_length(runs, DECODE)["value"]
     return [
-        f"{duration(float(prefill.min()))} to {duration(float(prefill.max()))} depending on the photograph",
+        f"{duration(float(prefill.min()))} to {duration(float(prefill.max()))} depending on the image",
         f"{duration(decode.iloc[0])} at 8 and {duration(decode.iloc[-1])} at 64 output tokens",
     ]
 

@@ -52,7 +52,7 @@ REPLICATES = 2000
 #: Kinds of cells that may be profiled, the best first, and what they are.
 _SOURCES: Mapping[Kind, str] = {
     kinds.REQUESTS: "requests",
-    kinds.GENERATION: "generations on photographs",
+    kinds.GENERATION: "generations",
     kinds.PREFILL: "prefills of dummy images",
 }
 

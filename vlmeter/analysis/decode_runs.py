@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,7 @@ from vlmeter.analysis.reading import (
 )
 from vlmeter.numbers.intervals import Fit, fit_linear, fit_power, paired_ratio, relative_weights
 from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
     AROUND,
@@ -56,6 +58,7 @@ IN_RUNS = (
 _DECODE_FIELDS = (
     "image_index",
     "image_id",
+    "width_px",
     "question_id",
     "cell_id",
     "crops",
@@ -69,10 +72,11 @@ _DECODE_FIELDS = (
 
 
 def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """One row per photograph and number of output tokens, measured directly where it was, derived elsewhere.
+    """One row per image and number of output tokens, measured directly where it was, derived elsewhere.
 
-    Columns: what was run; steps (decode steps: the output tokens that were generated, less the first); IN_RUNS with
-    their intervals, in device time. A derived row takes its prefill from the run that it is made of.
+    Columns: what was run; picture (in words); steps (decode steps: the output tokens that were generated, less the
+    first); IN_RUNS with their intervals, in device time. A derived row takes its prefill from the run that it is made
+    of.
     """
     rows = of_subject(table, subject)
     samples = Samples(rows, kinds.GENERATION)
@@ -81,6 +85,7 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     for cell in fine.to_dict("records"):
         name = str(cell["cell_id"])
         row: dict[str, Any] = {field: cell[field] for field in _DECODE_FIELDS}
+        row["picture"] = _picture(cell)
         generated = cell["output_tokens"]
         if cell["source"] == "measured" and not pd.isna(cell["generated_tokens"]):
             generated = cell["generated_tokens"]
@@ -109,11 +114,22 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
         for quantity in IN_RUNS:
             put_estimate(row, quantity, estimates[quantity])
         found.append(row)
-    columns = [*_DECODE_FIELDS, "steps", *(column for quantity in IN_RUNS for column in quantity.columns)]
+    columns = [*_DECODE_FIELDS, "picture", "steps", *(column for quantity in IN_RUNS for column in quantity.columns)]
     frame = pd.DataFrame(found, columns=columns)
     frame["direct"] = frame["source"] == "measured"
     frame = frame.sort_values(["image_index", "output_tokens", "direct"], ascending=[True, True, False])
     return frame.drop_duplicates(["image_index", "output_tokens"]).reset_index(drop=True)
+
+
+def _picture(cell: Mapping[Hashable, Any]) -> str:
+    """What a generation looks at: a photograph of the dataset, by its place, or what the study says of it."""
+    return f"photograph {cell['image_index']}" if pd.isna(cell["width_px"]) else str(cell["image_id"])
+
+
+def pictures_in_words(runs: pd.DataFrame) -> str:
+    """Say how many images generations look at, such as '10 photographs': they are, if all are of the dataset."""
+    of_dataset = runs["width_px"].isna().all()
+    return plural(int(runs["image_index"].nunique()), "photograph" if of_dataset else "image")
 
 
 @dataclass(frozen=True)

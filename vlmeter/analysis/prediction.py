@@ -33,6 +33,7 @@ from vlmeter.models.families.base import ImageOptions, ImageTokens, SubjectSpec
 from vlmeter.models.families.registry import get_family
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
+from vlmeter.table import kinds
 from vlmeter.table.quantities import DECODE, FIRST_TOKEN, INPUTS, PREFILL_SUM, WAIT, WHOLE_REQUEST, Quantity
 
 #: What is predicted of a request, by the name under which it is told.
@@ -97,7 +98,8 @@ def predict(
         limits = table["max_crops"].dropna().unique()
         max_crops = int(limits[0]) if len(limits) == 1 else None
     image = image_tokens(table, width_px=width_px, height_px=height_px, max_crops=max_crops)
-    sizes = set(zip(table["width_px"].dropna(), table["height_px"].dropna(), strict=True))
+    dummies = table[(table["kind"] == kinds.PREFILL) & table["width_px"].notna()]
+    sizes = set(zip(dummies["width_px"], dummies["height_px"], strict=True))
     prompt = image.image_tokens + question_tokens
     query = Query(image.crops, prompt, output_tokens, photograph=(width_px, height_px) not in sizes)
     if (reason := model.refusal(query)) is not None:
@@ -105,7 +107,7 @@ def predict(
     notes = model.notes(query)
     if query.photograph and not (model.inputs.seen.features["photograph"] > 0).any():
         notes.append("the study's images needed no resizing, so preprocessing will take longer than predicted")
-    pixels = (table["width_px"] * table["height_px"]).dropna()
+    pixels = dummies["width_px"] * dummies["height_px"]
     if query.photograph and len(pixels) and width_px * height_px > int(pixels.max()):
         notes.append(
             f"preprocessing is predicted from crops, and {width_px * height_px / 1e6:.1f} megapixels take longer to "

@@ -197,9 +197,7 @@ def learn(table: pd.DataFrame, subject: str | None = None) -> Model | Unknown:
     keys = _keys(rows)
     decode = Learnt(learn_decode, _decode_seen(runs))
     if decode.group_count < FEWEST_GROUPS:
-        why = (
-            f"{FEWEST_GROUPS} photographs with two output tokens or more are needed, and there are {decode.group_count}"
-        )
+        why = f"{FEWEST_GROUPS} images with two output tokens or more are needed, and there are {decode.group_count}"
         return Model(inputs, prefill, Unknown(why), keys)
     return Model(inputs, prefill, decode, keys)
 
@@ -221,8 +219,8 @@ def size_group(cells: pd.DataFrame) -> npt.NDArray[np.str_]:
 
 
 def photograph_group(runs: pd.DataFrame) -> npt.NDArray[np.str_]:
-    """Name the photograph of each run: what is held out together."""
-    return np.array([f"photograph {index}" for index in runs["image_index"]], dtype=str)
+    """Name the image of each run: what is held out together."""
+    return np.array(runs["picture"], dtype=str)
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> Array:
@@ -232,7 +230,7 @@ def _numbers(frame: pd.DataFrame, name: str) -> Array:
 def photograph_runs(runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:
     """One row per photograph: its counts, and the median over its runs of a quantity of the prefill or before."""
     direct = runs[runs["direct"]].dropna(subset=[quantity.column])
-    names = ["image_index", "crops", "prompt_tokens"]
+    names = ["image_index", "picture", "crops", "prompt_tokens"]
     return direct.groupby(names, sort=True)[[quantity.column]].median().reset_index()
 
 

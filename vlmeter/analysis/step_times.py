@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vlmeter.analysis.decode_runs import FIRST_STEPS
+from vlmeter.analysis.decode_runs import FIRST_STEPS, pictures_in_words
 from vlmeter.analysis.prefill_cells import judge_bound, over, pooled
 from vlmeter.analysis.reading import Samples, Unknown, cells_of, median_of, of_subject, put_estimate, rows_of
 from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
@@ -36,17 +36,18 @@ class StepLaw:
     """How long a decode step takes at a context length: step = constant + per_context_token * context, in ms.
 
     The constant is what every step costs whatever the context: reading the weights, or the host's launches.
-    The slope is reading the keys and values of one more token.
+    The slope is reading the keys and values of one more token. pictures: what was looked at, in words.
     """
 
     fit: Fit
     contexts: Array
     values_ms: Array
     images: npt.NDArray[np.int64]
+    pictures: str
 
 
 def decode_steps(table: pd.DataFrame, subject: str | None = None) -> dict[int, tuple[Array, Array]]:
-    """Context length and duration of every decode step in the longest run of each photograph, by its index.
+    """Context length and duration of every decode step in the longest run of each image, by its index.
 
     A step's context is the tokens whose keys and values it reads, its own included.
     """
@@ -68,8 +69,9 @@ def step_law(table: pd.DataFrame, subject: str | None = None) -> StepLaw | Unkno
     Steps are gathered into bins (median of neighbours) so that a hiccup does not pull the line; photographs
     are resampled whole, or bins where there is a single photograph.
     """
+    rows = of_subject(table, subject)
     contexts, values, images = [], [], []
-    for image, (context, steps) in decode_steps(table, subject).items():
+    for image, (context, steps) in decode_steps(rows).items():
         for part in np.array_split(np.arange(len(steps)), min(STEP_BINS, len(steps))):
             contexts.append(float(context[part].mean()))
             values.append(float(np.median(steps[part])))
@@ -78,7 +80,8 @@ def step_law(table: pd.DataFrame, subject: str | None = None) -> StepLaw | Unkno
         return Unknown("there are fewer than three decode steps")
     columns = {"per_context_token": np.array(contexts), "constant": np.ones(len(contexts))}
     fit = fit_linear(columns, values, clusters=images)
-    return StepLaw(fit, np.array(contexts), np.array(values), np.array(images, dtype=np.int64))
+    pictures = pictures_in_words(rows_of(rows, DECODE_STEP, kind=kinds.GENERATION))
+    return StepLaw(fit, np.array(contexts), np.array(values), np.array(images, dtype=np.int64), pictures)
 
 
 @dataclass(frozen=True)

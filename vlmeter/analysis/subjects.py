@@ -61,7 +61,7 @@ def first_tokens(table: pd.DataFrame) -> pd.DataFrame:
         runs = decode_runs.decode(rows).dropna(subset=[FIRST_TOKEN.column])
         # all runs of a photograph have the same prefill, and the shortest has the most rounds
         for run in _records(runs.drop_duplicates("image_index")):
-            image = f"photograph {int(run['image_index'])}"
+            image = str(run["picture"])
             found.append({**run, "subject": name, "image": image, "picture": "photograph", "pixels": np.nan})
     frame = pd.DataFrame(found, columns=list(_COLUMNS))
     return frame.drop_duplicates(["subject", "image"]).reset_index(drop=True)

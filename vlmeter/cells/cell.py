@@ -52,7 +52,19 @@ class Photograph(Frozen):
         return f"photograph {self.index}"
 
 
-PlannedPicture = Annotated[MadePicture | Photograph, Field(discriminator="origin")]
+class OwnPicture(Frozen):
+    """A picture that a study names by its path; its size is that of the file when the plan was made."""
+
+    origin: Literal["own"] = "own"
+    path: str
+    width_px: int
+    height_px: int
+
+    def __str__(self) -> str:
+        return self.path
+
+
+PlannedPicture = Annotated[MadePicture | Photograph | OwnPicture, Field(discriminator="origin")]
 
 
 class Expected(Frozen):
@@ -75,8 +87,9 @@ class Request(Frozen):
 
     pictures: tuple[PlannedPicture, ...] = Field(min_length=1)
     text_tokens: int | None = Field(
-        None, description="exact length of the prompt's text part; None: the question that belongs to the photograph"
+        None, description="exact length of the prompt's text part; None: the question, or the photograph's"
     )
+    question: str | None = Field(None, description="a question of the study's own, in the place of the photograph's")
     output_tokens: int = Field(
         description="tokens to generate, the first of them out of the prefill; a limit where the end may come by itself"
     )
@@ -91,6 +104,23 @@ class Request(Frozen):
     def made_pictures(self) -> tuple[MadePicture, ...]:
         """Those of its pictures that are made up."""
         return tuple(picture for picture in self.pictures if isinstance(picture, MadePicture))
+
+    @property
+    def own_pictures(self) -> tuple[OwnPicture, ...]:
+        """Those of its pictures that the study names by their path."""
+        return tuple(picture for picture in self.pictures if isinstance(picture, OwnPicture))
+
+    @property
+    def size_px(self) -> tuple[int, int] | None:
+        """Width and height of its first picture, where the plan knows them: of all but photographs of the dataset."""
+        first = self.pictures[0]
+        return None if isinstance(first, Photograph) else (first.width_px, first.height_px)
+
+    @property
+    def look(self) -> str:
+        """What is asked, but for the length of the answer, in words that tell two such things apart."""
+        asked = self.question if self.text_tokens is None else f"{self.text_tokens} text tokens"
+        return f"{', '.join(map(str, self.pictures))}{f': {asked}' if asked else ''}"
 
 
 class Cell(Frozen):

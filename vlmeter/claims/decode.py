@@ -187,9 +187,7 @@ def derived_agrees_with_direct(data: Data) -> Finding:
     """One long run holds every shorter one."""
     found = decode_runs.agreement(data.table)
     if found.empty:
-        return cannot_tell(
-            "no output length was both run directly and contained in a longer run of the same photograph"
-        )
+        return cannot_tell("no output length was both run directly and contained in a longer run of the same image")
     difference = prefill_cells.pooled(found, AGREEMENT)
     assert isinstance(difference, Estimate)
     judged = found["agrees"].dropna()

@@ -12,6 +12,7 @@ from vlmeter.experiments.base import Experiment
 EXPERIMENTS: Mapping[str, str] = {
     "vision_tokens": "vlmeter.experiments.vision_tokens",
     "output_tokens": "vlmeter.experiments.output_tokens",
+    "requests": "vlmeter.experiments.requests",
     "latency_distribution": "vlmeter.experiments.latency_distribution",
 }
 

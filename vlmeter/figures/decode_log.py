@@ -77,10 +77,10 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def marks(runs: pd.DataFrame) -> str:
     """Say what the marks are."""
-    parts = ["dots: photographs"]
+    parts = ["dots: images"]
     if not runs["direct"].all():
         parts.append("hollow: from the first steps of a longer run")
-    parts.append("dashes: median with 95 % interval over photographs")
+    parts.append("dashes: median with 95 % interval over images")
     return "; ".join(parts)
 
 
@@ -89,9 +89,10 @@ def caption(table: pd.DataFrame) -> str:
     runs = decode_runs.decode(table)
     law = decode_runs.decode_law(runs)
     assert isinstance(law, decode_runs.DecodeLaw)
+    looked_at = decode_runs.pictures_in_words(runs)
     sentences = [
-        f"Over {law.shortest_tokens} to {law.longest_tokens:,} output tokens and {law.images} photographs, one more "
-        f"token costs {with_interval(law.line['per_token'], 'ms')}, with a constant of "
+        f"Over {law.shortest_tokens} to {law.longest_tokens:,} output tokens and {looked_at}, "
+        f"one more token costs {with_interval(law.line['per_token'], 'ms')}, with a constant of "
         f"{with_interval(law.line['constant'], 'ms')}.",
         f"The slope of the line in log-log is {with_interval(law.power['slope'], '')} over decode steps and "
         f"{with_interval(law.power_tokens['slope'], '')} over output tokens: a linear law with a constant near zero "

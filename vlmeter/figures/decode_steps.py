@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from vlmeter.analysis import reading, step_times
 from vlmeter.figures import style
-from vlmeter.numbers.words import plural, with_interval
+from vlmeter.numbers.words import with_interval
 from vlmeter.table.quantities import DECODE
 
 NAME = "decode_steps"
@@ -55,7 +55,7 @@ def caption(table: pd.DataFrame) -> str:
     assert isinstance(law, step_times.StepLaw)
     slope = reading.scaled(law.fit["per_context_token"], 1000)
     text = (
-        f"Longest run of {plural(len(np.unique(law.images)), 'photograph')}. A step costs "
+        f"Longest run of {law.pictures}. A step costs "
         f"{with_interval(law.fit['constant'], 'ms')} whatever the context, for reading the weights or for launching, "
         f"and {with_interval(slope, 'ms')} per 1,000 tokens of context, for reading their keys and values."
     )

@@ -62,7 +62,7 @@ def caption(table: pd.DataFrame) -> str:
     runs = short(table)
     decode, prefill = decode_runs.by_length(runs, DECODE), decode_runs.by_length(runs, PREFILL_SUM)
     if prefill.empty:
-        return "Medians over photographs with their 95 % intervals."
+        return "Medians over images with their 95 % intervals."
     both = decode.merge(prefill, on="output_tokens", suffixes=("_decode", "_prefill"))
     first = both.iloc[0]
     text = (
@@ -76,4 +76,4 @@ def caption(table: pd.DataFrame) -> str:
         text += "Decode is the larger part from the shortest output on."
     else:
         text += f"From {int(over.iloc[0]['output_tokens'])} tokens on decode is the larger part."
-    return f"{text} Medians over photographs with their 95 % intervals."
+    return f"{text} Medians over images with their 95 % intervals."

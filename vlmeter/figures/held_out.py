@@ -104,7 +104,7 @@ def caption(table: pd.DataFrame) -> str:
     found = held_out.held_out(table)
     assert not isinstance(found, Unknown)
     sentences = [
-        "Every image size and every photograph in turn is left out of the study, predicted from the rest as `vlmeter "
+        "Every image in turn is left out of the study, predicted from the rest as `vlmeter "
         "predict` does it, and compared with what was measured."
     ]
     for quantity in held_out.PREDICTED:

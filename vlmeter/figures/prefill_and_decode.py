@@ -51,7 +51,7 @@ def draw(table: pd.DataFrame) -> Figure:
         style.log_axis(lower.xaxis, at={int(steps) + 1 for steps in runs["steps"]})
         style.log_axis(lower.yaxis)
         lower.set_xlabel("output tokens")
-        style.note(lower, "dots: photographs; dashes: median with 95 % interval over photographs", color=style.MUTED)
+        style.note(lower, "dots: images; dashes: median with 95 % interval over images", color=style.MUTED)
         style.title(upper, TITLE, table)
     return figure
 
@@ -64,7 +64,7 @@ def caption(table: pd.DataFrame) -> str:
     decode = decode_runs.by_length(runs, DECODE)
     return (
         f"The prefill does not know how many tokens will follow: it takes {duration(float(prefill.min()))} to "
-        f"{duration(float(prefill.max()))} depending on the photograph. Decode takes "
+        f"{duration(float(prefill.max()))} depending on the image. Decode takes "
         f"{duration(float(decode['value'].iloc[0]))} at {int(decode['output_tokens'].iloc[0])} and "
         f"{duration(float(decode['value'].iloc[-1]))} at {int(decode['output_tokens'].iloc[-1]):,} output tokens."
     )

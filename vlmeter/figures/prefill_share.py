@@ -72,4 +72,4 @@ def caption(table: pd.DataFrame) -> str:
             f", at {last['output_tokens']:,} it is {percent(last['value'])} "
             f"({percent(ratio.iloc[-1]['value'])} of the decode time)"
         )
-    return text + ". Medians over photographs; bars at the border are their 95 % intervals."
+    return text + ". Medians over images; bars at the border are their 95 % intervals."

@@ -65,7 +65,7 @@ def caption(table: pd.DataFrame) -> str:
     """Say who decodes fastest, and whose steps grow with the context."""
     found = per_token(table)
     sentences = [
-        "Above: the slope of decode time over output tokens. Below: the longest run of each photograph, step by step."
+        "Above: the slope of decode time over output tokens. Below: the longest run of each image, step by step."
     ]
     apart = subjects.extremes(found)
     if not isinstance(apart, Unknown):

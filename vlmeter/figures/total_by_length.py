@@ -69,4 +69,4 @@ def caption(table: pd.DataFrame) -> str:
     text = f"{int(first['output_tokens'])} output tokens take {duration(first['value'])} from prefill to last token"
     if len(total) > 1:
         text += f", {int(last['output_tokens']):,} take {duration(last['value'])}"
-    return text + ". Device time, medians over photographs; preprocessing is not in it."
+    return text + ". Device time, medians over images; preprocessing is not in it."

@@ -40,6 +40,12 @@ def made_pictures(cells: Sequence[Cell]) -> dict[str, MadePicture]:
     return {picture.file_name: picture for picture in found}
 
 
+def own_pictures(cells: Sequence[Cell]) -> list[Path]:
+    """The files that cells look at where they lie, each once, by their full paths."""
+    found = (picture for cell in cells for request in cell.requests for picture in request.own_pictures)
+    return sorted({Path(picture.path).expanduser().absolute() for picture in found})
+
+
 def pictures_at_hand(layout: Layout, manifest: Manifest | None) -> Pictures:
     """The pictures of a study: those made up, and the photographs of a manifest if there is one.
 

@@ -5,12 +5,16 @@ This is the one place that says which picture stands behind a request.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from vlmeter.backends.base import OpenedRequest
-from vlmeter.cells.cell import Cell, MadePicture, Photograph, PlannedPicture, Request
+from vlmeter.cells.cell import Cell, MadePicture, OwnPicture, Photograph, PlannedPicture, Request
+from vlmeter.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Pictures:
     def _picture(self, planned: PlannedPicture) -> Picture:
         if isinstance(planned, Photograph):
             return self.photographs[planned.index]
+        if isinstance(planned, OwnPicture):
+            return own_picture(planned)
         return Picture(open=lambda: self.made(planned))
 
     def of(self, request: Request) -> tuple[Picture, ...]:
@@ -57,7 +63,7 @@ class Pictures:
         """The question of a request; None where its text has an exact length, and words do not matter."""
         if request.text_tokens is not None:
             return None
-        return self.of(request)[0].question
+        return self.of(request)[0].question if request.question is None else request.question
 
     def opened(self, cell: Cell, request: Request) -> OpenedRequest:
         """Open a request of a cell: its pictures are read now."""
@@ -75,3 +81,25 @@ class Pictures:
             return None
         pictures = [picture for request in cell.requests for picture in self.of(request)]
         return [part for picture in pictures for part in (picture.digest, picture.question or "")]
+
+
+def own_picture(planned: OwnPicture) -> Picture:
+    """The file that a study names; raises UserError if it cannot be read, ValueError on opening what is no picture."""
+    path = Path(planned.path).expanduser()
+
+    def opened() -> Any:
+        from vlmeter.inputs.images import read_image
+
+        return read_image(path)
+
+    try:
+        state = path.stat()
+        return Picture(open=opened, digest=_digest(path, state.st_mtime_ns, state.st_size), image_id=planned.path)
+    except OSError as error:
+        raise UserError(f"picture {planned.path} cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, changed_ns: int, size_bytes: int) -> str:
+    """Digest of a file as it was when it had that time and size: a plan asks for it once a cell."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import UserError
-from vlmeter.inputs.pictures import Picture, Pictures
+from vlmeter.inputs.pictures import Pictures
 from vlmeter.numbers.words import plural
+from vlmeter.study.refusals import shown
 
 if TYPE_CHECKING:
     from vlmeter.models.families.base import LoadedModel
@@ -25,20 +26,24 @@ def refuse_placeholders(subject_name: str, loaded: LoadedModel, cells: Iterable[
     cells: of that subject. pictures: as a session has them. Every request of a cell is looked at: of many, most are
     never prepared before they are measured.
     """
-    found: dict[str | None, tuple[Picture, str]] = {}
+    found: dict[str | None, tuple[str, str, str]] = {}
     for request in (request for cell in cells for request in cell.requests):
         mark = _mark_in(pictures.question(request) or "", loaded.placeholders)
-        if mark is not None:
+        if mark is None:
+            continue
+        if request.question is not None:
+            found.setdefault(request.question, (f"question {shown(request.question)}", "the study's", mark))
+        else:
             picture = pictures.of(request)[0]
-            found.setdefault(picture.question_id, (picture, mark))
+            where = f"question_id {picture.question_id}, image_id {picture.image_id}"
+            found.setdefault(picture.question_id, (where, "the dataset's", mark))
     if not found:
         return
-    picture, mark = next(iter(found.values()))
+    where, whose, mark = next(iter(found.values()))
     others = f" ({plural(len(found) - 1, 'other question')} of the study likewise)" if len(found) > 1 else ""
     raise UserError(
-        f"question_id {picture.question_id}, image_id {picture.image_id}: the question holds {mark}, which marks an "
-        f"image in a prompt of {subject_name}; take it out of the dataset's questions, since the picture has its place "
-        f"already{others}"
+        f"{where}: the question holds {mark}, which marks an image in a prompt of {subject_name}; take it out of "
+        f"{whose} questions, since the picture has its place already{others}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vlmeter.cells.cell import Cell
 from vlmeter.inputs.pictures import Pictures
@@ -19,11 +20,16 @@ def named(cell: Cell, requests: Sequence[MeasuredRequest], pictures: Pictures) -
         requests = [MeasuredRequest(place=0, counted=None, pictures=unseen)]
     found = []
     for request in requests:
-        own = pictures.of(cell.requests[request.place])
+        asked = cell.requests[request.place]
+        own = pictures.of(asked)
         shown = [
             seen.model_copy(update={"image_id": picture.image_id})
             for seen, picture in zip(request.pictures, own, strict=True)
         ]
-        told = {"question_id": own[0].question_id, "question": own[0].question, "answers": list(own[0].answers)}
+        told: dict[str, Any]
+        if asked.question is not None:
+            told = {"question": asked.question}
+        else:
+            told = {"question_id": own[0].question_id, "question": own[0].question, "answers": list(own[0].answers)}
         found.append(request.model_copy(update={"pictures": shown, **told}))
     return found

@@ -104,7 +104,7 @@ def _request_bar(runs: pd.DataFrame, tokens: int) -> Bar:
         )
         for quantity, value in values.items()
     ]
-    note = f"medians over {plural(runs['image_index'].nunique(), 'photograph')}, {duration(whole)} in all"
+    note = f"medians over {decode_runs.pictures_in_words(runs)}, {duration(whole)} in all"
     return Bar(f"A request with {plural(tokens, 'output token')}", note, parts)
 
 

@@ -86,7 +86,10 @@ def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str) 
 def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -> Grid:
     """The table of generations."""
     columns = [
-        ("photograph", "its place in the dataset, as in the plan, and the dataset's id of the image"),
+        (
+            "image",
+            "a photograph's place in the dataset, as in the plan, and the dataset's id; else its path, or its size",
+        ),
         ("question", "the dataset's id of the question"),
         ("crops", "pieces of the image that the vision encoder sees"),
         ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
@@ -96,7 +99,7 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -
         (PREFILL_SUM.label, "sum of the prefill's phases"),
         (DECODE.label, "all decode steps"),
         (SHARE.label, SHARE.words),
-        ("how", "run by itself, or read off the first steps of a longer run of the same photograph"),
+        ("how", "run by itself, or read off the first steps of a longer run of the same image"),
         ("flags", "what a reader should know before trusting the row; empty: nothing"),
     ]
     rows = [
@@ -126,7 +129,10 @@ def photograph_grid(table: pd.DataFrame, name: str) -> Grid:
     """The table of photographs, with questions and answers of the dataset."""
     seen = table.dropna(subset=["question"]).drop_duplicates(["image_id", "question_id"]).sort_values("image_index")
     columns = [
-        ("photograph", "its place in the dataset, as in the plan, and the dataset's id of the image"),
+        (
+            "image",
+            "a photograph's place in the dataset, as in the plan, and the dataset's id; else its path, or its size",
+        ),
         ("question id", "the dataset's id of the question"),
         ("question", "what the model was asked"),
         ("the dataset's answers", "given by people; none is the model's"),

@@ -78,7 +78,7 @@ def _models_grid(models: flops.Models, name: str) -> Grid:
 def held_out_grid(table: pd.DataFrame, name: str) -> Grid:
     """The table of predictions for cells that were left out."""
     columns = [
-        ("held out", "what was left out of the study: an image size, or a photograph with all its lengths"),
+        ("held out", "what was left out of the study: an image size, or an image with all its lengths"),
         ("predicted", "what of it"),
         ("output tokens", "tokens generated; 1 is the prefill alone"),
         ("prediction", "with its 95 % interval"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def build_table(records: Iterable[Path]) -> pd.DataFrame:
     """
     rows, cells = _Rows(), list[dict[str, Any]]()
     paths: dict[tuple[str, str, str], Path] = {}
-    longest: dict[tuple[str, str, int], _LongRun] = {}
+    longest: dict[tuple[str, str, int | str], _LongRun] = {}
+    others: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     lengths: dict[tuple[str, str], set[int]] = defaultdict(set)
     # Each record is let go before the next is read: thousands of them at once would keep the garbage
     # collector busy.
@@ -103,15 +104,36 @@ def build_table(records: Iterable[Path]) -> pd.DataFrame:
         paths[key] = path
         cells.append({column.name: column.of(record) for column in COLUMNS if column.path is not None})
         _add_record(rows, place, record, path)
+        if record.cell.kind != GENERATION:
+            continue
         index = image_index(record)
-        if record.steps_ms and record.cell.stop == "length" and index is not None:
-            image, tokens = (*key[:2], index), record.cell.output_tokens
+        if index is None:
+            others[key[:2]][record.cell.request.look].append(place)
+        if record.steps_ms and record.cell.stop == "length":
+            image = (*key[:2], record.cell.request.look if index is None else index)
+            tokens = record.cell.output_tokens
             if image not in longest or longest[image].output_tokens < tokens:
                 longest[image] = _LongRun.of(record, place)
             lengths[key[:2]].add(tokens)
+    _number_others(cells, others)
     for image, run in longest.items():
         _add_derived(rows, run, lengths[image[:2]])
     return _assemble(list(paths), cells, rows)
+
+
+def _number_others(
+    cells: Sequence[dict[str, Any]], others: Mapping[tuple[str, str], Mapping[str, Sequence[int]]]
+) -> None:
+    """Number what generations look at beside the dataset's photographs, behind these, in the order of the records.
+
+    others: by study and subject, by what is asked: the places of its cells.
+    """
+    for (study, subject), looks in others.items():
+        own = (cell for cell in cells if (cell["study"], cell["subject"]) == (study, subject))
+        first = 1 + max((cell["image_index"] for cell in own if cell["image_index"] is not None), default=-1)
+        for number, places in enumerate(looks.values(), first):
+            for place in places:
+                cells[place]["image_index"] = number
 
 
 @dataclass(frozen=True)

@@ -99,13 +99,14 @@ def _columns(*rows: tuple[str, Dtype, str] | tuple[str, Dtype, str, Path]) -> tu
     return tuple(Column(*row) for row in rows)
 
 
-def _size_px(side: str) -> Path:
-    """Size of the made picture, of a cell that looks at one."""
+def _size_px(side: int) -> Path:
+    """Size of the picture that a cell looks at (0: width, 1: height), where the plan knows it."""
 
     def size(record: Record) -> int | None:
         if record.cell.kind == "requests":
             return None
-        return next((getattr(made, side) for made in record.cell.request.made_pictures), None)
+        known = record.cell.request.size_px
+        return None if known is None else known[side]
 
     return size
 
@@ -124,7 +125,10 @@ def _own(record: Record) -> MeasuredRequest | None:
 
 def _image_id(record: Record) -> str | None:
     own = _own(record)
-    return own.pictures[0].image_id if own else None
+    if own and own.pictures[0].image_id is not None:
+        return own.pictures[0].image_id
+    cell = record.cell
+    return str(cell.request.pictures[0]) if cell.kind == "generation" and cell.request.size_px else None
 
 
 def _of_request(name: str) -> Path:
@@ -300,12 +304,12 @@ CELL_COLUMNS = _columns(
         "whether the tiling was imposed past the preprocessor's selection",
         lambda record: record.cell.force_tiling is not None,
     ),
-    ("width_px", "integer", "width of the image; absent for photographs, whose manifest has it", _size_px("width_px")),
+    ("width_px", "integer", "width of the image; absent for photographs, whose manifest has it", _size_px(0)),
     (
         "height_px",
         "integer",
         "height of the image; absent for photographs, whose manifest has it",
-        _size_px("height_px"),
+        _size_px(1),
     ),
     ("tiling_h", "integer", "rows of high-resolution crops, for families with tilings", "cell.layout.tiling_h"),
     ("tiling_w", "integer", "columns of high-resolution crops, for families with tilings", "cell.layout.tiling_w"),
@@ -338,8 +342,13 @@ CELL_COLUMNS = _columns(
         "digest of the ids of the generated tokens; several, with a space between: rounds differed; absent: not told",
         lambda record: " ".join(record.output_digests) or None,
     ),
-    ("image_index", "integer", "place of the photograph in the dataset's manifest, from 0", image_index),
-    ("image_id", "string", "the dataset's id of the photograph", _image_id),
+    (
+        "image_index",
+        "integer",
+        "place of the photograph in the dataset's manifest, from 0; what else generations look at is numbered behind",
+        image_index,
+    ),
+    ("image_id", "string", "the dataset's id of the photograph; else the path, or the size of a made one", _image_id),
     ("image_format", "string", "format in which the picture is sent to a server: png, jpeg", _image_format),
     ("image_quality", "integer", "quality of a JPEG that is sent, 1 to 100", _image_quality),
     ("image_bytes", "integer", "size of the picture as it is sent", _image_bytes),

@@ -228,7 +228,7 @@ function hover(columns, i) {
   const lines = [`${exact(get("median_ms"))} ms`];
   lines[0] += get("low_ms") === null ? " (no interval)" : ` (${exact(get("low_ms"))} to ${exact(get("high_ms"))})`;
   lines.push(`${get("crops")} crops, ${get("vision_tokens")} vision tokens, ${get("prompt_tokens")} prompt tokens`);
-  if (get("kind") === "generation") lines.push(`${get("output_tokens")} output tokens, photograph ${get("image_id")}`);
+  if (get("kind") === "generation") lines.push(`${get("output_tokens")} output tokens, image ${get("image_id")}`);
   else if (get("tiling_h") !== null) lines.push(`tiling ${get("tiling_h")} x ${get("tiling_w")}`);
   lines.push(`${get("samples")} samples, ${get("source")}${get("drifted") ? ", drifted" : ""}`);
   return lines.map((line) => line.replaceAll("<", "&lt;")).join("<br>");
