@@ -31,6 +31,7 @@ from vlmeter.workflow.given import check_place, command_again, study_given, told
 from vlmeter.workflow.products import deleted, products_of
 from vlmeter.workflow.run import closing_words, take_run_lock
 from vlmeter.inputs.looks import made_pictures, own_pictures
+from vlmeter.cli.show import show_at_the_end
 
 min_version("9.23")
 
@@ -112,6 +113,7 @@ onsuccess:
     shutil.rmtree(PLACES.stale_marks, ignore_errors=True)
     if PLACES.report.exists():
         print(f"vlmeter: {closing_words(PLACES, CELLS)}; the report is {PLACES.report}", file=sys.stderr)
+        show_at_the_end(PLACES.root)
 
 
 onerror:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vlmeter import __version__
-from vlmeter.cli import checkpoint, compare, machine, predict, sizes, study
+from vlmeter.cli import checkpoint, compare, machine, predict, show, sizes, study
 from vlmeter.cli.app import app, say
 from vlmeter.common.errors import UserError
 
@@ -16,7 +16,7 @@ from vlmeter.common.errors import UserError
 COMMANDS = (
     *(sizes.tokens, sizes.size, sizes.reachable),
     *(study.plan, study.status, study.forget),
-    predict.predict,
+    *(show.show, predict.predict),
     *(checkpoint.checkpoint, machine.doctor),
     study.schema,
     machine.verify,

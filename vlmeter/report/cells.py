@@ -88,7 +88,7 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -
     columns = [
         (
             "image",
-            "a photograph's place in the dataset, as in the plan, and the dataset's id; else its path, or its size",
+            "a photograph's place in the dataset, as in the plan, and its id there; else its path, or its size",
         ),
         ("question", "the dataset's id of the question"),
         ("crops", "pieces of the image that the vision encoder sees"),
@@ -131,7 +131,7 @@ def photograph_grid(table: pd.DataFrame, name: str) -> Grid:
     columns = [
         (
             "image",
-            "a photograph's place in the dataset, as in the plan, and the dataset's id; else its path, or its size",
+            "a photograph's place in the dataset, as in the plan, and its id there; else its path, or its size",
         ),
         ("question id", "the dataset's id of the question"),
         ("question", "what the model was asked"),

@@ -1,0 +1,262 @@
+"""The summary of a finished study: what a person at a terminal wants to know of each subject, in few lines.
+
+What is told is found elsewhere: the answers by `_answers`, which is the one place that knows who computes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vlmeter.analysis import conditions, reading
+from vlmeter.analysis.headlines import headlines
+from vlmeter.analysis.reading import Samples, Unknown, median_of, rows_of
+from vlmeter.analysis.roofline import beside
+from vlmeter.numbers.medians import Estimate, median_estimate
+from vlmeter.numbers.words import plural
+from vlmeter.table import kinds
+from vlmeter.table.kinds import Kind
+from vlmeter.table.quantities import (
+    AROUND,
+    DECODE,
+    FIRST_TOKEN,
+    INPUTS_WALL,
+    PHASES,
+    PLAIN_WALL,
+    PREFILL_SUM,
+    Quantity,
+)
+
+#: What is set beside its floor.
+_WITH_FLOOR: Sequence[tuple[Quantity, Kind]] = ((PLAIN_WALL, kinds.PREFILL), (DECODE, kinds.GENERATION))
+
+
+#: Answers that are the price of one more of something.
+_COSTS = ("per_crop", "per_1000_tokens", "per_output_token")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number with its words; unit: ms, fraction or times."""
+
+    name: str
+    words: str
+    found: Estimate | Unknown
+    unit: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Lines that belong together, under a title that is the same for all subjects, and what is this subject's own."""
+
+    title: str
+    lines: tuple[Line, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One subject: what it is, where it ran, what was found, whether to believe it, and cells without numbers."""
+
+    subject: str
+    model: str
+    device: str
+    sections: tuple[Section, ...]
+    trust: conditions.Trust
+    left_out: tuple[str, ...]
+
+
+def summaries(table: pd.DataFrame, *, roofline: pd.DataFrame | None = None) -> list[Summary]:
+    """Summarise every subject of a study's table; roofline: its table of floors, if there is one."""
+    names = reading.subjects_of(table)
+    images = {name: _images(reading.of_subject(table, name)) for name in names}
+    chosen = _chosen([*images.values()])
+    return [_summary(reading.of_subject(table, name), name, images[name], chosen, roofline) for name in names]
+
+
+def _summary(
+    rows: pd.DataFrame,
+    name: str,
+    images: Mapping[str, Mapping[Any, Any]],
+    chosen: Sequence[str],
+    roofline: pd.DataFrame | None,
+) -> Summary:
+    samples = {kind: Samples(rows, kind) for kind in (kinds.GENERATION, kinds.PREFILL)}
+    shown = [_of_image(title, images[title], samples[images[title]["kind"]]) for title in chosen if title in images]
+    answered = _answers(rows, roofline)
+    if len(images) == 1:  # a median over one image, which has no interval, would stand beside that image's own
+        answered = [_without(section, FIRST_TOKEN.name) for section in answered]
+    sections = (*shown, *answered)
+    empty = reading.left_out(rows)
+    reasons = empty["reason"].fillna("no reason is known").value_counts()
+    return Summary(
+        subject=name,
+        model=_model(rows),
+        device=", ".join(sorted(set(rows["device_model"].dropna()))) or "device not known",
+        sections=tuple(section for section in sections if section.lines),
+        trust=conditions.trust(rows),
+        left_out=tuple(f"{plural(int(count), 'cell')} without numbers: {reason}" for reason, count in reasons.items()),
+    )
+
+
+def _without(section: Section, name: str) -> Section:
+    return replace(section, lines=tuple(line for line in section.lines if line.name != name))
+
+
+def _model(rows: pd.DataFrame) -> str:
+    """What was run, in a few words."""
+    first = rows.iloc[0]
+    weights = f"{first['family']} {first['preset']}, random weights"
+    return f"{weights if first['weights'] == 'random' else first['weights']}, {first['dtype']}, {first['backend']}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The answers: what one more costs, and how far it is from the least
+
+
+def _answers(rows: pd.DataFrame, roofline: pd.DataFrame | None) -> list[Section]:
+    """What the analysis answers of a subject."""
+    told = {one.name: Line(one.name, one.question, _seen(one.answer), one.unit, one.note) for one in headlines(rows)}
+    costs = tuple(line for name, line in told.items() if name in _COSTS)
+    waits = tuple(line for name, line in told.items() if name not in _COSTS)
+    found = [Section("What one more costs", costs), Section("What a user waits for", waits)]
+    if roofline is not None and len(roofline):
+        floors = [_over_floor(beside(rows, roofline), quantity, kind) for quantity, kind in _WITH_FLOOR]
+        found.append(Section("Over the least time the device could take", tuple(line for line in floors if line)))
+    return found
+
+
+def _seen(found: Estimate | Unknown) -> Estimate | Unknown:
+    """A cost that the data tell from nothing; one whose interval holds 0 is not known."""
+    if isinstance(found, Unknown) or not found.contains(0):
+        return found
+    return Unknown("its 95 % interval holds 0: more rounds, or sizes farther apart, would tell")
+
+
+def _over_floor(whole: pd.DataFrame, quantity: Quantity, kind: Kind) -> Line | None:
+    known = rows_of(whole[(whole["source"] == "measured") & (whole["floor_ms"] > 0)], quantity, kind=kind)
+    if known.empty:
+        return None
+    times = median_estimate((known["median_ms"] / known["floor_ms"]).tolist())
+    return Line(f"limit_{quantity}", quantity.words, times, "times", f"median over {plural(len(known), 'cell')}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the time of an image goes
+
+
+def _images(rows: pd.DataFrame) -> dict[str, Mapping[Any, Any]]:
+    """A cell of each image, by its title, small images first.
+
+    Of the images that the study names with an output length, else of dummies, else of photographs.
+    """
+    fine = rows[(rows["status"] == "ok") & (rows["source"] == "measured")].drop_duplicates("cell_id")
+    runs, prefills = (fine[fine["kind"] == kind] for kind in (kinds.GENERATION, kinds.PREFILL))
+    longest = runs.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
+    own = longest[longest["width_px"].notna()]
+    cells = next((cells for cells in (own, prefills, longest) if len(cells)), own)
+    pixels = (cells["width_px"] * cells["height_px"]).fillna(cells["prompt_tokens"])
+    ordered = cells.assign(pixels=pixels).sort_values(["pixels", "cell_id"]).to_dict("records")
+    found: dict[str, Mapping[Any, Any]] = {}
+    for cell in ordered:
+        found.setdefault(_image(cell), cell)
+    return found
+
+
+def _chosen(images: Sequence[Mapping[str, Mapping[Any, Any]]]) -> list[str]:
+    """Titles of a few images, small ones first: of those that all subjects saw, if there are any."""
+    titles = list(dict.fromkeys(title for own in images for title in own))
+    shared = [title for title in titles if all(title in own for own in images)]
+    titles = shared or titles
+    return [titles[i] for i in sorted({0, (len(titles) - 1) // 2, len(titles) - 1})] if titles else []
+
+
+def _of_image(title: str, cell: Mapping[Any, Any], samples: Samples) -> Section:
+    """The waits of one cell from the opened picture to the last token, in their order."""
+    name = str(cell["cell_id"])
+    lines = [
+        Line(quantity.name, quantity.label, median_of(own), quantity.unit)
+        for quantity in (INPUTS_WALL, *AROUND[:-1], *PHASES, AROUND[-1])
+        if (own := samples.get(name, quantity)) is not None
+    ]
+    is_prefill = cell["kind"] == kinds.PREFILL
+    inputs = samples.get(name, INPUTS_WALL)
+    whole = samples.get(name, PLAIN_WALL) if is_prefill else samples.total(name, (PREFILL_SUM, *AROUND))
+    steps = None if is_prefill else samples.get(name, DECODE)
+    if inputs is not None and whole is not None and len(inputs) == len(whole):
+        first = inputs + whole
+        lines.append(Line(FIRST_TOKEN.name, FIRST_TOKEN.label, median_of(first), "ms"))
+        if steps is not None and len(steps) == len(first):
+            tokens = _tokens(cell)
+            each = median_of(steps / max(1, tokens - 1))
+            lines.append(Line("output_token", "each further token", each, "ms"))
+            lines.append(Line("request", f"all {plural(tokens, 'token')}", median_of(first + steps), "ms"))
+    return Section(title, tuple(line for line in lines if not math.isnan(_value(line))), _counts(cell))
+
+
+def _value(line: Line) -> float:
+    return math.nan if isinstance(line.found, Unknown) else line.found.value
+
+
+def _tokens(cell: Mapping[Any, Any]) -> int:
+    generated = cell["generated_tokens"]
+    return int(cell["output_tokens"] if pd.isna(generated) else generated)
+
+
+def _image(cell: Mapping[Any, Any]) -> str:
+    """What a cell looks at, such as 'photo.jpg (640x480 px)'."""
+    sized = not pd.isna(cell["width_px"])
+    size = f"{cell['width_px']}x{cell['height_px']} px" if sized else f"photograph {cell['image_id']}"
+    named = cell["image_id"] if sized and not pd.isna(cell["image_id"]) else size
+    return str(named) if str(named) == size else f"{named} ({size})"
+
+
+def _counts(cell: Mapping[Any, Any]) -> str:
+    """What an image becomes, such as '7 crops, 704 vision tokens'."""
+    known = {noun: cell[name] for name, noun in (("crops", "crop"), ("vision_tokens", "vision token"))}
+    return ", ".join(plural(int(count), noun) for noun, count in known.items() if not pd.isna(count))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As data
+
+
+def as_data(found: Sequence[Summary]) -> dict[str, Any]:
+    """Lay summaries out for JSON: by subject; what is not known has no value and a reason."""
+    return {summary.subject: _subject_data(summary) for summary in found}
+
+
+def _subject_data(summary: Summary) -> dict[str, Any]:
+    lines = [
+        {
+            "section": section.title,
+            "of": section.note,
+            "name": line.name,
+            "words": line.words,
+            "unit": line.unit,
+            "note": line.note,
+        }
+        | _number_data(line.found)
+        for section in summary.sections
+        for line in section.lines
+    ]
+    return {
+        "model": summary.model,
+        "device": summary.device,
+        "trust": {"verdict": summary.trust.verdict, "reasons": list(summary.trust.reasons)},
+        "left_out": list(summary.left_out),
+        "answers": lines,
+    }
+
+
+def _number_data(found: Estimate | Unknown) -> dict[str, Any]:
+    if isinstance(found, Unknown):
+        return {"value": None, "low": None, "high": None, "not_known": found.reason}
+    value, low, high = (float(part) if np.isfinite(part) else None for part in (found.value, found.low, found.high))
+    return {"value": value, "low": low, "high": high, "not_known": None}
