@@ -43,10 +43,8 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 run: $(PACKAGE_STAMP) ## measure and report; the study is STUDY=config.yaml, CORES=2 uses fewer cores than there are
-	@set -eu; report="$$(.venv/bin/python -m vlmeter.workflow.where "$(STUDY)")"; \
-	echo "Running the study in $(STUDY)"; \
-	$(IN_VENV) snakemake --profile profiles/default --configfile "$(STUDY)" $(if $(CORES),--cores $(CORES)); \
-	echo "Report: $$report"
+	@echo "Running the study in $(STUDY)"
+	@$(IN_VENV) vlmeter run "$(STUDY)" $(if $(CORES),-- --cores $(CORES))
 
 test: lint ## everything that has to hold: lint, types, unit, workflow and end-to-end tests
 	@echo 'Running the tests'

@@ -28,7 +28,7 @@ from vlmeter.records.states import (
     subject_digest,
 )
 from vlmeter.workflow.given import check_place, command_again, study_given, told_by_main, told_to_jobs
-from vlmeter.workflow.products import deleted, products_of
+from vlmeter.workflow.products import deleted, page_files, products_of
 from vlmeter.workflow.run import closing_words, take_run_lock
 from vlmeter.inputs.looks import made_pictures, own_pictures
 from vlmeter.cli.show import show_at_the_end

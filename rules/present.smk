@@ -100,7 +100,7 @@ rule render_report:
         roofline=[rules.join_roofline.output.roofline] if ON_DEVICES else [],
         thumbnails=[rules.make_thumbnails.output.thumbnails] if STUDY.experiments.adds_thumbnails else [],
         environments=rules.tabulate.output.environments,
-        page=[str(path) for path in sorted((BASE / "vlmeter" / "report" / "template").iterdir())],
+        page=[str(path) for path in page_files()],
         lock=str(BASE / "requirements.lock"),
     output:
         report=report(

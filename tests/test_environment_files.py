@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,13 @@ PROJECT = pins.read_project()["project"]
 DIRECT = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRA = [Requirement(text) for extra in PROJECT["optional-dependencies"].values() for text in extra]
 BUILD = [Requirement(text) for text in pins.read_project()["build-system"]["requires"]]
+
+#: What the workflow consists of beside the library, as in setup.py.
+WORKFLOW = (
+    *("Snakefile", "config.yaml", "requirements.lock"),
+    *("rules", "scripts", "profiles", "envs", "report", "schemas", "studies", "containers"),
+)
+PIP = [sys.executable, "-m", "pip"]
 LOCKS = [pins.LOCK, pins.DEV_LOCK]
 ENVIRONMENTS = sorted(path.name for path in (ROOT / "envs").glob("*.yaml"))
 
@@ -224,27 +233,70 @@ def test_presenting_needs_no_torch() -> None:
 # The package
 
 
-def test_the_wheel_carries_every_file_of_the_library(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "vlmeter", source / "vlmeter", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of a copy of this repository; nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("vlmeter", *WORKFLOW):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    ]
-    subprocess.run([*command, f"--wheel-dir={tmp_path}", str(source)], check=True, capture_output=True, text=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    command = [*PIP, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, f"--wheel-dir={folder}", str(source)], check=True, capture_output=True, text=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_the_wheel_carries_every_file_of_the_library_and_of_the_workflow(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    files = {path.relative_to(source).as_posix() for path in (source / "vlmeter").rglob("*") if path.is_file()}
-    assert packed == files
+    source = wheel.parent / "source"
+    library = {path.relative_to(source).as_posix() for path in (source / "vlmeter").rglob("*") if path.is_file()}
+    names = subprocess.run(["git", "ls-files", *WORKFLOW], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    workflow = {f"vlmeter/workflow_files/{name}" for name in names.splitlines()}
+    assert library - packed == set()
+    assert workflow - packed == set()
+    assert {name for name in packed - library if not name.startswith("vlmeter/workflow_files/")} == set()
+
+
+@pytest.mark.slow
+def test_the_wheel_in_an_environment_with_the_dependencies_of_this_one_measures_in_an_empty_folder(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """The environment is fresh but for a .pth file that leads to this one's packages: nothing is downloaded."""
+    fresh, empty = tmp_path / "fresh", tmp_path / "empty"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(fresh)], check=True)
+    (site,) = fresh.glob("lib/python*/site-packages")
+    install = ["--python", str(fresh / "bin" / "python"), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*PIP, *install], check=True, capture_output=True, text=True)
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    empty.mkdir()
+    study = {
+        "study": "mine",
+        "subjects": {"one": {"family": "molmo", "preset": "nano", "dtype": "float32", "backend": "fake"}},
+        "experiments": {"requests": {"image_sizes": ["336x336"], "output_tokens": [1, 4]}},
+        "sampling": {"min_samples": 5, "max_samples": 5, "min_warmup": 1, "max_warmup": 1},
+    }
+    (empty / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    command = [str(fresh / "bin" / "vlmeter"), "run", "study.yaml", "--", "--cores", "1"]
+    ran = subprocess.run(
+        command, cwd=empty, env={**own, "VLMETER_LOCK_DIR": str(tmp_path / "locks")}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (empty / "results" / "mine" / "report.html").exists()
+    assert "vlmeter run study.yaml" in (empty / "results" / "mine" / "report.html").read_text(encoding="utf-8")
+    assert ran.stdout.splitlines()[-1] == "Report  results/mine/report.html"
+    assert "each further token" in ran.stdout
+    record = json.loads((empty / "results/mine/cells/one/requests-size-336x336-n4.json").read_text(encoding="utf-8"))
+    assert record["status"] == "ok"
+    again = subprocess.run(command, cwd=empty, env=own, capture_output=True, text=True)
+    assert "Nothing to be done" in again.stderr
+    assert again.stdout == ran.stdout
 
 
 # The Makefile

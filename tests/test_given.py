@@ -134,6 +134,14 @@ def test_from_another_folder_the_command_names_the_workflow(base: Path) -> None:
     assert again(base) == "snakemake --profile profiles/default"
 
 
+def test_a_workflow_out_of_a_wheel_is_run_again_by_its_command(base: Path) -> None:
+    (base / "Makefile").unlink()
+    here = base.parent / "work"
+    assert again(base, "../work/a.yaml", started_in=here) == "vlmeter run a.yaml"
+    said = again(base, "../work/a.yaml", "../work/b.yaml", started_in=here, values=["seed=1"])
+    assert said == "vlmeter run a.yaml --configfile b.yaml --config seed=1"
+
+
 # --- what was deleted -------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The command line: look before you measure. Measuring itself is the workflow's business (`snakemake`).
+"""The command line: look before you measure, start a run, look at what came of it. Measuring is the workflow's business.
 
 Everything heavy is imported inside the commands, so that `vlmeter --help` answers at once.
 """
@@ -21,8 +21,8 @@ app = typer.Typer(
     help=(
         "Measure where the latency of a vision-language model goes.\n\n"
         "A study is a YAML file (config.yaml is the quickstart). `vlmeter plan` shows what it would measure, "
-        "`snakemake --profile profiles/default` measures it and writes results/<study>/report.html, and "
-        "`vlmeter status` says which cells still hold."
+        "`vlmeter run` measures it, prints the answers and writes results/<study>/report.html, `vlmeter show` prints "
+        "them again, and `vlmeter status` says which cells still hold."
     ),
     no_args_is_help=True,
     add_completion=False,

@@ -145,6 +145,10 @@ def command_again(
         return "make run"
     if simple and len(files) == 1 and PLAIN_NAME.fullmatch(near(files[0])):
         return f"make run STUDY={shlex.quote(near(files[0]))}"
+    if own and not (base / "Makefile").is_file() and files and not directory:
+        words = ["vlmeter", "run", near(files[0])]
+        words += [word for file in files[1:] for word in ("--configfile", near(file))]
+        return shlex.join([*words, *(word for value in values for word in ("--config", value))])
     words = ["snakemake"]
     if snakefile != started_in / "Snakefile":
         words += ["--snakefile", near(snakefile)]

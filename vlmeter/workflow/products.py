@@ -15,6 +15,11 @@ from vlmeter.study.layout import Layout
 FIGURE_FORMS = ("svg", "png", "pdf", "txt")
 
 
+def page_files() -> list[Path]:
+    """The template, style and script of the report's page."""
+    return sorted((Path(__file__).parents[1] / "report" / "template").iterdir())
+
+
 def products_of(
     layout: Layout, *, figures: Mapping[str, Iterable[str]], on_devices: Sequence[str], thumbnails: bool
 ) -> list[tuple[Path, ...]]:
