@@ -23,8 +23,8 @@ PROGRAMS = {"vlmeter", "make", "snakemake", "python", "pip", "source", "git"}
 #: Words in capitals stand for what a reader has.
 PLACEHOLDER = re.compile(r"^[A-Z_]+(\.yaml)?$")
 
-#: Commands that are not run here: they load a model, and tests of their own run them.
-LOADS_A_MODEL = {"verify", "checkpoint"}
+#: Commands that are not run here: they load a model, run a study or ask at a terminal, and tests of their own run them.
+TRIED_ELSEWHERE = {"verify", "checkpoint", "measure", "run", "new"}
 
 
 def ids(found: list[Command]) -> list[str]:
@@ -131,7 +131,7 @@ def is_run(command: Command) -> bool:
     words = command.words[1:]
     wants = any(word in ("--weights", "--subjects", "--subject") or PLACEHOLDER.fullmatch(word) for word in words)
     several = any(word.startswith("base") and word.endswith(("1", "2", "3")) for word in words) or "base" in words
-    return words[0] not in LOADS_A_MODEL and not wants and not several
+    return words[0] not in TRIED_ELSEWHERE and not wants and not several
 
 
 RUN = [command for command in OURS if is_run(command)]

@@ -1,4 +1,4 @@
-"""The command line: look before you measure, start a run, look at what came of it. Measuring is the workflow's business.
+"""The command line: look before you measure, start a run, look at what came of it. The workflow measures.
 
 Everything heavy is imported inside the commands, so that `vlmeter --help` answers at once.
 """

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from vlmeter import __version__
-from vlmeter.cli import checkpoint, compare, machine, predict, run, show, sizes, study
+from vlmeter.cli import checkpoint, compare, machine, measure, predict, run, show, sizes, study
 from vlmeter.cli.app import app, say
 from vlmeter.common.errors import UserError
 
 #: The commands, in the order in which `--help` lists them.
 COMMANDS = (
+    measure.measure,
     *(sizes.tokens, sizes.size, sizes.reachable),
     *(study.plan, run.run, study.status, study.forget),
     *(show.show, predict.predict),

@@ -139,6 +139,12 @@ def _legal_keys(location: Sequence[int | str]) -> list[str]:
     return sorted({name for model in _models_at(location) for name in model.model_fields})
 
 
+def about(location: Sequence[int | str]) -> str:
+    """What a study's key says of itself; empty for a name of one's own, such as a subject's."""
+    fields = [model.model_fields.get(str(location[-1])) for model in _models_at(location[:-1])]
+    return next((str(field.description) for field in fields if field is not None and field.description), "")
+
+
 def _description(location: Sequence[int | str]) -> str:
     """What a key says, from the class that has it."""
     name = str(location[-1])
