@@ -31,7 +31,6 @@ from vlmeter.workflow.given import check_place, command_again, study_given, told
 from vlmeter.workflow.products import deleted, page_files, products_of
 from vlmeter.workflow.run import closing_words, take_run_lock
 from vlmeter.inputs.looks import made_pictures, own_pictures
-from vlmeter.cli.show import show_at_the_end
 
 min_version("9.23")
 
@@ -113,6 +112,8 @@ onsuccess:
     shutil.rmtree(PLACES.stale_marks, ignore_errors=True)
     if PLACES.report.exists():
         print(f"vlmeter: {closing_words(PLACES, CELLS)}; the report is {PLACES.report}", file=sys.stderr)
+        from vlmeter.cli.show import show_at_the_end  # none of the jobs needs it
+
         show_at_the_end(PLACES.root)
 
 

@@ -25,7 +25,7 @@ app = typer.Typer(
         "them again, and `vlmeter status` says which cells still hold."
     ),
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlmeter.cli.app import FamilyName, Format, Results, say
+from vlmeter.cli.show import AsJson
 from vlmeter.common.errors import UserError
 
 
-def doctor(form: Format = "table", results: Results = Path("results")) -> None:
-    """Say what on this machine would disturb a measurement right now, and what to do; exit 1 if none would be right."""
+def doctor(form: Format = "table", results: Results = Path("results"), as_json: AsJson = False) -> None:
+    """Say what on this machine would disturb a measurement right now, and what to do; exit 1 if none would be right.
+
+    With --json the environment stands beside it, as a report of a defect needs it.
+    """
     from vlmeter.cli.rows import rows_as
     from vlmeter.measure.doctor import examine, worst
+    from vlmeter.measure.environment import essentials
 
     advice = examine(results=results)
     rows = [
         {"severity": item.severity, "topic": item.topic, "finding": item.finding, "action": item.action}
         for item in advice
     ]
-    if form == "table":
+    if as_json:
+        say(json.dumps({"environment": essentials(), "advice": rows}, indent=2))
+    elif form == "table":
         for row in rows:
             say(f"{row['severity']:8} {row['topic']}: {row['finding']}")
             if row["action"]:

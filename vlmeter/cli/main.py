@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from vlmeter import __version__
-from vlmeter.cli import checkpoint, compare, machine, measure, predict, run, show, sizes, study
+from vlmeter.cli import checkpoint, compare, machine, measure, new, predict, run, show, sizes, study
 from vlmeter.cli.app import app, say
 from vlmeter.common.errors import UserError
 
 #: The commands, in the order in which `--help` lists them.
 COMMANDS = (
-    measure.measure,
+    *(measure.measure, new.new),
     *(sizes.tokens, sizes.size, sizes.reachable),
     *(study.plan, run.run, study.status, study.forget),
     *(show.show, predict.predict),
@@ -30,14 +30,22 @@ for command in COMMANDS:
 
 def _version(asked: bool) -> None:
     if asked:
+        from vlmeter.measure.environment import essentials
+
         say(f"vlmeter {__version__}")
+        for name, value in essentials().items():
+            if name != "vlmeter":
+                say(f"{name:13} {value}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="print the version, and what a report of a defect needs"
+        ),
     ] = False,
 ) -> None:
     pass

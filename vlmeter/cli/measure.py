@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vlmeter.cli.drafts import fitting_dtype, name_of, subject_keys, write_new
 from vlmeter.cli.run import run_study
 from vlmeter.cli.show import AsJson
 from vlmeter.common.errors import UserError
@@ -87,53 +88,22 @@ def measure(
     from vlmeter.study.loader import parse_study
     from vlmeter.study.plan import build_plan
 
-    subject = _subject(model, random=random, family=family, preset=preset, revision=revision)
+    subject = subject_keys(model, random=random, family=family, preset=preset, revision=revision)
     subject |= _way(backend, url)
-    subject |= {"dtype": dtype or _fitting_dtype(device), "device": device}
+    subject |= {"dtype": dtype or fitting_dtype(device), "device": device}
     asked = _requests(image or ["1344x1344"], output_tokens or [128], question or [])
-    content: dict[str, Any] = {"study": "draft", "subjects": {_subject_name(subject): subject}}
+    content: dict[str, Any] = {"study": "draft", "subjects": {name_of(subject): subject}}
     content["experiments"] = {"requests": asked}
     content["sampling"] = dict(SAMPLING)
     study = parse_study(content, source="measure")
     build_plan(study)
     if costs and (sizes := _cost_sizes(content)):
         content["experiments"]["vision_tokens"] = {"image_sizes": sizes, "text_tokens": 32}
-    content["study"] = name or f"{_subject_name(subject)}-{_digest(content)}"
+    content["study"] = name or f"{name_of(subject)}-{_digest(content)}"
     build_plan(parse_study(content, source="--name" if name else "measure"))
     path = Path("results") / content["study"] / "study.yaml"
-    _write(path, study_text(content, opening=OPENING))
+    write_new(path, study_text(content, opening=OPENING))
     run_study(path, written_for_this=True, as_json=as_json)
-
-
-def _subject(
-    model: str | None, *, random: bool, family: str | None, preset: str | None, revision: str | None
-) -> dict[str, Any]:
-    """What is measured: a checkpoint, or random weights of a family's preset."""
-    if random == (model is not None):
-        raise UserError(
-            "give a MODEL (a hub id, or a checkpoint's folder), or --random with --family and --preset; "
-            + ("both are given" if random else "neither is")
-        )
-    if random:
-        for option, value in (("--family", family), ("--preset", preset)):
-            if value is None:
-                raise UserError(f"{option} is missing: random weights need a family and a preset, such as molmo nano")
-        if revision is not None:
-            raise UserError("--revision: random weights have none; legal with a hub id")
-        return {"family": family, "preset": preset, "weights": "random"}
-    if preset is not None:
-        raise UserError("--preset: a checkpoint has its own architecture; legal with --random")
-    assert model is not None
-    found: dict[str, Any] = {"family": family or _family_of(model, revision), "weights": model}
-    return found | ({"revision": revision} if revision is not None else {})
-
-
-def _family_of(model: str, revision: str | None) -> str:
-    """Ask a checkpoint's configuration for its family; of a hub id that is fetched, and nothing else of it."""
-    from vlmeter.models.checkpoints import open_checkpoint
-    from vlmeter.models.families.registry import family_of_checkpoint
-
-    return family_of_checkpoint(open_checkpoint(model, revision=revision, weights=False))
 
 
 def _way(backend: str | None, url: str | None) -> dict[str, Any]:
@@ -146,15 +116,6 @@ def _way(backend: str | None, url: str | None) -> dict[str, Any]:
     if backend not in (None, *speakers):
         raise UserError(f"--url: a server runs the model by itself, and --backend is {backend}; give one of them")
     return {"backend": speakers[0], "endpoint": {"url": url}}
-
-
-def _fitting_dtype(device: str) -> str:
-    """The number format that a device is quick at."""
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return "float32" if device == "cpu" else "bfloat16"
 
 
 def _requests(images: Sequence[str], output_tokens: Sequence[int], questions: Sequence[str]) -> dict[str, Any]:
@@ -189,26 +150,5 @@ def _cost_sizes(content: Mapping[str, Any]) -> list[str]:
     return [sizes[round(place * (len(sizes) - 1) / (MOST_SIZES - 1))] for place in range(MOST_SIZES)]
 
 
-def _subject_name(subject: Mapping[str, Any]) -> str:
-    """A name for the subject that a file may bear: of the checkpoint, or family and preset, and how it is run."""
-    weights = str(subject["weights"])
-    what = f"{subject['family']}-{subject['preset']}" if weights == "random" else Path(weights).name or "model"
-    name = "-".join([what, *([subject["backend"]] if "backend" in subject else [])])
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._").lower() or "model"
-
-
 def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:6]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the study, but never over one that says something else."""
-    from vlmeter.common.files import write_atomically
-
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{path} is there and asks for something else; `vlmeter run {path}` goes on from it, and --name begins "
-            "another"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ def _asked(family: str | None, preset: str | None, weights: str | None, revision
         known = get_family(family or family_of_checkpoint(checkpoint))
         check_family(checkpoint, known)
     if preset is not None and preset not in known.presets and not known.takes_any_checkpoint:
-        raise UserError(f"--preset: {preset!r} is not known for {known.name}; legal: {', '.join(known.presets)}")
+        close = difflib.get_close_matches(preset.lower(), list(known.presets), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"--preset: {preset!r} is not known for {known.name}{hint}; legal: {', '.join(known.presets)}")
     if weights is None and preset is None:
         # The toy comes first, and may have smaller crops than any real model.
         preset = next((name for name in known.presets if name != "nano"), None)

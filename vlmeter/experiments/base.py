@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -77,6 +77,8 @@ class Experiment(Model, ABC):
     name: ClassVar[str]
     #: what it asks, in a few words
     question: ClassVar[str]
+    #: keys of a first study of one's own; empty: `vlmeter new` does not propose it
+    starter: ClassVar[Mapping[str, Any]] = {}
     #: whether it looks at the dataset's photographs
     on_photographs: ClassVar[bool] = False
     #: whether it adds a contact sheet to the report: the photographs of its longest latencies

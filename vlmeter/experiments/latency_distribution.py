@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,6 +19,7 @@ class LatencyDistribution(Experiment):
 
     name = "latency_distribution"
     question = "latency of many requests, each measured once, on photographs"
+    starter: ClassVar[Mapping[str, Any]] = {"samples": 300, "output_tokens": 16}
     on_photographs = True
     adds_thumbnails = True
 

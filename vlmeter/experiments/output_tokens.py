@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,7 @@ class OutputTokens(Repeated):
 
     name = "output_tokens"
     question = "output tokens against latency, on photographs"
+    starter: ClassVar[Mapping[str, Any]] = {"output_tokens": [8, 32, 128], "images": 5}
     on_photographs = True
 
     output_tokens: list[Count] = Field(min_length=1, description="numbers of output tokens N")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,7 @@ class Requests(Repeated):
 
     name = "requests"
     question = "image sizes and pictures of one's own, by output lengths: a cell for each pair"
+    starter: ClassVar[Mapping[str, Any]] = {"image_sizes": ["640x480", "1344x1344"], "output_tokens": [16, 128]}
 
     image_sizes: list[Pair] = Field([], description="sizes of made images as width x height in px, such as 640x480")
     pictures: list[Annotated[str, Field(min_length=1)]] = Field(

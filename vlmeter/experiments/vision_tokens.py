@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,10 @@ class VisionTokens(Repeated):
 
     name = "vision_tokens"
     question = "vision tokens against latency, on dummy images"
+    starter: ClassVar[Mapping[str, Any]] = {
+        "image_sizes": ["224x224", "336x672", "448x448", "672x672", "672x1344"],
+        "text_tokens": 32,
+    }
 
     tilings: Literal["all"] | list[Pair] | None = Field(
         None, description="all, or a list such as [1x1, 2x4] (rows x columns of crops)"

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,57 @@ def _cpu_governor() -> str | None:
         return path.read_text().strip()
     except OSError:
         return None
+
+
+def essentials() -> dict[str, str]:
+    """Say in a few words what vlmeter runs on here, for a report of a defect; no model library is imported."""
+    found = {
+        "vlmeter": __version__,
+        "commit": source_commit() or "not known: no checkout",
+        "package": str(Path(__file__).resolve().parents[1]),
+        "python": f"{platform.python_version()}, {sys.executable}",
+        "platform": platform.platform(),
+        "processor": f"{_processor()}, {os.cpu_count()} logical cores",
+        "GPUs": ", ".join(_gpus()) or "none that NVML knows",
+    }
+    return found | {name: version for name, version in versions().items() if name != "python"} | _tools()
+
+
+def _tools() -> dict[str, str]:
+    found = {}
+    for name in ("snakemake", "pandas", "pydantic"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs with their driver; empty where there is no NVML."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [f"{pynvml.nvmlDeviceGetName(handle)}, driver {driver}" for handle in handles]
+    except pynvml.NVMLError as error:
+        return [f"NVML says {error}"]
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def snapshot(device: Device) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from vlmeter.common.errors import UserError
-from vlmeter.study.refusals import sentence_of, shown
+from vlmeter.study.refusals import sentences_of, shown
 from vlmeter.study.study import Study
 
 
@@ -115,7 +115,14 @@ def parse_study(data: object, *, source: str) -> Study:
             _check_sampling(study, name)
         return study
     except ValidationError as error:
-        raise UserError(f"{source}: {sentence_of(error)}") from None
+        raise UserError(f"{source}: {_together(sentences_of(error))}") from None
+
+
+def _together(sentences: Sequence[str]) -> str:
+    """One sentence as it is; several, each on a line of its own."""
+    if len(sentences) == 1:
+        return sentences[0]
+    return "\n- ".join([f"{len(sentences)} keys are wrong", *sentences])
 
 
 def _check_sampling(study: Study, experiment: str) -> None:

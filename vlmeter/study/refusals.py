@@ -46,9 +46,19 @@ TYPES_IN_WORDS = {
 }
 
 
-def sentence_of(error: ValidationError) -> str:
-    """Turn pydantic's complaints into one sentence: key, value, what would be legal."""
-    detail, alternatives = _most_telling(error.errors())
+def sentences_of(error: ValidationError) -> list[str]:
+    """Turn pydantic's complaints into a sentence for each key: key, value, what would be legal."""
+    left, found = list(error.errors()), list[str]()
+    while left:
+        found.append(_sentence(*_most_telling(left)))
+        place = left[0]["loc"]
+        place = place[:-1] if place and _is_tag(place[-1]) else place
+        left = [detail for detail in left[1:] if detail["loc"][: len(place)] != place]
+    return list(dict.fromkeys(found))
+
+
+def _sentence(detail: ErrorDetails, alternatives: Sequence[str]) -> str:
+    """Say one complaint, and what else would be legal at its place."""
     location = [part for part in detail["loc"] if not _is_tag(part)]
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):

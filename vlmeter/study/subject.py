@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +20,12 @@ from vlmeter.models.families.registry import FAMILIES, family_of_checkpoint, get
 from vlmeter.models.packing import QUANTIZED_BYTES, is_way_of_packing
 
 DEVICE_PATTERN = r"^(auto|cpu|cuda|cuda:\d+)$"
+
+
+def _meant(name: str, legal: Iterable[str]) -> str:
+    """Say which of the legal names may be meant, as a hint in brackets; empty if none is near."""
+    close = difflib.get_close_matches(name.lower(), list(legal), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 #: Keys that every backend takes.
@@ -116,15 +122,14 @@ class CommonKeys(Model):
     @classmethod
     def _known_backend(cls, name: str) -> str:
         if name not in BACKENDS:
-            raise ValueError(f"{name!r} is not known; legal: {', '.join(sorted(BACKENDS))}")
+            raise ValueError(f"{name!r} is not known{_meant(name, BACKENDS)}; legal: {', '.join(sorted(BACKENDS))}")
         return name
 
     @field_validator("quantization")
     @classmethod
     def _known_packing(cls, name: str | None) -> str | None:
         if name is not None and not is_way_of_packing(name):
-            close = difflib.get_close_matches(name, QUANTIZED_BYTES, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = _meant(name, QUANTIZED_BYTES)
             raise ValueError(f"{name!r} is not known{hint}; legal: {', '.join(QUANTIZED_BYTES)}")
         return name
 
@@ -133,7 +138,8 @@ class CommonKeys(Model):
         family = get_family(self.family)
         presets = family.presets
         if self.preset is not None and self.preset not in presets and not family.takes_any_checkpoint:
-            raise ValueError(f"preset {self.preset!r} is not known; legal: {', '.join(presets)}")
+            hint = _meant(self.preset, presets)
+            raise ValueError(f"preset {self.preset!r} is not known{hint}; legal: {', '.join(presets)}")
         if self.weights == "random" and self.preset is None:
             raise ValueError(f"preset is missing: random weights need an architecture, one of {', '.join(presets)}")
         if self.weights == "random" and self.revision is not None:
