@@ -15,7 +15,7 @@ from vlmeter.measure.ceilings import alike
 from vlmeter.common.errors import UserError
 from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, WITH_ROOFLINE, get_figure
 from vlmeter.common.code import code_digest, digest_of
-from vlmeter.study.layout import ALL_SUBJECTS, Layout
+from vlmeter.study.layout import ALL_SUBJECTS, Layout, session_name
 from vlmeter.study.plan import build_plan
 from vlmeter.study.subject import has_counts, has_limits
 from vlmeter.measure.supervision import OWNER_VARIABLE
@@ -86,6 +86,7 @@ DUMMIES = made_pictures(CELLS)
 # where they lie, whatever the prefix of a module: braces would be wildcards
 OWN_PICTURES = [local(str(path).replace("{", "{{").replace("}", "}}")) for path in own_pictures(CELLS)]
 SUBJECTS = list(STUDY.subjects)
+RUNS = range(STUDY.runs)
 STATES = cell_states(STUDY, PLACES, CELLS)
 # Limits are those of a device that this machine holds, and of a model that runs on it.
 ON_DEVICES = [name for name, subject in STUDY.subjects.items() if has_limits(subject)]
@@ -111,7 +112,10 @@ onstart:
 onsuccess:
     shutil.rmtree(PLACES.stale_marks, ignore_errors=True)
     if PLACES.report.exists():
-        print(f"vlmeter: {closing_words(PLACES, CELLS)}; the report is {PLACES.report}", file=sys.stderr)
+        print(
+            f"vlmeter: {closing_words(PLACES, CELLS, runs=STUDY.runs)}; the report is {PLACES.report}",
+            file=sys.stderr,
+        )
         from vlmeter.cli.show import show_at_the_end  # none of the jobs needs it
 
         show_at_the_end(PLACES.root)
@@ -151,7 +155,7 @@ rule all:
     default_target: True
     input:
         # cells that are missing, some of each subject: one is enough to start the session that measures them all
-        records=[LAYOUT.record(cell) for cell in some_missing(STATES)],
+        records=[LAYOUT.record(cell, run=run) for cell, run in some_missing(STATES)],
         stale=[*STALE_MARKS.values(), *OTHER_CODE_MARKS],
         # the report alone would not bring back what was deleted beside it
         deleted=[LAYOUT.root / path.relative_to(PLACES.root) for path in deleted(PRODUCTS)],

@@ -31,12 +31,15 @@ except UserError as error:
     print(f"vlmeter: {error}", file=sys.stderr)
     sys.exit(2)
 
-STALE_MARKS = {subject: LAYOUT.stale_mark(subject, digest) for subject, digest in TOLD["stale"].items()}
+STALE_MARKS = {session: LAYOUT.stale_mark(session, digest) for session, digest in TOLD["stale"].items()}
 
 # Where the installed code that runs a subject has changed, so may what its processor counts and what its model computes.
 OTHER_CODE = digest_of(json.dumps(TOLD["on_other_code"]).encode()) if TOLD["on_other_code"] else ""
 COUNTS_MARK, WORK_MARK = ([LAYOUT.stale_mark(f"{{subject}}-{what}", OTHER_CODE)] for what in ("counts", "work"))
-OTHER_CODE_MARKS = expand([*COUNTS_MARK, *WORK_MARK], subject=TOLD["on_other_code"])
+OTHER_CODE_MARKS = expand(
+    [*COUNTS_MARK, *WORK_MARK],
+    subject=[name for name in SUBJECTS if any(session_name(name, run) in TOLD["on_other_code"] for run in RUNS)],
+)
 
 
 rule check_counts:
@@ -61,26 +64,30 @@ rule check_counts:
         "../scripts/check_counts.py"
 
 
-for subject_name in SUBJECTS:
+# The sessions of a study with several runs take turns, A B A B: an earlier run goes first, and the second run of a subject
+# waits until all subjects can begin their first. On a cluster they may run side by side.
+for run, subject_name in [(run, subject_name) for run in RUNS for subject_name in SUBJECTS]:
     subject_cells = [cell for cell in CELLS if cell.subject == subject_name]
     gpus = session_gpus(STUDY.subjects[subject_name], gpus=GPUS)
+    session = session_name(subject_name, run)
 
     rule:
         name:
-            f"measure_{subject_name}"
+            f"measure_{session}"
         input:
-            dummies=[LAYOUT.dummies / image for image in made_pictures(subject_cells)],
+            dummies=[LAYOUT.dummies / image for image in made_pictures(CELLS if run else subject_cells)],
             dataset=[LAYOUT.dataset] if STUDY.experiments.on_photographs else [],
             own=OWN_PICTURES,
             # A study stops here, before any time on a device, if a count is not what the plan says. Not `ancient`: where
             # counts have to be checked again, Snakemake would look at no job behind such an input, and end well.
-            counts=[LAYOUT.counts(subject_name)] if subject_name in COUNTED else [],
+            counts=[LAYOUT.counts(name) for name in COUNTED if run or name == subject_name],
         output:
-            records=update([LAYOUT.record(cell) for cell in subject_cells]),
-            seal=LAYOUT.seal(subject_name),
-            stale=[STALE_MARKS[subject_name]] if subject_name in STALE_MARKS else [],
+            records=update([LAYOUT.record(cell, run=run) for cell in subject_cells]),
+            seal=LAYOUT.seal(subject_name, run=run),
+            stale=[STALE_MARKS[session]] if session in STALE_MARKS else [],
         log:
-            LAYOUT.log(f"measure-{subject_name}"),
+            LAYOUT.log(f"measure-{session}"),
+        priority: STUDY.runs - 1 - run
         conda:
             "../envs/measure.yaml"
         threads: session_threads(gpus, cores=CORES, of_gpus=GPUS)
@@ -90,8 +97,9 @@ for subject_name in SUBJECTS:
             mem_mb=host_memory_mb(STUDY, subject_name, subject_cells),
         params:
             subject=subject_name,
-            digest=subject_digest(STUDY, subject_name, CELLS),
+            run=run,
+            digest=subject_digest(STUDY, subject_name, CELLS, run=run),
         message:
-            f"Measuring {subject_name}: {states_in_words(STATES, subject_name)}"
+            f"Measuring {subject_name}{f', run {run}' if run else ''}: {states_in_words(STATES, subject_name, run=run)}"
         script:
             "../scripts/measure.py"

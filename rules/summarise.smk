@@ -4,7 +4,7 @@
 
 rule tabulate:
     input:
-        seals=[LAYOUT.seal(subject) for subject in SUBJECTS],
+        seals=[LAYOUT.seal(subject, run=run) for run in RUNS for subject in SUBJECTS],
     output:
         table=LAYOUT.table,
         csv=report(
@@ -20,10 +20,10 @@ rule tabulate:
     conda:
         "../envs/present.yaml"
     params:
-        cells=[f"{cell.subject}/{cell.cell_id}" for cell in CELLS],
+        cells=[f"{session_name(cell.subject, run)}/{cell.cell_id}" for run in RUNS for cell in CELLS],
         code=code_digest("vlmeter.table.build"),
     message:
-        f"Gathering {len(CELLS)} records into one table"
+        f"Gathering {len(RUNS) * len(CELLS)} records into one table"
     script:
         "../scripts/tabulate.py"
 

@@ -1,4 +1,4 @@
-"""Measure the stale cells of one subject."""
+"""Measure the stale cells of one subject in one run."""
 
 from pathlib import Path
 
@@ -10,12 +10,14 @@ from vlmeter.workflow.given import given_to_job
 
 with job(snakemake.log[0]) as tell:
     study, layout = given_to_job(snakemake.config)
-    subject = snakemake.params.subject
-    with session_progress(subject) as progress:
-        summary = supervise(study, subject, layout, tell=tell, progress=progress, log_file=Path(snakemake.log[0]))
-    seal_records(layout, subject, build_plan(study, subject=subject))
+    subject, run = snakemake.params.subject, snakemake.params.run
+    title = f"{subject}, run {run}" if run else subject
+    with session_progress(title) as progress:
+        log_file = Path(snakemake.log[0])
+        summary = supervise(study, subject, layout, tell=tell, progress=progress, log_file=log_file, run=run)
+    seal_records(layout, subject, build_plan(study, subject=subject), run=run)
     for mark in snakemake.output.get("stale", []):
         Path(mark).touch()
-    tell(f"{subject}: {summary.sentence()}")
+    tell(f"{title}: {summary.sentence()}")
     if spent := summary.spent():
-        tell(f"{subject}: {spent}")
+        tell(f"{title}: {spent}")

@@ -13,7 +13,7 @@ from vlmeter.workflow.given import given_to_job
 
 with job(snakemake.log[0]):
     study, layout = given_to_job(snakemake.config)
-    records = [layout.record(cell) for cell in build_plan(study)]
+    records = [layout.record(cell, run=run) for run in range(study.runs) for cell in build_plan(study)]
     write_table(build_table(records), Path(snakemake.output.table), Path(snakemake.output.csv))
     environments = json.dumps(gather_environments(records), indent=1)
     write_atomically(Path(snakemake.output.environments), f"{environments}\n".encode())

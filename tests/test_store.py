@@ -16,7 +16,7 @@ from vlmeter.study.plan import build_plan
 
 STUDY = study_of(experiments={"vision_tokens": {"tilings": ["1x1", "1x2"]}})
 CELLS = build_plan(STUDY)
-PARTS = ("cell", "protocol", "subject", "code", "versions", "input")
+PARTS = ("cell", "protocol", "subject", "code", "versions", "run", "input")
 
 
 @pytest.fixture

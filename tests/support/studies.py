@@ -101,6 +101,7 @@ def run_fake(
     subject: str = "fake",
     machine: Machine | None = None,
     progress: Callable[[Progress], None] = lambda step: None,
+    run: int = 0,
 ) -> Summary:
     """Run a session of the study on a fake subject."""
     cells = [c for c in build_plan(study, dataset=dataset_items(study.dataset.images)) if c.subject == subject]
@@ -112,4 +113,5 @@ def run_fake(
         pictures=pictures_of(photographs(study.dataset.images)),
         machine=machine or machine_of(runner or FakeRunner()),
         progress=progress,
+        run=run,
     )

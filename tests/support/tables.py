@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from tests.support.fakes import FakeRunner
 from tests.support.studies import machine_of, run_fake, study_of
 from vlmeter.measure.monitors import Monitor
+from vlmeter.study.study import Study
 from vlmeter.table.build import build_table
 
 #: Tilings in which crops and tokens vary independently of each other, 1x7 and 2x4 with equal tokens among them.
@@ -35,15 +36,36 @@ def records_of(
     **changes: Any,
 ) -> list[Path]:
     """Run a fake study into `results`; returns its records' paths."""
+    study = _study(vision, output, latency, **changes)
+    run_fake(study, results, machine=machine_of(runner or FakeRunner(), monitor=monitor))
+    return sorted((results / study.study / "cells").rglob("*.json"))
+
+
+def _study(
+    vision: dict[str, Any] | None, output: dict[str, Any] | None, latency: dict[str, Any] | None, **changes: Any
+) -> Study:
     experiments = {"vision_tokens": vision, "output_tokens": output, "latency_distribution": latency}
-    study = study_of(
+    return study_of(
         experiments={name: given for name, given in experiments.items() if given is not None},
         dataset={"source": "embedded", "images": 6},
         sampling={"min_samples": 9, "max_samples": 9, "max_seconds_per_cell": 1000},
         **changes,
     )
-    run_fake(study, results, machine=machine_of(runner or FakeRunner(), monitor=monitor))
-    return sorted((results / study.study / "cells").rglob("*.json"))
+
+
+def table_of_runs(
+    results: Path,
+    runners: Sequence[FakeRunner],
+    *,
+    vision: dict[str, Any] | None = VISION,
+    output: dict[str, Any] | None = OUTPUT,
+    latency: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """The table of a fake study that was run once on each of the runners."""
+    study = _study(vision, output, latency, runs=len(runners))
+    for run, runner in enumerate(runners):
+        run_fake(study, results, runner=runner, run=run)
+    return build_table(sorted((results / study.study).rglob("cells/fake/*.json")))
 
 
 def table_of(results: Path, **options: Any) -> pd.DataFrame:

@@ -126,9 +126,9 @@ class Workflow:
         )
         return Ran(done.returncode, done.stderr + done.stdout)
 
-    def sessions(self) -> dict[str, str]:
-        """The session that measured each cell."""
-        paths = {f"{cell.subject}/{cell.cell_id}": self.layout.record(cell) for cell in self.cells}
+    def sessions(self, *, run: int = 0) -> dict[str, str]:
+        """The session that measured each cell in a run."""
+        paths = {f"{cell.subject}/{cell.cell_id}": self.layout.record(cell, run=run) for cell in self.cells}
         return {name: read_record(path).session.session_id for name, path in paths.items() if path.exists()}
 
     def status(self) -> list[dict[str, Any]]:

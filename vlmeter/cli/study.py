@@ -53,7 +53,8 @@ def plan(
     if form == "table":
         counted = Counter((row["subject"], row["experiment"]) for row in rows)
         parts = [f"{number} {experiment} of {subject}" for (subject, experiment), number in counted.items()]
-        say(f"\n{len(rows)} cells: {', '.join(parts)}")
+        times = f"; {study.runs} runs of each, {study.runs * len(rows)} records" if study.runs > 1 else ""
+        say(f"\n{len(rows)} cells: {', '.join(parts)}{times}")
         manifest = fetched_manifest(study, layout) if study.experiments.on_photographs else None
         if manifest and (passed_over := manifest.skipped_in_words()):
             say(passed_over)
@@ -69,7 +70,7 @@ def status(
     form: Format = "table",
     results: Results = Path("results"),
 ) -> None:
-    """Say which cells are fresh, missing or stale, and why, before anything runs.
+    """Say which cells are fresh, missing or stale in each run, and why, before anything runs.
 
     A cell is stale when its record was made of another cell, protocol, subject, code, versions, installed code or input
     than it would be now. Whether the device is another one, only a measuring session can tell.
@@ -83,6 +84,7 @@ def status(
     rows = [
         {
             "subject": cell.subject,
+            "run": found.run,
             "cell": cell.cell_id,
             "state": found.state,
             "reason": ", ".join(found.words()),
@@ -90,10 +92,15 @@ def status(
         }
         for cell, found in cell_states(study, Layout(study.study, results))
     ]
-    say(rows_as(rows, list(rows[0]), form=form))
+    columns = [name for name in rows[0] if name != "run" or study.runs > 1 or form != "table"]
+    say(rows_as(rows, columns, form=form))
     if form == "table":
         counted = Counter(row["state"] for row in rows)
-        say(f"\n{len(rows)} cells: " + ", ".join(f"{counted[s]} {s}" for s in ("fresh", "missing", "stale")))
+        times = f" in {study.runs} runs" if study.runs > 1 else ""
+        say(
+            f"\n{len(rows) // study.runs} cells{times}: "
+            + ", ".join(f"{counted[s]} {s}" for s in ("fresh", "missing", "stale"))
+        )
 
 
 def forget(
@@ -104,8 +111,9 @@ def forget(
     more: MoreFiles = None,
     values: Values = None,
     results: Results = Path("results"),
+    run: Annotated[list[int] | None, typer.Option(help="of this run only, from 0; repeatable", metavar="N")] = None,
 ) -> None:
-    """Delete the records of cells, so that the next run measures them again on purpose."""
+    """Delete the records of cells, so that they are measured again on purpose."""
     import fnmatch
 
     from vlmeter.records.store import forget as forget_records
@@ -113,6 +121,9 @@ def forget(
     from vlmeter.study.plan import build_plan
 
     study = load_study(study_file, *(more or []), values=values or [])
+    for wanted in run or []:
+        if wanted not in range(study.runs):
+            raise UserError(f"--run: {wanted} is no run of {study_file}; legal: 0 to {study.runs - 1}")
     cells = build_plan(study)
     chosen = [
         cell
@@ -121,7 +132,8 @@ def forget(
     ]
     if not chosen:
         raise UserError(f"no cell of {study_file} matches {' '.join(patterns)}; `vlmeter plan {study_file}` lists them")
-    gone = forget_records(results, study.study, chosen)
+    runs = sorted(set(run)) if run else range(study.runs)
+    gone = [path for one in runs for path in forget_records(results, study.study, chosen, run=one)]
     say(f"{len(chosen)} cells chosen, {len(gone)} records deleted; the next run measures these cells again")
 
 

@@ -14,7 +14,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from vlmeter.measure.recording import named
 from vlmeter.measure.requests import measure_requests
 from vlmeter.measure.rounds import measure_cell
 from vlmeter.numbers.medians import Estimate
-from vlmeter.records.fingerprint import cell_fingerprint, input_digest
+from vlmeter.records.fingerprint import RUN, cell_fingerprint, input_digest
 from vlmeter.records.installed import keep_listing, packages_here
 from vlmeter.records.parts import Drift, SessionStamp
 from vlmeter.records.record import Record, write_record
@@ -87,8 +87,9 @@ def run_session(
     begin: Callable[[Cell], None] = lambda cell: None,
     progress: Callable[[Progress], None] = lambda step: None,
     given_up: Mapping[str, str] | None = None,
+    run: int = 0,
 ) -> Summary:
-    """Measure every cell of the subject whose record is missing or stale.
+    """Measure every cell of the subject whose record of this run is missing or stale.
 
     Args:
         study: the study; cells: its cells of this subject, in the plan's order.
@@ -98,13 +99,16 @@ def run_session(
         begin: told before every cell and sentinel.
         progress: told after every cell and sentinel.
         given_up: cells that are not to be tried, by cell id, with the reason; they count as failed.
+        run: which run of the study, from 0; each has an order of its own.
 
     Records are written as soon as they are finished, and kept in a journal until the session succeeds. Raises
-    SessionFailed at the end if a cell failed, and UserError if records come from another device or
-    are of another version.
+    SessionFailed at the end if a cell failed, and UserError if records, of this run or of another one, come from
+    another device or are of another version.
     """
     subject = study.subjects[subject_name]
-    session = _Session(study, subject_name, subject, list(cells), results=results, pictures=pictures, machine=machine)
+    session = _Session(
+        study, subject_name, subject, list(cells), results=results, pictures=pictures, machine=machine, run=run
+    )
     session.begin, session.progress, session.given_up = begin, progress, given_up or {}
     session.sort()
     if session.todo:
@@ -138,10 +142,12 @@ class _Session:
         results: Path,
         pictures: Pictures,
         machine: Machine,
+        run: int,
     ) -> None:
+        self.run = run
         self.study, self.subject_name, self.subject, self.cells = study, subject_name, subject, cells
         self.results, self.pictures, self.machine = results, pictures, machine
-        self.journal = Journal(results, study.study, subject_name)
+        self.journal = Journal(results, study.study, subject_name, run=run)
         self.summary = Summary()
         self.todo: list[Cell] = []
         self.begin: Callable[[Cell], None] = lambda cell: None
@@ -149,10 +155,12 @@ class _Session:
         self.given_up: Mapping[str, str] = {}
         self.session_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.prints = {cell.cell_id: cell_fingerprint(cell, subject, pictures) for cell in cells}
-        #: of the order of cells and arms; the subject is in it, so that two subjects do not share an order
-        self.order_seed = f"{study.seed}/{subject_name}"
-        self._fresh: list[Record] = []
+        self.prints = {cell.cell_id: cell_fingerprint(cell, subject, pictures, run=run) for cell in cells}
+        #: of the order of cells and arms; subject and run are in it, so that no two sessions share an order
+        self.order_seed = f"{study.seed}/{subject_name}" + (f"/{run}" if run else "")
+        #: records that hold, with their files: all of this run, one of every other one
+        self._fresh: list[tuple[Record, Path]] = []
+        self._listings = installed_folder(results, study.study)
         self._done = 0
         #: seconds that getting a cell's shape ready took when it was looked at as the sentinel, by cell
         self._ready_early: dict[str, dict[str, float]] = {}
@@ -161,19 +169,32 @@ class _Session:
         self._installed: Mapping[str, str] = {}
 
     def path(self, cell: Cell) -> Path:
-        return cell_path(self.results, self.study.study, cell)
+        return cell_path(self.results, self.study.study, cell, run=self.run)
+
+    def _other_runs(self) -> Iterator[tuple[Record, Path]]:
+        """A record that holds of every other run, with its file: all of a run are of one device and one server."""
+        for run in range(self.study.runs):
+            for cell in self.cells if run != self.run else ():
+                path = cell_path(self.results, self.study.study, cell, run=run)
+                found = state_of(path, {**self.prints[cell.cell_id], RUN: str(run)}, listings=self._listings)
+                if found.state == "fresh" and found.record is not None:
+                    yield found.record, path
+                    break
 
     def sort(self) -> None:
         """Tell which cells have to be measured; take back what the journal of a crashed session holds."""
+        for record, path in self._other_runs():
+            self._check_device(record, path)
+            self._fresh.append((record, path))
         for cell in self.cells:
             current = self.prints[cell.cell_id]
-            found = state_of(self.path(cell), current, listings=installed_folder(self.results, self.study.study))
+            found = state_of(self.path(cell), current, listings=self._listings)
             if found.other_version is not None:
                 raise found.other_version
             if found.state == "fresh" and found.record is not None:
                 self._check_device(found.record, self.path(cell))
                 self.summary.fresh += 1
-                self._fresh.append(found.record)
+                self._fresh.append((found.record, self.path(cell)))
                 continue
             kept = self.journal.take_back(cell, current)
             if kept is not None and kept.environment.get("device_identity") == self.machine.identity:
@@ -207,7 +228,7 @@ class _Session:
             return
         # what a checkpoint on the hub is is known for certain once it has been read
         for cell in self.cells:
-            self.prints[cell.cell_id] = cell_fingerprint(cell, self.subject, self.pictures)
+            self.prints[cell.cell_id] = cell_fingerprint(cell, self.subject, self.pictures, run=self.run)
         if isinstance(runner, RunsElsewhere):
             self._know_server(runner)
         clock = runner.clock
@@ -239,10 +260,10 @@ class _Session:
     def _know_server(self, runner: RunsElsewhere) -> None:
         """Let the server be a part of each fingerprint; one that changed meanwhile is never mixed with what it was."""
         server = input_digest(*runner.identity)
-        for record in self._fresh:
+        for record, path in self._fresh:
             if record.fingerprint.get("server", server) != server:
                 raise UserError(
-                    f"subjects.{self.subject_name}: record {self.path(record.cell)} was measured on another server "
+                    f"subjects.{self.subject_name}: record {path} was measured on another server "
                     "(engine, version, model or what it takes have changed), and records of two are never mixed: give "
                     "the subject another name to keep both, or `vlmeter forget` the old ones to measure all again"
                 )
@@ -268,7 +289,7 @@ class _Session:
         """Let a listing of installed code, if it is a new one, be a part of every record that follows."""
         if listing and listing != self._installed:
             self._installed = listing
-            digest = keep_listing(installed_folder(self.results, self.study.study), listing)
+            digest = keep_listing(self._listings, listing)
             self.prints = {cell_id: {**parts, INSTALLED: digest} for cell_id, parts in self.prints.items()}
 
     def _look_at_sentinel(self, sentinel: Cell, runner: Runner, rng: random.Random) -> Estimate | None:
@@ -382,6 +403,7 @@ class _Session:
             status=measured.status,
             reason=measured.reason,
             fingerprint=self.prints[cell.cell_id],
+            run=self.run,
             series=measured.series(),
             steps_ms=measured.steps_ms(),
             generated_tokens=measured.generated_tokens,

@@ -98,8 +98,9 @@ def measure_subject(
     begin: Callable[[Cell], None] = lambda cell: None,
     progress: Callable[[Progress], None],
     given_up: Mapping[str, str] | None = None,
+    run: int = 0,
 ) -> Summary:
-    """Measure the stale cells of one subject on a device of this machine; see `vlmeter.measure.session`.
+    """Measure a run's stale cells of one subject on a device of this machine; see `vlmeter.measure.session`.
 
     It runs in this very process; `vlmeter.measure.supervision` runs it in one that is watched over.
     """
@@ -123,7 +124,7 @@ def measure_subject(
             subject,
             device=device.name,
             beside=tuple(card.name for card in device.beside),
-            folder=layout.backend_files(subject_name),
+            folder=layout.backend_files(subject_name, run=run),
             tell=tell,
         )
         held = _Held(lambda: backend.load(asked))
@@ -147,4 +148,5 @@ def measure_subject(
             begin=begin,
             progress=progress,
             given_up=given_up,
+            run=run,
         )

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -58,27 +59,33 @@ def supervise(
     tell: Callable[[str], None],
     progress: Callable[[Progress], None],
     log_file: Path,
+    run: int = 0,
 ) -> Summary:
-    """Measure the stale cells of a subject in a process that is watched over.
+    """Measure a run's stale cells of a subject in a process that is watched over.
 
     Raises UserError for what a user can mend, SessionFailed when cells failed, SessionStopped when the session could
     not be brought to its end; finished cells are kept in every case.
     """
     owner = os.environ.get(OWNER_VARIABLE)
-    with _only_session(study, subject, layout, tell=tell), _ends_on_sigterm():
-        sweep(layout.results, study.study, subject)
+    with _only_session(study, subject, layout, tell=tell, run=run), _ends_on_sigterm():
+        sweep(layout.results, study.study, subject, run=run)
         return _Supervisor(
-            study, subject, layout, tell=tell, progress=progress, log_file=log_file, owner=int(owner) if owner else None
+            Task(study, subject, layout, log_file, run=run),
+            tell=tell,
+            progress=progress,
+            owner=int(owner) if owner else None,
         ).run()
 
 
 @contextlib.contextmanager
-def _only_session(study: Study, subject: str, layout: Layout, *, tell: Callable[[str], None]) -> Iterator[None]:
-    """Be the only session of the subject, on whichever machine others of the study may run."""
-    path = layout.session_lock(subject)
+def _only_session(
+    study: Study, subject: str, layout: Layout, *, tell: Callable[[str], None], run: int
+) -> Iterator[None]:
+    """Be the only session of the subject's run, on whichever machine others of the study may run."""
+    path = layout.session_lock(subject, run=run)
     with contextlib.ExitStack() as stack:
         try:
-            what = f"subject {subject} of study {study.study}"
+            what = f"subject {subject} of study {study.study}" + (f", run {run}" if run else "")
             stack.enter_context(held([path], what=what, purpose="its session", tell=tell))
         except LockUnusable as error:
             raise UserError(f"the results cannot be written: {error}") from None
@@ -107,17 +114,14 @@ class _Supervisor:
 
     def __init__(
         self,
-        study: Study,
-        subject: str,
-        layout: Layout,
+        task: Task,
         *,
         tell: Callable[[str], None],
         progress: Callable[[Progress], None],
-        log_file: Path,
         owner: int | None,
     ) -> None:
-        self.study, self.subject, self.layout = study, subject, layout
-        self.tell, self.progress, self.log_file, self.owner = tell, progress, log_file, owner
+        self.task, self.study, self.subject = task, task.study, task.subject
+        self.tell, self.progress, self.owner = tell, progress, owner
         self.given_up: dict[str, str] = {}
         #: cells that earlier processes of this session finished; to the present one they are fresh
         self.finished_before: set[str] = set()
@@ -193,7 +197,7 @@ class _Process:
     def run(self) -> Ended | _Hung | _Died:
         """Start the process and listen to it until it ends; it never outlives this call."""
         of = self._supervisor
-        task = Task(of.study, of.subject, of.layout, of.log_file, dict(of.given_up))
+        task = replace(of.task, given_up=dict(of.given_up))
         ours, theirs = Pipe()
         with ours, _started(theirs) as process, _watched(of.owner) as owner:
             try:

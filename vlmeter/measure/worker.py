@@ -43,6 +43,7 @@ class Task:
     layout: Layout
     log_file: Path
     given_up: Mapping[str, str] = field(default_factory=dict)
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _run(task: Task, connection: Connection) -> Ended:
             begin=lambda cell: connection.send(Began(cell.cell_id)),
             progress=connection.send,
             given_up=task.given_up,
+            run=task.run,
         )
     except UserError as error:
         return Ended("mistake", str(error))

@@ -12,7 +12,8 @@ a fresh one and the reason named:
 - versions: Python, torch, transformers, tokenizers, Pillow, numpy;
 - installed: the files of transformers and other packages that ran the model (`vlmeter.records.installed`), known once
   it has run; a record is compared with the listing that it names;
-- input: the image file and the question, known once they have been fetched or made.
+- input: the image file and the question, known once they have been fetched or made;
+- run: which run of the study it is, from 0. A record without it is of run 0.
 
 The device is no part of it, since only a running session knows it; the session compares it by itself.
 """
@@ -42,6 +43,9 @@ MEASURING = ("vlmeter.measure.rounds", "vlmeter.measure.requests", "vlmeter.inpu
 #: Distributions whose version can change a number.
 VERSIONED = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
 
+
+#: The part that tells a study's runs apart, and what it is in a record that was written before there were several.
+RUN, FIRST_RUN = "run", "0"
 
 #: What of a cell is no part of its fingerprint: the protocol, which is a part of its own, and predictions.
 _PREDICTED: Any = {
@@ -94,8 +98,8 @@ def _preset_of(subject: Subject) -> str | None:
     return preset_digest(subject.family, subject.preset) if subject.weights == "random" else None
 
 
-def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None) -> dict[str, str]:
-    """Fingerprint of a cell, part by part.
+def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None, run: int = 0) -> dict[str, str]:
+    """Fingerprint of a cell in a run, part by part.
 
     The part `input` is there if its digest is given, `checkpoint` if weights are not random and are at hand.
     """
@@ -107,6 +111,7 @@ def fingerprint(cell: Cell, subject: Subject, *, input_digest: str | None = None
         "subject": _digest_of([subject.model_dump(mode="json", include=_subject_keys(subject)), _preset_of(subject)]),
         "code": subject_code(subject),
         "versions": _digest_of(dict(versions())),
+        RUN: str(run),
     }
     source = _checkpoint_of(subject)
     if source is not None and (found := checkpoint_digest(source, subject.revision)) is not None:
@@ -123,10 +128,12 @@ def input_digest(*parts: str) -> str:
 
 def stale_parts(recorded: Mapping[str, str], current: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the parts in which a record differs from now; parts that are not known now are not compared."""
+    recorded = {RUN: FIRST_RUN, **recorded}
     return tuple(name for name in current if recorded.get(name) != current[name])
 
 
-def cell_fingerprint(cell: Cell, subject: Subject, pictures: Pictures) -> dict[str, str]:
-    """Fingerprint of a cell together with what it looks at, if that is at hand."""
+def cell_fingerprint(cell: Cell, subject: Subject, pictures: Pictures, *, run: int = 0) -> dict[str, str]:
+    """Fingerprint of a cell in a run together with what it looks at, if that is at hand."""
     content = pictures.content(cell)
-    return fingerprint(cell, subject, input_digest=None if content is None else input_digest(*content))
+    digest = None if content is None else input_digest(*content)
+    return fingerprint(cell, subject, input_digest=digest, run=run)

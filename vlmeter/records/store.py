@@ -17,14 +17,14 @@ from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import UserError
 from vlmeter.records.installed import changed_files
 from vlmeter.records.record import OtherVersion, Record, read_record, write_record
-from vlmeter.study.layout import cell_path, installed_folder, journal_folder
+from vlmeter.study.layout import cell_path, installed_folder, journal_folder, run_folder
 
 
 @dataclass(frozen=True)
 class State:
-    """Whether a cell's record holds: "fresh", "missing" or "stale", and if stale in which parts.
+    """Whether a cell's record of a run holds: "fresh", "missing" or "stale", and if stale in which parts.
 
-    files: the installed files that have changed, where `installed` is among the reasons.
+    files: the installed files that have changed, where `installed` is among the reasons. run: which run, from 0.
     """
 
     state: str
@@ -32,6 +32,7 @@ class State:
     record: Record | None = None
     other_version: OtherVersion | None = None
     files: tuple[str, ...] = ()
+    run: int = 0
 
     def words(self) -> list[str]:
         """The reasons for a person: the part `installed` with the files."""
@@ -77,8 +78,8 @@ def state_of(path: Path, current: Mapping[str, str], *, listings: Path | None = 
 class Journal:
     """Copies of a running session's finished records, outside the workflow's outputs."""
 
-    def __init__(self, results: Path, study: str, subject: str) -> None:
-        self._folder = journal_folder(results, study, subject)
+    def __init__(self, results: Path, study: str, subject: str, *, run: int = 0) -> None:
+        self._folder = journal_folder(results, study, subject, run=run)
         self._listings = installed_folder(results, study)
 
     def keep(self, record: Record) -> None:
@@ -99,9 +100,10 @@ class Journal:
         return self._folder / f"{cell.cell_id}.json"
 
 
-def sweep(results: Path, study: str, subject: str) -> None:
+def sweep(results: Path, study: str, subject: str, *, run: int = 0) -> None:
     """Remove what a killed session of the subject had begun to write; only for whoever holds the session's lock."""
-    for folder in (results / study / "cells" / subject, journal_folder(results, study, subject)):
+    cells = run_folder(results, study, run) / "cells" / subject
+    for folder in (cells, journal_folder(results, study, subject, run=run)):
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -112,11 +114,12 @@ def touch(paths: Iterable[Path]) -> None:
         os.utime(path)
 
 
-def forget(results: Path, study: str, cells: Iterable[Cell]) -> list[Path]:
-    """Delete the records of cells, in the study and in its journals, so that they are measured again; return them."""
+def forget(results: Path, study: str, cells: Iterable[Cell], *, run: int = 0) -> list[Path]:
+    """Delete a run's records of cells and their copies in its journals; return what was deleted."""
     gone = []
     for cell in cells:
-        for path in (cell_path(results, study, cell), Journal(results, study, cell.subject).path(cell)):
+        journal = Journal(results, study, cell.subject, run=run)
+        for path in (cell_path(results, study, cell, run=run), journal.path(cell)):
             if path.exists():
                 path.unlink()
                 gone.append(path)

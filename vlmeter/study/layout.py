@@ -11,14 +11,27 @@ from vlmeter.cells.cell import Cell
 ALL_SUBJECTS = "_side_by_side"
 
 
-def cell_path(results: Path, study: str, cell: Cell) -> Path:
+def run_folder(results: Path, study: str, run: int) -> Path:
+    """Folder of what one run of a study has measured; the first run's is the study's own."""
+    return results / study / "runs" / str(run) if run else results / study
+
+
+def cell_path(results: Path, study: str, cell: Cell, *, run: int = 0) -> Path:
     """File of a cell's record."""
-    return results / study / "cells" / cell.subject / f"{cell.cell_id}.json"
+    return run_folder(results, study, run) / "cells" / cell.subject / f"{cell.cell_id}.json"
 
 
-def journal_folder(results: Path, study: str, subject: str) -> Path:
-    """Folder of a subject's journal."""
-    return results / study / ".journal" / subject
+def journal_folder(results: Path, study: str, subject: str, *, run: int = 0) -> Path:
+    """Folder of the journal of a subject's session."""
+    return run_folder(results, study, run) / ".journal" / subject
+
+
+def session_name(subject: str, run: int) -> str:
+    """Name of a subject's session in rules and logs: the subject's, from the second run on with the run behind it.
+
+    No subject has a plus sign in its name.
+    """
+    return f"{subject}+{run}" if run else subject
 
 
 def installed_folder(results: Path, study: str) -> Path:
@@ -53,31 +66,31 @@ class Layout:
         """Folder of dummy images."""
         return self.root / "inputs" / "dummy"
 
-    def session_lock(self, subject: str) -> Path:
+    def session_lock(self, subject: str, *, run: int = 0) -> Path:
         """Lock that a subject's session holds."""
-        return journal_folder(self.results, self.study, subject).with_name(f"{subject}.lock")
+        return journal_folder(self.results, self.study, subject, run=run).with_name(f"{subject}.lock")
 
     @property
     def lock(self) -> Path:
         """Lock that a run of the study holds."""
         return self.root / ".lock"
 
-    def seal(self, subject: str) -> Path:
-        """Digest of all records of a subject, written when its session has ended well."""
-        return self.root / "cells" / f"{subject}.sha256"
+    def seal(self, subject: str, *, run: int = 0) -> Path:
+        """Digest of all records of a subject's run, written when its session has ended well."""
+        return run_folder(self.results, self.study, run) / "cells" / f"{subject}.sha256"
 
     @property
     def stale_marks(self) -> Path:
         """Folder of the files that are asked for when records do not hold, though they are there."""
         return self.root / ".stale"
 
-    def stale_mark(self, subject: str, digest: str) -> Path:
-        """The file that is asked for when records of a subject do not hold."""
-        return self.stale_marks / f"{subject}-{digest}"
+    def stale_mark(self, session: str, digest: str) -> Path:
+        """The file that is asked for when records of a session (`session_name`) do not hold."""
+        return self.stale_marks / f"{session}-{digest}"
 
-    def record(self, cell: Cell) -> Path:
-        """A cell's record."""
-        return cell_path(self.results, self.study, cell)
+    def record(self, cell: Cell, *, run: int = 0) -> Path:
+        """A cell's record of one run."""
+        return cell_path(self.results, self.study, cell, run=run)
 
     @property
     def installed(self) -> Path:
@@ -135,9 +148,9 @@ class Layout:
         """The report, one file."""
         return self.root / "report.html"
 
-    def backend_files(self, subject: str) -> Path:
-        """Folder for what a subject's backend keeps of its own, such as a server's log."""
-        return self.root / "backends" / subject
+    def backend_files(self, subject: str, *, run: int = 0) -> Path:
+        """Folder for what a subject's backend keeps of its own in a run, such as a server's log."""
+        return run_folder(self.results, self.study, run) / "backends" / subject
 
     def log(self, name: str) -> Path:
         """Log of one job."""

@@ -66,6 +66,12 @@ class Study(Model):
 
     study: str = Field(pattern=NAME_PATTERN, description="name of the study; results go to results/<study>/")
     seed: int = Field(0, ge=0, description="seed of the order in which cells are measured")
+    runs: int = Field(
+        1,
+        ge=1,
+        description="sessions of each subject, every one in a process and an order of its own: what differs between "
+        "them is in every interval from the second on",
+    )
     subjects: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Subject] = Field(
         min_length=1, description="what is measured, by a name of your own"
     )

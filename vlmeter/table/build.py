@@ -1,7 +1,7 @@
 """One tidy table of everything that was measured: the only thing that figures, claims and the report read.
 
 A row is one measured quantity: a cell, the arm in which it was run, the phase that was timed and the clock
-that timed it. `subject, cell_id, output_tokens, arm, phase, clock, source` name a row. What belongs to the
+that timed it. `subject, cell_id, run, output_tokens, arm, phase, clock, source` name a row. What belongs to the
 cell (its counts, where it stood in the session) is repeated in each of its rows, so that a row can be
 understood by itself.
 
@@ -45,6 +45,9 @@ from vlmeter.table.quantities import (
 Array = npt.NDArray[np.float64]
 
 
+#: Study, subject, cell and run: what a record is of.
+_Key = tuple[str, str, str, int]
+
 #: Phase of a prefill -> component whose parameters it uses (`families.base.COMPONENTS`).
 _COMPONENT = {
     "vision_encoder": "vision_encoder",
@@ -84,24 +87,26 @@ class _Rows:
 
 
 def build_table(records: Iterable[Path]) -> pd.DataFrame:
-    """Read records and lay them out as the table, sorted by study, subject and cell.
+    """Read records and lay them out as the table, sorted by study, subject, cell and run.
 
     Raises UserError on a file that is no record of this version, on a record whose parts do not fit together,
-    and on two records of one cell.
+    on two records of one cell and run, and on runs of one subject on two devices.
     """
     rows, cells = _Rows(), list[dict[str, Any]]()
-    paths: dict[tuple[str, str, str], Path] = {}
-    longest: dict[tuple[str, str, int | str], _LongRun] = {}
+    paths: dict[_Key, Path] = {}
+    devices: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    longest: dict[tuple[str, str, int | str, int], _LongRun] = {}
     others: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     lengths: dict[tuple[str, str], set[int]] = defaultdict(set)
     # Each record is let go before the next is read: thousands of them at once would keep the garbage
     # collector busy.
     for place, path in enumerate(records):
         record = _read(path)
-        key = (record.study, record.subject, record.cell.cell_id)
+        key = (record.study, record.subject, record.cell.cell_id, record.run)
         if key in paths:
-            raise UserError(f"records {paths[key]} and {path} are both of cell {key[2]} of {key[1]}")
+            raise UserError(f"records {paths[key]} and {path} are both of cell {key[2]} of {key[1]}, run {key[3]}")
         paths[key] = path
+        _check_device(devices[key[:2]], record)
         cells.append({column.name: column.of(record) for column in COLUMNS if column.path is not None})
         _add_record(rows, place, record, path)
         if record.cell.kind != GENERATION:
@@ -110,7 +115,7 @@ def build_table(records: Iterable[Path]) -> pd.DataFrame:
         if index is None:
             others[key[:2]][record.cell.request.look].append(place)
         if record.steps_ms and record.cell.stop == "length":
-            image = (*key[:2], record.cell.request.look if index is None else index)
+            image = (*key[:2], record.cell.request.look if index is None else index, record.run)
             tokens = record.cell.output_tokens
             if image not in longest or longest[image].output_tokens < tokens:
                 longest[image] = _LongRun.of(record, place)
@@ -134,6 +139,18 @@ def _number_others(
         for number, places in enumerate(looks.values(), first):
             for place in places:
                 cells[place]["image_index"] = number
+
+
+def _check_device(known: dict[int, str], record: Record) -> None:
+    """Refuse runs of two devices: what differs between them would pass for what differs from day to day."""
+    known.setdefault(record.run, str(record.environment.get("device_identity")))
+    other = next((run for run, device in known.items() if device != known[record.run]), None)
+    if other is not None:
+        raise UserError(
+            f"run {record.run} of {record.subject} was measured on {known[record.run]} and run {other} on "
+            f"{known[other]}; runs of two devices are never mixed: give each device a subject of its own, or `vlmeter "
+            f"forget STUDY.yaml all --run {record.run}` to measure that run again"
+        )
 
 
 @dataclass(frozen=True)
@@ -294,7 +311,7 @@ def _add_derived(rows: _Rows, run: _LongRun, lengths: set[int]) -> None:
             rows.add(run.place, tokens, samples, rounds=run.rounds, disturbed_samples=run.disturbed, **kind)
 
 
-def _assemble(keys: Sequence[tuple[str, str, str]], cells: list[dict[str, Any]], rows: _Rows) -> pd.DataFrame:
+def _assemble(keys: Sequence[_Key], cells: list[dict[str, Any]], rows: _Rows) -> pd.DataFrame:
     """Put the table together: cell columns are made once per cell and taken once per row."""
     rank = np.empty(len(keys), dtype=np.intp)
     rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))

@@ -217,7 +217,7 @@ ADDED_LATER = frozenset(
         *("quantization", "revision", "trust_remote_code", "kind"),
         *("weights_seed", "vision_attention_dtype", "compile_mode", "launches", "kernels", "cpu_threads"),
         *("output", "output_digest", "compile_s", "capture_s"),
-        *("image_format", "image_quality", "image_bytes", "server_prompt_tokens"),
+        *("image_format", "image_quality", "image_bytes", "server_prompt_tokens", "run"),
     }
 )
 
@@ -226,6 +226,7 @@ ADDED_LATER = frozenset(
 CELL_COLUMNS = _columns(
     ("study", "string", "name of the study", "study"),
     ("subject", "string", "name of what was measured: a model, its weights, number format and device", "subject"),
+    ("run", "integer", "which run of the study, from 0: each is a session of its own, or several", "run"),
     ("family", "string", "model family", "subject_config.family"),
     ("preset", "string", "architecture, where weights are random", "subject_config.preset"),
     ("weights", "string", "random, a folder or a hub id", "subject_config.weights"),

@@ -17,6 +17,9 @@ from vlmeter.common.files import write_atomically
 from vlmeter.table.columns import ADDED_LATER, ARROW, COLUMNS, PANDAS, Column
 from vlmeter.table.kinds import kinds_of_experiments
 
+#: What a column that was added later is in an older table, where it is not empty.
+_BEFORE = {"run": 0}
+
 
 def _to_arrow(table: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
     arrays = [
@@ -60,7 +63,7 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFr
     With `columns` only those are read, and it does not matter which others the table has: so may one be read that an
     older or a newer vlmeter wrote. Raises UserError on a file that is not a table, or lacks a column that is asked
     for; without `columns` also if it has others than this vlmeter writes. Columns that were added since are empty in an
-    older table, but for `kind`, which its experiment tells.
+    older table, but for `kind`, which its experiment tells, and `run`, of which there was one.
     """
     wanted = [column.name for column in COLUMNS] if columns is None else list(columns)
     try:
@@ -89,7 +92,7 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFr
     try:
         frame = found.to_pandas()
         for name in later:
-            frame[name] = kinds_of_experiments(frame["experiment"]) if name == "kind" else None
+            frame[name] = kinds_of_experiments(frame["experiment"]) if name == "kind" else _BEFORE.get(name)
         return pd.DataFrame(frame[ordered].astype(types))
     except Exception as error:  # damaged pages, text where numbers belong: errors of many kinds
         raise UserError(f"table {path} is damaged ({_line(error)}); make it again from the records") from None

@@ -25,13 +25,12 @@ def take_run_lock(layout: Layout) -> int:
     return descriptor
 
 
-def closing_words(layout: Layout, cells: Sequence[Cell]) -> str:
-    """Say how all cells of a study fared, at the end of a run."""
+def closing_words(layout: Layout, cells: Sequence[Cell], *, runs: int = 1) -> str:
+    """Say how all cells of a study fared, in all of its runs, at the end."""
     from vlmeter.records.record import read_record
 
     counted = {"measured": 0, "out of memory": 0, "unsupported": 0, "flagged as drifted": 0, "missing": 0}
-    for cell in cells:
-        path = layout.record(cell)
+    for path in (layout.record(cell, run=run) for run in range(runs) for cell in cells):
         if not path.exists():
             counted["missing"] += 1
             continue
@@ -41,4 +40,5 @@ def closing_words(layout: Layout, cells: Sequence[Cell]) -> str:
         counted["unsupported"] += record.status == "unsupported"
         counted["flagged as drifted"] += record.drift is not None and record.drift.drifted
     parts = [f"{number} {word}" for word, number in counted.items() if number]
-    return f"{len(cells)} cells: {', '.join(parts)}"
+    times = f" in {runs} runs" if runs > 1 else ""
+    return f"{len(cells)} cells{times}: {', '.join(parts)}"
