@@ -26,8 +26,10 @@ from tests.support.fakes import FakeRunner, out_of_memory
 from tests.test_cli import refused, run  # noqa: F401
 from vlmeter.common.errors import UserError
 from vlmeter.compare.baseline import repeats_of
-from vlmeter.compare.comparison import BUSY_NAME, TOTAL_NAME
-from vlmeter.compare.limits import Limit, beyond
+from vlmeter.compare.compare import run_variances
+from vlmeter.compare.comparison import BUSY_NAME, TOTAL_NAME, Side, effect_of
+from vlmeter.compare.limits import Limit, beyond, refuse_assumptions
+from vlmeter.compare.planning import chance_to_find, run_noise, runs_to_find
 from vlmeter.compare.rendering import as_data, as_markdown, cell_columns, cell_rows, headline
 from vlmeter.figures import forest, style
 from vlmeter.numbers.intervals import (
@@ -173,6 +175,117 @@ def test_without_a_sentinel_a_noise_is_assumed_and_said() -> None:
     comparison = compared(changed(drawn(1), looks=[]), changed(drawn(2), looks=[]))
     assert any("0.3 % is assumed" in note for note in comparison.notes)
     assert not math.isnan(overall(comparison).low)
+
+
+def test_runs_keep_false_alarms_rare_however_far_sessions_lie_apart() -> None:
+    """1,000 pairs of sides of three runs, ratios of one cell: Welch's t calls 3.5 % of them different."""
+    rng = np.random.default_rng(0)
+    for apart in (0.004, 0.05):
+        chances = []
+        for _ in range(1000):
+            a, b = rng.normal(0, apart, (2, 3))
+            effect = effect_of(b.mean() - a.mean(), add_variances(run_variances(a, b)), 0.0)
+            chances.append(effect.chance_if_equal)
+        assert 0.02 < np.mean(np.array(chances) <= 0.05) < 0.05
+
+
+def test_a_side_of_one_run_is_taken_to_scatter_like_the_other() -> None:
+    three = np.array([0.01, 0.03, 0.02])
+    assert run_variances(three, np.array([0.5])) == (Variance(pytest.approx(1e-4 * 4 / 3), 2),)
+    assert [part.freedom for part in run_variances(three, three[:2])] == [2, 1]
+    a = [drawn(seed, name=f"a{seed}") for seed in (1, 2, 3)]
+    comparison = compared(a, drawn(4, slower=0.05))
+    assert overall(comparison).freedom == pytest.approx(2)
+    assert comparison.assumed == (None,)
+    assert "B has one run, which is taken to err as the 3 runs of A do" in comparison.notes
+
+
+def test_one_run_a_side_says_what_it_assumes() -> None:
+    comparison = compared(drawn(1), drawn(2, slower=0.05))
+    (assumed,) = comparison.assumed
+    assert assumed == pytest.approx(0.004, abs=0.001)
+    (sentence,) = headline(comparison)
+    assert "slower by" in sentence
+    assert sentence.endswith("; one run a side, so this assumes that a whole session errs by 0.37 %")
+    assert any("`runs: 3` in the study measures it" in note for note in comparison.notes)
+    assert as_data(comparison)["assumed_session_noise"][0]["fraction"] == assumed
+    for known in (
+        compared(drawn(1), drawn(2), session_noise_fraction=0.01),
+        compared([drawn(1, name="1"), drawn(3, name="3")], drawn(2, name="2")),
+    ):
+        assert known.assumed == (None,)
+        assert "assumes" not in headline(known)[0]
+
+
+def test_limits_are_not_judged_on_an_assumption() -> None:
+    with pytest.raises(UserError, match=r"legal: several runs .*, --session-noise N%, or --accept-one-run"):
+        refuse_assumptions(compared(drawn(1), drawn(2, slower=0.5)))
+    refuse_assumptions(compared(drawn(1), drawn(2, slower=0.5), session_noise_fraction=0.01))
+    refuse_assumptions(compared([drawn(1, name="1"), drawn(3, name="3")], drawn(2, name="2")))
+
+
+def test_a_change_of_one_cell_from_run_to_run_is_no_change_of_that_cell() -> None:
+    """Cells that wander by themselves, which the looks at the sentinel did not see."""
+    rng = np.random.default_rng(1)
+    sides = []
+    for side in "ab":
+        moved = [np.expm1(rng.normal(0, 0.03, 12)) for _ in range(3)]
+        sides.append([drawn(seed, slower=own, name=f"{side}{seed}") for seed, own in enumerate(moved)])
+    assert "slower" not in verdicts(compared(*sides)).values()
+    assert "faster" not in verdicts(compared(*sides)).values()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How many runs
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_the_chance_to_find_a_change_is_what_comparing_many_pairs_finds(runs: int) -> None:
+    rng = np.random.default_rng(runs)
+    found = 0
+    for _ in range(2000):
+        a, b = rng.normal(0, 0.01, (2, runs))
+        effect = effect_of(b.mean() + math.log(1.03) - a.mean(), add_variances(run_variances(a, b)), 0.0)
+        found += effect.chance_if_equal <= 0.05
+    assert chance_to_find(0.03, 0.01, runs) == pytest.approx(found / 2000, abs=0.03)
+
+
+def test_more_runs_find_more_and_the_least_number_is_told() -> None:
+    chances = [chance_to_find(0.03, 0.01, runs) for runs in range(2, 12)]
+    assert chances == sorted(chances)
+    needed = runs_to_find(0.03, 0.01)
+    assert needed == 4
+    assert chance_to_find(0.03, 0.01, needed - 1) < 0.9 <= chance_to_find(0.03, 0.01, needed)
+    assert runs_to_find(0.001, 0.05) is None
+    assert chance_to_find(0.03, 0.0, 2) == 1
+
+
+def test_the_noise_of_whole_runs_is_measured_on_them() -> None:
+    far = Noise(offset_fraction=0.02, wander_fraction=0.001, scatter_fraction=0.002, tail_share=0)
+    runs = [drawn(seed, noise=far, name=str(seed)) for seed in range(12)]
+    (noise,) = run_noise([Side("A", runs)])
+    assert noise.how == "from 12 runs"
+    assert noise.fraction.value == pytest.approx(0.02, rel=0.4)
+    assert noise.fraction.low < 0.02 < noise.fraction.high
+    levels = np.log([[cell.quantities[0].median_ms for cell in one.subjects[0].cells] for one in runs]).mean(axis=1)
+    assert noise.fraction.value == pytest.approx(np.std(levels, ddof=1))
+    (both,) = run_noise([Side("A", runs[:6]), Side("B", runs[6:])])
+    parts = [np.var(part, ddof=1) for part in (levels[:6], levels[6:])]
+    assert both.fraction.value == pytest.approx(math.sqrt(np.mean(parts)))
+    (one,) = run_noise([Side("A", runs[:1])])
+    assert "one run cannot tell" in one.how
+    (told,) = run_noise([Side("A", runs)], session_noise_fraction=0.01)
+    assert (told.fraction.value, told.how) == (0.01, "as told")
+
+
+def test_the_command_plans_from_one_side(run, folders: dict[str, Path]) -> None:  # noqa: F811
+    code, out, _ = run("compare", str(folders["a"]), "--plan", "3%", "--session-noise", "1%")
+    assert code == 0
+    assert "fake: whole runs err by 1 % (standard deviation; as told)" in out
+    assert "fake: 4 runs a side find a change of 3 % with 90 % power" in out
+    assert "assumed: one run cannot tell" in run("compare", str(folders["a"]), "--plan", "3%")[1]
+    more = ("--more-a", str(folders["again"]))
+    assert "from 2 runs, " in run("compare", str(folders["a"]), *more, "--plan", "3%")[1]
 
 
 def test_several_runs_are_one_side() -> None:
@@ -501,7 +614,7 @@ def test_json_holds_every_number_unrounded() -> None:
 def test_the_command_prints_and_writes_what_it_is_asked_for(run, folders: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
     files = {name: tmp_path / name for name in ("c.md", "c.json", "c.svg")}
     code, out, err = run(
-        *("compare", str(folders["a"]), str(folders["slow"]), "--fail-on", "slower:2%"),
+        *("compare", str(folders["a"]), str(folders["slow"]), "--fail-on", "slower:2%", "--accept-one-run"),
         *("--markdown", str(files["c.md"]), "--json", str(files["c.json"]), "--figure", str(files["c.svg"])),
     )
     assert code == 1, err
@@ -514,7 +627,7 @@ def test_the_command_prints_and_writes_what_it_is_asked_for(run, folders: dict[s
 
 def test_the_command_passes_what_is_within_the_limit(run, folders: dict[str, Path]) -> None:  # noqa: F811
     for against in ("a", "again"):
-        limits = ("--fail-on", "slower:2%", "--fail-on", "any-slower:5%")
+        limits = ("--fail-on", "slower:2%", "--fail-on", "any-slower:5%", "--session-noise", "0.5%")
         assert run("compare", str(folders["a"]), str(folders[against]), *limits)[0] == 0
 
 
@@ -539,6 +652,9 @@ def test_the_command_compares_with_a_baseline(run, folders: dict[str, Path], tmp
         (("a", "a", "--subjects", "fake:other"), "no subject 'other'"),
         (("a", "a", "--format", "xml"), "legal: table, csv, json"),
         (("a", "a", "--figure", "c.gif"), "legal: svg, png, pdf"),
+        (("a",), "B is missing"),
+        (("a", "--plan", "1%"), "--plan: a change of 1 % counts as none, since the margin is 1 %"),
+        (("a", "--plan", "3"), "--plan: '3'"),
     ],
 )
 def test_the_command_refuses_with_one_sentence(run, folders, arguments: tuple[str, ...], named: str) -> None:  # noqa: F811

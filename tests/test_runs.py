@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.comparisons import compared, overall
 from tests.support.fakes import FakeRunner
 from tests.support.sessions import Bench, fake_study
 from tests.support.studies import machine_of, run_fake, study_of
@@ -15,6 +16,7 @@ from tests.support.tables import table_of_runs
 from tests.support.workflow import Workflow
 from tests.test_cli import refused, run  # noqa: F401
 from vlmeter.common.errors import UserError
+from vlmeter.compare.baseline import read_runs, write_baseline
 from vlmeter.measure.supervision import supervise
 from vlmeter.records.record import Record, read_record, write_record
 from vlmeter.records.states import (
@@ -213,6 +215,32 @@ def test_runs_of_two_devices_are_not_laid_out_as_one_subject(twice: Path) -> Non
         path.write_text(json.dumps(data))
     with pytest.raises(UserError, match="run 1 of fake was measured on other and run 0 on fake device"):
         build_table(paths)
+
+
+# --- comparisons ------------------------------------------------------------------------------------
+
+
+def test_every_run_of_a_table_is_a_run_of_its_side(tmp_path: Path) -> None:
+    tilings = {"tilings": ["1x1", "1x2", "2x2"]}
+    sides = []
+    for name, factors in (("a", (1.0, 1.01, 0.99)), ("b", (1.1, 1.11, 1.09))):
+        runners = [FakeRunner(slowdown=factor, noise_fraction=0.002, seed=seed) for seed, factor in enumerate(factors)]
+        table = table_of_runs(tmp_path / name, runners, vision=tilings, output=None)
+        root = tmp_path / name / "small"
+        write_table(table, root / "table.parquet", root / "table.csv")
+        sides.append(read_runs(root))
+        write_baseline(tmp_path / f"{name}.json.gz", sides[-1])
+        assert read_runs(tmp_path / f"{name}.json.gz") == sides[-1]
+    assert [len(side) for side in sides] == [3, 3]
+    assert {cell.session_id for cell in sides[0][0].subjects[0].cells}.isdisjoint(
+        cell.session_id for cell in sides[0][1].subjects[0].cells
+    )
+    comparison = compared(*sides)
+    assert comparison.assumed == (None,)
+    assert overall(comparison).verdict == "slower"
+    assert overall(comparison).ratio == pytest.approx(1.1, rel=0.01)
+    assert overall(comparison).freedom == pytest.approx(4, abs=0.5)
+    assert overall(comparison).high / overall(comparison).low - 1 == pytest.approx(0.046, abs=0.01), "the runs' scatter"
 
 
 # --- the command line -------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ def compare(
     a: Annotated[
         Path, typer.Argument(help="what to compare with: results/<study>, table.parquet, baseline", metavar="A")
     ],
-    b: Annotated[Path, typer.Argument(help="what is compared: the same", metavar="B")],
+    b: Annotated[
+        Path | None, typer.Argument(help="what is compared: the same; --plan may do without", metavar="B")
+    ] = None,
     more_a: Annotated[list[Path] | None, typer.Option("--more-a", help="a further run of A; repeatable")] = None,
     more_b: Annotated[list[Path] | None, typer.Option("--more-b", help="a further run of B; repeatable")] = None,
     subjects: Annotated[
@@ -45,6 +47,13 @@ def compare(
             metavar="LIMIT",
         ),
     ] = None,
+    accept_one_run: Annotated[
+        bool, typer.Option("--accept-one-run", help="let --fail-on judge one run a side on what is assumed of it")
+    ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="say how many runs would find a change of that size here, and compare nothing", metavar="N%"),
+    ] = None,
     form: Format = "table",
     markdown: Annotated[Path | None, typer.Option(help="write it for a pull request", metavar="FILE.md")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="write every number", metavar="FILE.json")] = None,
@@ -53,15 +62,29 @@ def compare(
     """Say whether B is faster or slower than A, cell by cell, or whether it may be noise.
 
     docs/comparing.md says how to read it. With --fail-on the exit code is 1 if B is slower than allowed, with
-    confidence.
+    confidence; it wants several runs of a side, or to be told how far sessions lie apart.
     """
     from vlmeter.cli.rows import rows_as
     from vlmeter.common.files import write_atomically
     from vlmeter.compare import rendering
     from vlmeter.compare.compare import compare as compare_sides
     from vlmeter.compare.comparison import Side
-    from vlmeter.compare.limits import Limit, beyond
+    from vlmeter.compare.limits import Limit, beyond, refuse_assumptions
 
+    noise = None if session_noise is None else percent_of(session_noise, "--session-noise")
+    sides = [Side(str(a), _runs(a, more_a or []))]
+    if b is not None:
+        sides.append(Side(str(b), _runs(b, more_b or [])))
+    if plan is not None:
+        from vlmeter.compare.planning import plan_in_words, run_noise
+
+        change, least = percent_of(plan, "--plan"), percent_of(margin, "--margin")
+        for found_noise in run_noise(sides, session_noise_fraction=noise):
+            for line in plan_in_words(found_noise, change, margin_fraction=least):
+                say(line)
+        return
+    if len(sides) < 2:
+        raise UserError("B is missing: compare wants two sides (A B), unless --plan asks how many runs are needed")
     limits = [Limit.parse(text) for text in fail_on or []]
     pairs = []
     for text in subjects or []:
@@ -70,13 +93,14 @@ def compare(
             raise UserError(f"--subjects: {text!r} is not of the form NAME_A:NAME_B")
         pairs.append((first, second))
     found = compare_sides(
-        Side(str(a), _runs(a, more_a or [])),
-        Side(str(b), _runs(b, more_b or [])),
+        *sides,
         subjects=pairs,
         margin_fraction=percent_of(margin, "--margin"),
-        session_noise_fraction=None if session_noise is None else percent_of(session_noise, "--session-noise"),
+        session_noise_fraction=noise,
         allow_missing=allow_missing,
     )
+    if limits and not accept_one_run:
+        refuse_assumptions(found)
     failures = [sentence for limit in limits for sentence in beyond(found, limit)]
     if figure is not None:
         from vlmeter.figures.forest import draw as draw_forest

@@ -1,9 +1,9 @@
 """One side of a comparison: what a study's table says of its cells, and the one small file that keeps it.
 
-A *run* is a study measured once: one session per subject, or several if it was interrupted. A baseline holds one run
-or more, complete enough to be compared with what is measured later, by another vlmeter, on another machine: samples of
-every quantity, what was measured, on what and with what, and how far the sentinel moved meanwhile. So a baseline can
-be committed, and the results that it was made of may go.
+A *run* is a study measured once: one session per subject, or several if it was interrupted. Results of a study with
+`runs: 3` are three of them. A baseline holds one run or more, complete enough to be compared with what is measured
+later, by another vlmeter, on another machine: samples of every quantity, what was measured, on what and with what, and
+how far the sentinel moved meanwhile. So a baseline can be committed, and the results that it was made of may go.
 
 Samples are kept unrounded and in their order. Of more than `MOST_SAMPLES` as many evenly spaced quantiles are kept,
 with the number of samples behind them and how much each resembled the one before; median and standard error come out
@@ -77,7 +77,7 @@ COUNTS = (
 #: Facts that older tables do not have, and what stands for an empty one; nothing: what a subject without it has not.
 LATER_FACTS = {"quantization": "none", "compile_mode": "", "vision_attention_dtype": "as the original"}
 _COLUMNS = (
-    *("study", "subject", *FACTS, "cell_id", "experiment", "kind", "status", "reason", *COUNTS),
+    *("study", "subject", "run", *FACTS, "cell_id", "experiment", "kind", "status", "reason", *COUNTS),
     *("arm", "phase", "clock", "source", "rounds", "samples", "disturbed_samples", "samples_ms"),
     *("warmup_settled", "disturbances", "drifted", "drift_before_ms", "drift_after_ms", "drift_reference_ms"),
     *("drift_noise_fraction", "session_id", "session_position"),
@@ -219,7 +219,7 @@ class Baseline(_Kept):
 def read_runs(path: Path) -> list[Run]:
     """Read what is to be compared: a study's results folder, a table.parquet, or a baseline (.json or .json.gz).
 
-    Raises UserError on anything else.
+    Returns every run of it. Raises UserError on anything else.
     """
     try:
         is_folder, is_there = path.is_dir(), path.exists()
@@ -231,11 +231,11 @@ def read_runs(path: Path) -> list[Run]:
             raise UserError(
                 f"{path} has no table.parquet, so it is not the results folder of a measured study (results/<study>)"
             )
-        return [_run_of(table)]
+        return _runs_of(table)
     if not is_there:
         raise UserError(f"{path} does not exist; legal: a results folder, a table.parquet, a baseline")
     if path.suffix == ".parquet":
-        return [_run_of(path)]
+        return _runs_of(path)
     if path.name.endswith((".json", ".json.gz")):
         return read_baseline(path).runs
     raise UserError(
@@ -243,12 +243,13 @@ def read_runs(path: Path) -> list[Run]:
     )
 
 
-def _run_of(path: Path) -> Run:
+def _runs_of(path: Path) -> list[Run]:
     table = read_table(path, columns=[*_COLUMNS, *(name for name in LATER_FACTS if has_column(path, name))])
     if table.empty:
         raise UserError(f"table {path} holds no cell, so there is nothing to compare")
     try:
-        return run_of_table(table, environments=_environments(path.parent))
+        environments = _environments(path.parent)
+        return [run_of_table(rows, environments=environments) for _, rows in table.groupby("run", sort=True)]
     except (ArithmeticError, TypeError, ValueError) as error:  # a duration that is none, a cell without a status
         raise UserError(f"table {path} is damaged ({_said(error)}); make it again from the records") from None
 
@@ -276,7 +277,10 @@ def _environments(folder: Path) -> Mapping[str, Mapping[str, Any]]:
 
 
 def run_of_table(table: pd.DataFrame, *, environments: Mapping[str, Mapping[str, Any]] | None = None) -> Run:
-    """Take out of a table what a comparison needs; `environments` adds each subject's versions to its facts."""
+    """Take out of the rows of one run what a comparison needs.
+
+    `environments` adds each subject's versions to its facts.
+    """
     subjects = [_subject_run(table[table["subject"] == name], (environments or {}).get(name, {}))
                 for name in subjects_of(table)]  # fmt: skip
     study = str(table["study"].iloc[0]) if len(table) else ""

@@ -7,9 +7,14 @@ day: a hundred cells that are all 1 % slower may be one warm afternoon. So the e
   each other;
 - *wander*: how far one cell moves within a session, beyond its sampling error. The sentinel tells, since it is the same
   cell again and again;
-- *offset*: how far a session as a whole lies from another one of the same thing. One session on each side cannot tell
-  that from a real difference. It is then taken to be `OFFSET_PER_WANDER` times the wander; with several runs of a side
-  it is measured.
+- *offset*: how far a session as a whole lies from another one of the same thing.
+
+Runs measure the offset, whatever it is: each run's mean over cells is one observation, and everything that moved it is
+in how the runs of a side differ. Between two sides of several runs each stands Welch's t (Biometrika 34, 1947), which
+does not want both to scatter alike and, with few runs, errs on the safe side: of three runs a side it calls 3.5 % of
+equal pairs different where 5 % are allowed. A side of one run is taken to scatter like the other one. One session on
+each side cannot tell an offset from a real difference. It is then *assumed* to be `OFFSET_PER_WANDER` times the wander
+(as variances), and the verdict says so.
 
 Where conditions were disturbed, the scatter of the cells' ratios about their mean counts as error too: what moved one
 cell and not its neighbour may have been the disturbance. Otherwise it is a finding.
@@ -22,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,7 +36,6 @@ from vlmeter.compare.baseline import CellSamples, Repeats
 from vlmeter.compare.comparison import (
     ALL_CELLS,
     MARGIN_FRACTION,
-    OFFSET_PER_WANDER,
     TOTAL_NAME,
     CellComparison,
     Comparison,
@@ -55,6 +59,7 @@ from vlmeter.compare.pairing import (
     pair_up,
 )
 from vlmeter.numbers.intervals import (
+    Array,
     Variance,
     add_variances,
     median_inflation,
@@ -67,10 +72,6 @@ from vlmeter.table.quantities import DEVICE_ALONE, WHOLE_CELL, RowKey, is_anothe
 #: that belief is worth. On a quiet H200 the first looks of two sessions, ten minutes apart, differed by 0.15 %
 #: (docs/gallery), so 0.1 % each; three times that, since ten minutes are not a week.
 PRIOR_NOISE_FRACTION, PRIOR_LOOKS = 0.003, 8
-
-
-#: Runs that the sentinel's word on offsets is worth once a side was run more than once.
-PRIOR_RUNS = 2
 
 
 def compare(
@@ -95,13 +96,16 @@ def compare(
     """
     pairs = pair_up(a, b, subjects, allow_missing=allow_missing)
     warnings = [warning for pair in pairs for warning in misgivings_of(pair)]
-    notes, lost, quantities = list[str](), list[Lost](), list[QuantityComparison]()
+    notes, lost, quantities, assumed = list[str](), list[Lost](), list[QuantityComparison](), list[float | None]()
     for pair in pairs:
         check_sessions(pair)
         warnings += align_cells(pair, a, b, allow_missing=allow_missing)
         lost += lost_cells(pair)
-        noise = _wander(pair)
-        notes.append(f"{pair}: {noise.words}" if len(pairs) > 1 else noise.words)
+        noise = wander_of(pair)
+        said = [noise.words, *offset_words(pair, noise, session_noise_fraction)]
+        notes += [f"{pair}: {words}" if len(pairs) > 1 else words for words in said]
+        told = session_noise_fraction is not None or pair.freedom > 0
+        assumed.append(None if told else noise.assumed_offset_fraction)
         notes += differing_facts(pair)
         quantities += _quantities(pair, noise, margin_fraction, session_noise_fraction)
     if not any(found.name == TOTAL_NAME for found in quantities):
@@ -111,6 +115,7 @@ def compare(
         a=a.label,
         b=b.label,
         pairs=tuple((pair.name_a, pair.name_b) for pair in pairs),
+        assumed=tuple(assumed),
         margin_fraction=margin_fraction,
         warnings=tuple(dict.fromkeys(warnings)),
         notes=tuple(dict.fromkeys(notes)),
@@ -119,7 +124,24 @@ def compare(
     )
 
 
-def _wander(pair: Pair) -> SessionNoise:
+def offset_words(pair: Pair, noise: SessionNoise, session_noise_fraction: float | None) -> list[str]:
+    """Say what is known of how far whole sessions lie apart, and what is not."""
+    counts = [len(runs) for runs in pair.runs]
+    if session_noise_fraction is not None:
+        return [f"whole sessions err by {100 * session_noise_fraction:g} %, as told"]
+    if not pair.freedom:
+        return [
+            "one run a side cannot tell how far two sessions of the same thing lie apart: that a whole session errs by "
+            f"{100 * noise.assumed_offset_fraction:.2g} % (standard deviation) is assumed; `runs: 3` in the study "
+            "measures it"
+        ]
+    if min(counts) < 2:
+        letter, other = ("A", "B") if counts[0] < 2 else ("B", "A")
+        return [f"{letter} has one run, which is taken to err as the {max(counts)} runs of {other} do"]
+    return []
+
+
+def wander_of(pair: Pair) -> SessionNoise:
     """How far one cell moves within a session, from the sentinel's looks in all sessions of both sides."""
     squares, freedom, noises = 0.0, 0, list[float]()
     for looks in (looks for runs in pair.runs for run in runs for looks in run.looks):
@@ -130,7 +152,7 @@ def _wander(pair: Pair) -> SessionNoise:
     prior = PRIOR_NOISE_FRACTION**2
     if not freedom:
         words = f"no sentinel tells how steady a session was; {100 * PRIOR_NOISE_FRACTION:g} % is assumed"
-        return SessionNoise(Variance(prior, PRIOR_LOOKS), None, words)
+        return SessionNoise(Variance(prior, PRIOR_LOOKS), words)
     sampling = float(np.mean(np.square(noises)))
     beyond = max(0.0, squares / freedom - sampling)
     # Looks that scatter by themselves say little of what lies beneath: the less, the less they count.
@@ -140,7 +162,7 @@ def _wander(pair: Pair) -> SessionNoise:
         f"one and the same cell, the sentinel, wandered by {100 * math.sqrt(beyond):.2g} % within a session "
         f"({freedom} steps from look to look, their sampling error taken off)"
     )
-    return SessionNoise(Variance(value, PRIOR_LOOKS + worth), None, words)
+    return SessionNoise(Variance(value, PRIOR_LOOKS + worth), words)
 
 
 @dataclass(frozen=True)
@@ -242,16 +264,44 @@ def _offset(
         # ASSUME: the sentinel is timed on the wall, where all of the device's wander shows, and the host's besides
         wander = Variance(min(wander.value, PRIOR_NOISE_FRACTION**2), wander.freedom)
     if session_noise_fraction is not None:
-        return SessionNoise(wander, Variance(session_noise_fraction**2), noise.words)
-    freedom = len(pair.runs_a) + len(pair.runs_b) - 2
-    if not freedom:
-        return SessionNoise(wander, None, noise.words)
-    squares = 0.0
-    for side in ("a", "b"):
-        by_run = np.array([getattr(raw, side).by_run for raw in raws])  # [cells, runs]
-        squares += float(np.sum((by_run - by_run.mean(axis=1, keepdims=True)).mean(axis=0) ** 2))
-    value = (PRIOR_RUNS * OFFSET_PER_WANDER * wander.value + squares) / (PRIOR_RUNS + freedom)
-    return SessionNoise(wander, Variance(value, PRIOR_RUNS + freedom), noise.words)
+        told = Variance(session_noise_fraction**2)
+        return replace(noise, wander=wander, offsets=tuple(told.times(1 / len(runs)) for runs in pair.runs))
+    if not pair.freedom:
+        return replace(noise, wander=wander)
+    by_run = [np.array([getattr(raw, side).by_run for raw in raws]) for side in ("a", "b")]  # [cells, runs] each
+    offsets = run_variances(*(of_side.mean(axis=0) for of_side in by_run))
+    return replace(noise, wander=_larger(wander, _apart(by_run, raws)), offsets=offsets, measured=True)
+
+
+def run_variances(a: Array, b: Array) -> tuple[Variance, ...]:
+    """Variances of the means over runs of two sides; one that has a single run is taken to scatter like the other."""
+    known = [Variance(float(np.var(of_side, ddof=1)), len(of_side) - 1) for of_side in (a, b) if len(of_side) > 1]
+    if len(known) == 2:
+        return known[0].times(1 / len(a)), known[1].times(1 / len(b))
+    return (known[0].times(1 / len(a) + 1 / len(b)),)
+
+
+def _apart(by_run: Sequence[Array], raws: Sequence[_Raw]) -> Variance:
+    """How far cells move apart from run to run, beyond what all of a run share and beyond their sampling error."""
+    squares, freedom = 0.0, 0
+    for logs in by_run:
+        logs = logs - logs.mean(axis=1, keepdims=True)
+        squares += float(np.sum((logs - logs.mean(axis=0)) ** 2))
+        freedom += (logs.shape[0] - 1) * (logs.shape[1] - 1)
+    known = [raw for raw in raws if raw.is_uncertain]
+    if not freedom or not known:
+        return Variance(0.0)
+    runs = [logs.shape[1] for logs in by_run]
+    sampling = [
+        math.fsum(getattr(raw, side).sampling.value for raw in known) / len(known) * count
+        for side, count in zip(("a", "b"), runs, strict=True)
+    ]  # of one run
+    weights = [max(count - 1, 0) for count in runs]
+    return Variance(max(0.0, squares / freedom - float(np.average(sampling, weights=weights))), freedom)
+
+
+def _larger(one: Variance, other: Variance) -> Variance:
+    return other if other.value > one.value else one
 
 
 def _quantity(
@@ -261,7 +311,7 @@ def _quantity(
     scatter = Variance(0.0) if pair.is_quiet else _scatter(raws)
     effects = []
     for raw in raws:
-        parts = [raw.a.sampling, raw.b.sampling, scatter, *noise.parts(offset=runs, wander=runs)]
+        parts = [raw.a.sampling, raw.b.sampling, scatter, *noise.parts(sessions=runs, wander=runs)]
         variance = Variance(0.0) if raw.identical else add_variances(parts)
         effects.append(effect_of(raw.difference, variance, margin_fraction))
     cells = [
@@ -306,6 +356,10 @@ def _overall(
     difference = math.fsum(raw.difference for raw in chosen) / len(chosen)
     if all(raw.identical for raw in chosen):
         return effect_of(difference, Variance(0.0), margin_fraction)
+    scatter = scatter.times(1 / len(chosen))
+    if noise.measured:
+        by_run = [np.array([getattr(raw, side).by_run for raw in chosen]).mean(axis=0) for side in ("a", "b")]
+        return effect_of(difference, add_variances([*run_variances(*by_run), scatter]), margin_fraction)
     share = 1 / len(chosen) ** 2
     sampling = [level.sampling.times(share) for raw in chosen for level in (raw.a, raw.b)]
     # Cells that are neighbours in time wander together: from one look to the next is about one independent piece.
@@ -313,6 +367,6 @@ def _overall(
         sum(max(1, len(looks.medians_ms) - 1) for run in runs for looks in run.looks) or len(runs) for runs in pair.runs
     ]
     session = noise.parts(
-        offset=sum(1 / len(runs) for runs in pair.runs), wander=sum(1 / min(count, len(chosen)) for count in pieces)
+        sessions=sum(1 / len(runs) for runs in pair.runs), wander=sum(1 / min(count, len(chosen)) for count in pieces)
     )
-    return effect_of(difference, add_variances([*sampling, *session, scatter.times(1 / len(chosen))]), margin_fraction)
+    return effect_of(difference, add_variances([*sampling, *session, scatter]), margin_fraction)

@@ -113,18 +113,28 @@ class Lost:
 class SessionNoise:
     """How far a session errs as a whole (offset) and from cell to cell (wander), as variances of the logarithm.
 
-    Without an offset of its own, the offset follows from the wander: one estimate, used twice.
+    offsets: of the two sides, each of the mean over its runs; without them the offset follows from the wander: one
+    estimate, used twice. measured: whether they were measured on runs, and so hold all that a mean over cells errs by.
     """
 
     wander: Variance
-    offset: Variance | None
     words: str
+    offsets: tuple[Variance, ...] | None = None
+    measured: bool = False
 
-    def parts(self, *, offset: float, wander: float) -> list[Variance]:
-        """Variances of errors that so many offsets and so much wander make (factors of variances)."""
-        if self.offset is None:
-            return [self.wander.times(OFFSET_PER_WANDER * offset + wander)]
-        return [self.offset.times(offset), self.wander.times(wander)]
+    def parts(self, *, sessions: float, wander: float) -> list[Variance]:
+        """Variances of errors that the offsets and so much wander make (a factor of variances).
+
+        sessions: the sum of 1 / runs of the two sides.
+        """
+        if self.offsets is None:
+            return [self.wander.times(OFFSET_PER_WANDER * sessions + wander)]
+        return [*self.offsets, self.wander.times(wander)]
+
+    @property
+    def assumed_offset_fraction(self) -> float:
+        """Standard deviation by which a session is assumed to err where nothing was measured or told."""
+        return math.sqrt(OFFSET_PER_WANDER * self.wander.value)
 
 
 @dataclass(frozen=True)
@@ -137,11 +147,16 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that two sides say about each other."""
+    """Everything that two sides say about each other.
+
+    assumed: for each pair, the standard deviation by which a whole session is assumed to err, as a fraction; None where
+    it was measured on several runs, or told.
+    """
 
     a: str
     b: str
     pairs: tuple[tuple[str, str], ...]
+    assumed: tuple[float | None, ...]
     margin_fraction: float
     warnings: tuple[str, ...]
     notes: tuple[str, ...]

@@ -36,6 +36,17 @@ class Limit:
         return f"{'any-slower' if self.any_cell else 'slower'}:{100 * self.fraction:g}%"
 
 
+def refuse_assumptions(comparison: Comparison) -> None:
+    """Refuse to judge limits where the offset of sessions is merely assumed; raises UserError."""
+    assumed = [fraction for fraction in comparison.assumed if fraction is not None]
+    if assumed:
+        raise UserError(
+            "--fail-on: with one run a side nothing tells a change from the offset of a session, so that nothing can "
+            "fail for it; legal: several runs (`runs: 3` in the study, --more-a, --more-b), --session-noise N%, or "
+            f"--accept-one-run, which assumes that a whole session errs by {100 * max(assumed):.2g} %"
+        )
+
+
 def beyond(comparison: Comparison, limit: Limit) -> list[str]:
     """Say what is beyond a limit with confidence (95 %, corrected for how many were looked at); empty if nothing is.
 

@@ -40,6 +40,11 @@ class Pair:
         """The runs of A and of B."""
         return self.runs_a, self.runs_b
 
+    @property
+    def freedom(self) -> int:
+        """How often a run can be set beside another one of its own side; 0 with one run a side."""
+        return sum(max(0, len(runs) - 1) for runs in self.runs)
+
 
 def pair_up(a: Side, b: Side, subjects: Sequence[tuple[str, str]], *, allow_missing: bool) -> list[Pair]:
     """Set subjects of the two sides beside each other; raises UserError where one has no counterpart."""

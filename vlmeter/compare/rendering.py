@@ -55,6 +55,7 @@ def pair_name(found: QuantityComparison) -> str:
 def headline(comparison: Comparison) -> list[str]:
     """Say the verdict on each subject in a sentence, and how many cells have which."""
     sentences = []
+    assumed = dict(zip(comparison.pairs, comparison.assumed, strict=True))
     for found in comparison.of(TOTAL_NAME):
         effect = found.overall[0].effect
         who = pair_name(found) if found.subject_a == found.subject_b else f"{found.subject_b} against {found.subject_a}"
@@ -68,8 +69,16 @@ def headline(comparison: Comparison) -> list[str]:
         counts = ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS if counted[verdict])
         sentences.append(
             f"{who}: {said}, 95 % interval {interval(effect)}; {plural(len(found.cells), 'cell')}: {counts}"
+            f"{_assuming(assumed[found.subject_a, found.subject_b])}"
         )
     return sentences
+
+
+def _assuming(fraction: float | None) -> str:
+    """Say what a verdict rests on that was not measured."""
+    if fraction is None:
+        return ""
+    return f"; one run a side, so this assumes that a whole session errs by {100 * fraction:.2g} %"
 
 
 def overall_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -202,6 +211,10 @@ def as_data(comparison: Comparison, *, beyond: Sequence[str] = ()) -> dict[str, 
         "b": comparison.b,
         "margin_fraction": comparison.margin_fraction,
         "beyond_limits": list(beyond),
+        "assumed_session_noise": [
+            {"subject_a": a, "subject_b": b, "fraction": fraction}
+            for (a, b), fraction in zip(comparison.pairs, comparison.assumed, strict=True)
+        ],
         "warnings": list(comparison.warnings),
         "notes": list(comparison.notes),
         "not_timed": [vars(lost) for lost in comparison.lost],
