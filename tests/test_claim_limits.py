@@ -29,7 +29,6 @@ from vlmeter.table.quantities import (
     PREFILL_SUM,
     RATIO,
     SLOPE_STEPS,
-    WHOLE_REQUEST,
     Quantity,
 )
 
@@ -127,9 +126,8 @@ def share_apart(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
 
 
 def tail(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
-    monkeypatch.setattr(distribution, "tail_over_middle", lambda values: exactly(value))
-    requests = pd.DataFrame({WHOLE_REQUEST.column: [1.0]})
-    return SimpleNamespace(requests=SimpleNamespace(requests=requests, size=300))
+    monkeypatch.setattr(distribution, "tail_over_middle", lambda *by_run: exactly(value))
+    return SimpleNamespace(requests=SimpleNamespace(by_run=lambda: [], size=300))
 
 
 def explained(*, gap: float = 0.6, rest: float = 0.0) -> SimpleNamespace:

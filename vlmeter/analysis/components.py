@@ -9,14 +9,16 @@ generations, else (without decode) of the prefills.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, of_subject, rows_of
+from vlmeter.analysis.runs import runs_of
+from vlmeter.numbers.clusters import added
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
 from vlmeter.table import kinds
@@ -102,9 +104,27 @@ class Profile:
 def profile(table: pd.DataFrame, subject: str | None = None) -> Profile | Unknown:
     """Profile a subject's components; the table may have work beside it (`roofline.beside`).
 
-    Disturbed samples count as in the rows that they are in: in blocks all do.
+    Disturbed samples count as in the rows that they are in: in blocks all do. Of several runs shares are told of each
+    by itself too, for the intervals.
     """
     rows = of_subject(table, subject)
+    found = _profile_of(rows)
+    by_run = [one for own in runs_of(rows) if not isinstance(one := _profile_of(own), Unknown)]
+    if isinstance(found, Unknown) or len(by_run) < 2:
+        return found
+
+    def shares(of: Callable[[Profile], Mapping[str, Estimate]]) -> dict[str, Estimate]:
+        return {
+            part: added(share, [of(one)[part] for one in by_run if part in of(one)])
+            for part, share in of(found).items()
+        }
+
+    return replace(
+        found, time_share=shares(lambda one: one.time_share), prefill_share=shares(lambda one: one.prefill_share)
+    )
+
+
+def _profile_of(rows: pd.DataFrame) -> Profile | Unknown:
     fine = rows[(rows["status"] == "ok") & (rows["source"] == "measured") & rows["mean_ms"].notna()]
     for kind, name in _SOURCES.items():
         known = [part for part in (*PHASES, DECODE) if kind in part.rows]

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from vlmeter.analysis.by_run import between_runs, told_by_run
+from vlmeter.analysis.decode_runs import decode
+from vlmeter.analysis.distribution import sample_of
+from vlmeter.analysis.prefill_cells import vision_cells
 from vlmeter.analysis.reading import of_subject, whole_rows
+from vlmeter.analysis.runs import runs_of
 from vlmeter.analysis.step_times import UNEVEN_RATIO, StepBound, StepUnevenness, step_bound, step_unevenness
-from vlmeter.numbers.units import deviation, duration_range
+from vlmeter.numbers.units import deviation, duration_range, percent
+from vlmeter.numbers.words import plural
+from vlmeter.table.quantities import GENERATED, PLAIN_WALL
 
 
 def sentinel(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
@@ -19,7 +26,7 @@ def sentinel(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     1), drifted.
     """
     rows = of_subject(table, subject)
-    seen = rows.dropna(subset=["drift_reference_ms"]).drop_duplicates("cell_id")
+    seen = rows.dropna(subset=["drift_reference_ms"]).drop_duplicates(["session_id", "cell_id"])
     found = []
     for session, cells in seen.groupby("session_id"):
         reference = float(cells["drift_reference_ms"].iloc[0])
@@ -44,6 +51,35 @@ def sentinel_wander(table: pd.DataFrame, subject: str | None = None) -> float:
     """Standard deviation of the sentinel from visit to visit, as a fraction; 0 below three visits."""
     visits = sentinel(table, subject)["fraction"].to_numpy(dtype=np.float64)
     return float(np.std(visits, ddof=1)) if len(visits) >= 3 else 0.0
+
+
+def runs_in_words(table: pd.DataFrame, subject: str | None = None) -> str:
+    """Say what part of the uncertainty is between runs, or why that cannot be known."""
+    rows = of_subject(table, subject)
+    count = len(runs_of(rows))
+    if count < 2:
+        return (
+            "One run: intervals hold what differed within it. How far another run would lie from it cannot be known "
+            "from one; `runs: 3` in the study measures it."
+        )
+    found = between_runs(told_by_run(vision_cells(rows), PLAIN_WALL) or told_by_run(decode(rows), GENERATED))
+    if found is None:
+        # the same requests in each, so that what these differ by is no error of a run
+        middles = np.array([np.median(values) for values in sample_of(rows).by_run()])
+        if len(middles) < 2:
+            return f"{count} runs: every interval holds what differs between them."
+        apart = percent(float(np.std(middles, ddof=1) / middles.mean()))
+        return (
+            f"{count} runs, whose median requests lie {apart} apart (standard deviation): every interval holds what "
+            "differs between them."
+        )
+    over = f"median over {plural(found.cells, 'cell')}"
+    if not found.apart_fraction:
+        return f"{count} runs, which lie no further apart than their samples scatter ({over})."
+    return (
+        f"{count} runs, which lie {percent(found.apart_fraction)} apart (standard deviation, {over}); "
+        f"{percent(found.share)} of the variance of a cell's time is between runs, the rest is scatter within them."
+    )
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from vlmeter.analysis.by_run import BY_RUN, added_fits, combined, frames_by_run, with_runs
 from vlmeter.analysis.reading import (
     NO_ESTIMATE,
     Samples,
     Unknown,
+    median_in,
     median_of,
     of_subject,
     paired_estimate,
     put_estimate,
     rows_of,
 )
+from vlmeter.analysis.runs import runs_of
+from vlmeter.numbers.clusters import added, over_runs_of_the_same
 from vlmeter.numbers.intervals import Fit, fit_linear, fit_power, paired_ratio, relative_weights
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import plural
@@ -76,9 +80,14 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
 
     Columns: what was run; picture (in words); steps (decode steps: the output tokens that were generated, less the
     first); IN_RUNS with their intervals, in device time. A derived row takes its prefill from the run that it is made
-    of.
+    of. Of several runs of the study each is estimated by itself first, and BY_RUN is a column more.
     """
-    rows = of_subject(table, subject)
+    found = [_decode_of_run(own) for own in runs_of(of_subject(table, subject))]
+    frame = combined(found, IN_RUNS, key=("image_index", "output_tokens"))
+    return frame.sort_values(["image_index", "output_tokens"]).reset_index(drop=True)
+
+
+def _decode_of_run(rows: pd.DataFrame) -> pd.DataFrame:
     samples = Samples(rows, kinds.GENERATION)
     fine = rows_of(rows[rows["status"] == "ok"], DECODE, kind=kinds.GENERATION)
     found = []
@@ -154,8 +163,22 @@ def decode_law(runs: pd.DataFrame) -> DecodeLaw | Unknown:
     """Fit the laws of `decode` rows.
 
     Errors are weighted as fractions of the value, since lengths span a large factor; photographs are
-    resampled whole.
+    resampled whole. Of several runs of the study each is fitted by itself too, for the intervals.
     """
+    law = _decode_law(runs)
+    if isinstance(law, Unknown) or BY_RUN not in runs:
+        return law
+    by_run = [found for own in frames_by_run(runs) if not isinstance(found := _decode_law(own), Unknown)]
+    return replace(
+        law,
+        line=added_fits(law.line, [found.line for found in by_run]),
+        power=added_fits(law.power, [found.power for found in by_run]),
+        power_tokens=added_fits(law.power_tokens, [found.power_tokens for found in by_run]),
+        curvature=added(law.curvature, [found.curvature for found in by_run]),
+    )
+
+
+def _decode_law(runs: pd.DataFrame) -> DecodeLaw | Unknown:
     lengths = runs["steps"].nunique() if len(runs) else 0
     if lengths < 2:
         return Unknown(f"a law needs two output lengths at least, and there {'is 1' if lengths == 1 else 'are 0'}")
@@ -191,6 +214,12 @@ def growth(runs: pd.DataFrame) -> pd.DataFrame:
     Columns: from_tokens, to_tokens, images; ratio (T(to) / T(from)), slope_steps (log-log slope over steps)
     and slope_tokens (over output tokens), each with `_low` and `_high`.
     """
+    found = [_growth(own) for own in frames_by_run(runs)]
+    quantities = (RATIO, SLOPE_STEPS, SLOPE_TOKENS)
+    return combined(found, quantities, key=("from_tokens", "to_tokens"), how=over_runs_of_the_same)
+
+
+def _growth(runs: pd.DataFrame) -> pd.DataFrame:
     wide = runs.pivot_table(index="image_index", columns="steps", values=DECODE.column, aggfunc="first")
     found = []
     for one, other in pairwise(sorted(int(str(steps)) for steps in wide.columns)):
@@ -209,7 +238,7 @@ def growth(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_length(runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:
-    """Median over photographs of a quantity of `decode`, by output length; the interval is over photographs.
+    """Median over photographs of a quantity of `decode`, by output length; the interval is over photographs and runs.
 
     Columns: output_tokens, steps, images, value, low, high (low and high are the smallest and largest
     photograph where there are too few for an interval), derived (whether any of them is).
@@ -219,7 +248,8 @@ def by_length(runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:
         values = group[quantity.column].dropna().to_numpy(dtype=np.float64)
         if not len(values):
             continue
-        middle = median_of(values)
+        middle = with_runs(group.dropna(subset=[quantity.column]), lambda own: median_in(own, quantity))
+        assert isinstance(middle, Estimate)  # there are values
         exact = not math.isnan(middle.low)
         found.append(
             {

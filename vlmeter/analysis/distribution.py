@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -26,7 +26,9 @@ from scipy import stats as distributions
 
 from vlmeter.analysis.headlines import Headline
 from vlmeter.analysis.reading import Unknown, of_subject, rows_of
-from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
+from vlmeter.analysis.runs import runs_of
+from vlmeter.numbers.clusters import over_runs_of_the_same, percentile_over_runs
+from vlmeter.numbers.intervals import Array, Fit, fit_linear
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
@@ -42,6 +44,7 @@ from vlmeter.table.quantities import (
     PREFILL_SUM,
     PREPROCESS,
     WHOLE_REQUEST,
+    Quantity,
     RowKey,
 )
 
@@ -90,24 +93,27 @@ _FIELDS = (
 
 
 def requests(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """One row per measured request, in the order of their numbers.
+    """One row per measured request, in the order of their numbers; in each run of the study every one is another.
 
-    Columns: number (place among all requests), what it was, DURATIONS, every phase of the prefill, disturbances
+    Columns: run, number (place among all requests), what it was, DURATIONS, every phase of the prefill, disturbances
     (reasons to doubt it, joined; empty: none seen), disturbed, cell_id.
     """
-    rows = of_subject(table, subject)
-    own = rows_of(rows, *_MEASURED, kind=kinds.REQUESTS)
     frames = []
-    for cell_id, block in own.groupby("cell_id", sort=True):
+    blocks = [
+        (run, cell_id, block)
+        for run, rows in enumerate(runs_of(of_subject(table, subject)))
+        for cell_id, block in rows_of(rows, *_MEASURED, kind=kinds.REQUESTS).groupby("cell_id", sort=True)
+    ]
+    for run, cell_id, block in blocks:
         by_key = {RowKey(*(row[name] for name in RowKey._fields)): row for row in block.to_dict("records")}
         frame = pd.DataFrame(json.loads(by_key[WHOLE_REQUEST.rows[kinds.REQUESTS]]["requests"]))
         for quantity in _MEASURED:
             found = by_key.get(quantity.rows[kinds.REQUESTS])
             samples = np.nan if found is None else np.asarray(found["samples_ms"], dtype=np.float64)
             frame[quantity.column] = samples
-        frame["cell_id"] = str(cell_id)
+        frame["cell_id"], frame["run"] = str(cell_id), run
         frames.append(frame)
-    columns = [*_FIELDS, *(quantity.column for quantity in _MEASURED), "disturbances", "cell_id"]
+    columns = [*_FIELDS, *(quantity.column for quantity in _MEASURED), "disturbances", "cell_id", "run"]
     result = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     for total in (PREFILL_SUM, INPUTS):
         result[total.column] = result[[part.column for part in total.parts]].sum(axis=1, skipna=False)
@@ -117,7 +123,7 @@ def requests(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     result["image_px"] = result["width_px"].astype("float64") * result["height_px"].astype("float64")
     result["disturbances"] = ["; ".join(reasons) for reasons in result["disturbances"]]
     result["disturbed"] = result["disturbances"] != ""
-    return result.sort_values("number").reset_index(drop=True)
+    return result.sort_values(["run", "number"]).reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,11 @@ class Sample:
     def size(self) -> int:
         """How many requests count."""
         return len(self.requests)
+
+    def by_run(self, quantity: Quantity = WHOLE_REQUEST) -> list[Array]:
+        """A duration of the requests in ms, run by run."""
+        own = runs_of(self.requests.dropna(subset=[quantity.column]))
+        return [part[quantity.column].to_numpy(dtype=np.float64) for part in own]
 
     @property
     def distinct(self) -> int:
@@ -164,9 +175,9 @@ def sample_of(table: pd.DataFrame, subject: str | None = None) -> Sample:
     return Sample(quiet.reset_index(drop=True), disturbed, kept=False, failed=failed)
 
 
-def percentiles(values: Sequence[float] | Array) -> dict[float, Estimate | None]:
-    """P50, P90, P95 and P99 with their intervals; None where there are too few requests for one."""
-    return {fraction: percentile_estimate(values, fraction) for fraction in FRACTIONS}
+def percentiles(*by_run: Array) -> dict[float, Estimate | None]:
+    """P50, P90, P95 and P99 of the requests of each run, with their intervals; None where a run has too few for one."""
+    return {fraction: percentile_over_runs(by_run, fraction) for fraction in FRACTIONS}
 
 
 def too_few(fraction: float, count: int) -> str:
@@ -191,9 +202,14 @@ def conditions(sample: Sample) -> str:
     return text
 
 
-def tail_over_middle(values: Sequence[float] | Array) -> Estimate | Unknown:
-    """P99 over P50, with a bootstrap interval over requests; with fewer than 299 requests there is no P99."""
-    data = np.asarray(values, dtype=np.float64)
+def tail_over_middle(*by_run: Array) -> Estimate | Unknown:
+    """P99 over P50 of the requests of each run, with an interval; with fewer than 299 requests there is no P99."""
+    found = [_tail_over_middle(np.asarray(values, dtype=np.float64)) for values in by_run]
+    unknown = next((one for one in found if isinstance(one, Unknown)), None)
+    return unknown or over_runs_of_the_same([one for one in found if isinstance(one, Estimate)])
+
+
+def _tail_over_middle(data: Array) -> Estimate | Unknown:
     if len(data) < MIN_SAMPLES_FOR_PERCENTILE[0.99]:
         return Unknown(too_few(0.99, len(data)))
     drawn = np.random.default_rng(0).integers(0, len(data), size=(REPLICATES, len(data)))
@@ -393,8 +409,7 @@ def headlines(sample: Sample) -> list[Headline]:
     """The answer of the first screen: the time that 99 of 100 requests stay below, or as many as can be told."""
     if not sample.size:
         return []
-    values = sample.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
-    found = {fraction: one for fraction, one in percentiles(values).items() if one is not None}
+    found = {fraction: one for fraction, one in percentiles(*sample.by_run()).items() if one is not None}
     if not found:
         return [Headline("slow_request", "a slow request", Unknown(too_few(0.5, sample.size)), "ms")]
     last = max(found)

@@ -13,6 +13,7 @@ of one cell, and the lengths of one photograph, err together.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
+from vlmeter.analysis.by_run import with_runs
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, rows_of
 from vlmeter.numbers.intervals import Array, fit_linear
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
@@ -435,10 +437,9 @@ def token_costs(table: pd.DataFrame, subject: str | None = None) -> TokenCosts |
     clock = prefill_cells.cost_clock(cells)
     busy = clock.quantity is BUSY_PREFILL
     costs = []
-    if (vision := _slope(cells, clock.quantity, "vision_tokens")) is not None:
+    if (vision := _slope(cells, lambda own: own[clock.quantity.column], "vision_tokens")) is not None:
         costs.append(TokenCost("vision_token", VISION, "one vision token", vision, clock.name))
-    language = cells.assign(**{LANGUAGE.column: prefill_cells.sides(cells, busy=busy)[1]})
-    if (text := _slope(language, LANGUAGE, "prompt_tokens")) is not None:
+    if (text := _slope(cells, lambda own: prefill_cells.sides(own, busy=busy)[1], "prompt_tokens")) is not None:
         costs.append(TokenCost("text_token", LANGUAGE, "one text token", text, clock.name if busy else "device time"))
     law = decode_runs.decode_law(decode_runs.decode(rows))
     if not isinstance(law, Unknown):
@@ -459,11 +460,16 @@ def token_costs(table: pd.DataFrame, subject: str | None = None) -> TokenCosts |
     return TokenCosts(tuple(costs), prefill_cells.over(found["output_token"].cost, by) if known else NO_ESTIMATE)
 
 
-def _slope(cells: pd.DataFrame, quantity: Quantity, along: str) -> Estimate | None:
-    """Slope of a quantity over a count; None with fewer than three cells, or where the count does not vary."""
-    known = cells.dropna(subset=[quantity.column, along])
+def _slope(cells: pd.DataFrame, side: Callable[[pd.DataFrame], pd.Series[float]], along: str) -> Estimate | None:
+    """Slope of a time over a count; None with fewer than three cells, or where the count does not vary."""
+    known = cells[side(cells).notna() & cells[along].notna()]
     if len(known) < 3 or known[along].nunique() < 2:
         return None
-    sizes: npt.NDArray[np.float64] = known[along].to_numpy(dtype=np.float64)
-    fit = fit_linear({"token": sizes, "constant": np.ones(len(sizes))}, known[quantity.column].to_numpy(dtype=float))
-    return fit["token"]
+
+    def slope(own: pd.DataFrame) -> Estimate:
+        sizes: npt.NDArray[np.float64] = own[along].to_numpy(dtype=np.float64)
+        columns = {"token": sizes, "constant": np.ones(len(sizes))}
+        return fit_linear(columns, np.asarray(side(own), dtype=np.float64))["token"]
+
+    found = with_runs(known, slope)
+    return None if isinstance(found, Unknown) else found

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from vlmeter.analysis.by_run import with_runs
 from vlmeter.analysis.decode_runs import decode, decode_law, pictures_in_words
 from vlmeter.analysis.prefill_cells import outside_share, part_costs, vision_cells
-from vlmeter.analysis.reading import Unknown, is_served, median_of, of_subject, scaled
+from vlmeter.analysis.reading import Unknown, is_served, median_in, of_subject, scaled
 from vlmeter.analysis.step_times import served_token
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import plural, with_interval
@@ -64,7 +65,9 @@ def headlines(table: pd.DataFrame, subject: str | None = None) -> list[Headline]
         Headline(
             FIRST_TOKEN.name,
             FIRST_TOKEN.label,
-            median_of(values) if len(values) else Unknown("no generation was measured"),
+            with_runs(first, lambda own: median_in(own, FIRST_TOKEN))
+            if len(values)
+            else Unknown("no generation was measured"),
             "ms",
             f"median over {pictures_in_words(first)}; {_UP_TO_IT[is_served(rows)]}" if len(values) else "",
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as distributions
 
+from vlmeter.analysis.by_run import combined, fit_with_runs, with_runs
 from vlmeter.analysis.reading import (
     NO_ESTIMATE,
     Samples,
@@ -23,6 +25,7 @@ from vlmeter.analysis.reading import (
     paired_sum,
     put_estimate,
 )
+from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.intervals import Fit, fit_linear, paired_difference, paired_ratio, standard_error
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
 from vlmeter.numbers.words import plural
@@ -108,9 +111,19 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
     """One row per finished prefill, in the order of prompt tokens and crops.
 
     Columns: counts; IN_CELLS with their intervals; bound ("launch-bound", "device-bound", "cannot tell") and
-    bound_reason.
+    bound_reason. Of several runs each is estimated by itself first, and BY_RUN is a column more.
     """
     rows = of_subject(table, subject)
+    frame = combined([_cells_of_run(own) for own in runs_of(rows)], IN_CELLS, key=("cell_id",))
+    bounds = [
+        judge_bound(estimate_of(row, WALL_OVER_BUSY), busy_reason=row["busy_reason"])
+        for row in frame.to_dict("records")
+    ]
+    frame["bound"], frame["bound_reason"] = ([bound[place] for bound in bounds] for place in (0, 1))
+    return frame.sort_values(["prompt_tokens", "crops", "cell_id"]).reset_index(drop=True)
+
+
+def _cells_of_run(rows: pd.DataFrame) -> pd.DataFrame:
     samples = Samples(rows, kinds.PREFILL)
     found = []
     for cell in cells_of(rows, kinds.PREFILL).to_dict("records"):
@@ -137,11 +150,9 @@ def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFram
         values[WALL_OVER_BUSY] = over(values[PLAIN_WALL], values[BUSY_PREFILL])
         for quantity in IN_CELLS:
             put_estimate(row, quantity, values.get(quantity, NO_ESTIMATE))
-        row["bound"], row["bound_reason"] = judge_bound(values[WALL_OVER_BUSY], busy_reason=cell["busy_reason"])
         found.append(row)
     columns = [*_CELL_FIELDS, *(column for quantity in IN_CELLS for column in quantity.columns)]
-    frame = pd.DataFrame(found, columns=[*columns, "bound", "bound_reason"])
-    return frame.sort_values(["prompt_tokens", "crops", "cell_id"]).reset_index(drop=True)
+    return pd.DataFrame(found, columns=columns)
 
 
 def is_served(cells: pd.DataFrame) -> bool:
@@ -225,10 +236,14 @@ def crossover(cells: pd.DataFrame) -> Crossover | Unknown:
 
 
 def pooled(cells: pd.DataFrame, quantity: Quantity) -> Estimate | Unknown:
-    """Median of a quantity over cells; its interval counts what differs from cell to cell.
+    """Median of a quantity over cells; its interval counts what differs from cell to cell, and from run to run.
 
     With fewer than five cells, which have no interval of their own, it spans the intervals of all of them.
     """
+    return with_runs(cells, lambda own: _pooled(own, quantity))
+
+
+def _pooled(cells: pd.DataFrame, quantity: Quantity) -> Estimate | Unknown:
     column, low, high = quantity.columns
     known = cells.dropna(subset=[column])
     if known.empty:
@@ -272,8 +287,12 @@ def two_factor(cells: pd.DataFrame, quantity: Quantity = PLAIN_WALL) -> Fit | Un
 
     Crops are work for the vision encoder, tokens for the language model; a sweep along one of them cannot
     tell them apart. Least squares over the cells' medians, unweighted, since the medians span a small
-    factor.
+    factor. Of several runs each is fitted by itself too, for the intervals.
     """
+    return fit_with_runs(cells, lambda own: _two_factor(own, quantity))
+
+
+def _two_factor(cells: pd.DataFrame, quantity: Quantity) -> Fit | Unknown:
     found = cells.dropna(subset=[quantity.column])
     if len(found) < 4:
         return Unknown(f"two factors and a constant need 4 cells at least, and there are {len(found)}")
@@ -310,13 +329,19 @@ def part_costs(cells: pd.DataFrame) -> PartCosts:
     (`two_factor`). The parts are of the clock that `cost_clock` chooses: of busy time, or between marks.
     """
     clock = cost_clock(cells)
-    vision, language = sides(cells, busy=clock.quantity is BUSY_PREFILL)
+    busy = clock.quantity is BUSY_PREFILL
+
+    def slope(side: Callable[[pd.DataFrame], pd.Series[float]], along: str, *, name: str) -> Estimate | Unknown:
+        return with_runs(cells, lambda own: _slope(own[along], side(own), name=name))
+
     if cells["crops"].nunique() > 1:
-        crop = _slope(cells["crops"], vision, name="crops")
-        return PartCosts(crop, _slope(cells["prompt_tokens"], language, name="tokens"), clock, "the language side")
+        crop = slope(lambda own: sides(own, busy=busy)[0], "crops", name="crops")
+        token = slope(lambda own: sides(own, busy=busy)[1], "prompt_tokens", name="tokens")
+        return PartCosts(crop, token, clock, "the language side")
     counts = sorted({int(count) for count in cells["crops"].dropna()})
     crop = Unknown(f"every image is cut into {plural(counts[0], 'crop')}" if counts else "no image was measured")
-    return PartCosts(crop, _slope(cells["prompt_tokens"], vision + language, name="tokens"), clock, "the whole prefill")
+    token = slope(lambda own: operator.add(*sides(own, busy=busy)), "prompt_tokens", name="tokens")
+    return PartCosts(crop, token, clock, "the whole prefill")
 
 
 def sides(cells: pd.DataFrame, *, busy: bool) -> tuple[pd.Series[float], pd.Series[float]]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vlmeter.analysis.runs import pooled_rows
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate, median_estimate
 from vlmeter.table.kinds import Kind
@@ -45,11 +46,14 @@ def of_subject(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
 
 
 def rows_of(rows: pd.DataFrame, *quantities: Quantity, kind: Kind) -> pd.DataFrame:
-    """Rows of some quantities in cells of a kind, measured and derived ones, in the order of the table."""
+    """Rows of some quantities in cells of a kind, measured and derived ones, in the order of the table.
+
+    Of several runs they are pooled (`vlmeter.analysis.runs`).
+    """
     chosen = np.zeros(len(rows), dtype=bool)
     for key in {quantity.rows[kind] for quantity in quantities}:
         chosen |= np.logical_and.reduce([_equal(rows[name], value) for name, value in key._asdict().items()])
-    return rows[chosen & _equal(rows["kind"], kind)]
+    return pooled_rows(rows[chosen & _equal(rows["kind"], kind)])
 
 
 def _equal(column: pd.Series[Any], value: str) -> npt.NDArray[np.bool_]:
@@ -57,12 +61,12 @@ def _equal(column: pd.Series[Any], value: str) -> npt.NDArray[np.bool_]:
 
 
 def whole_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row of each cell that was measured: of the whole of one of its arms."""
-    return rows[_equal(rows["phase"], WHOLE_PHASE)].drop_duplicates("cell_id")
+    """One row of each cell that was measured: of the whole of one of its arms, over all runs."""
+    return pooled_rows(rows[_equal(rows["phase"], WHOLE_PHASE)]).drop_duplicates("cell_id")
 
 
 class Samples:
-    """Samples of the measured rows of cells of a kind."""
+    """Samples of the measured rows of cells of a kind, in one run."""
 
     def __init__(self, rows: pd.DataFrame, kind: Kind) -> None:
         self._kind = kind
@@ -86,6 +90,11 @@ class Samples:
 def median_of(samples: Array | None) -> Estimate:
     """Median of samples with its interval; no estimate without samples."""
     return NO_ESTIMATE if samples is None or not len(samples) else median_estimate(samples.tolist())
+
+
+def median_in(frame: pd.DataFrame, quantity: Quantity) -> Estimate:
+    """Median of a quantity over the rows of a frame that have it, with its interval over them."""
+    return median_of(frame[quantity.column].dropna().to_numpy(dtype=np.float64))
 
 
 def paired_estimate(
@@ -141,7 +150,7 @@ def is_served(rows: pd.DataFrame) -> bool:
 
 
 def left_out(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """Cells without numbers: cell_id, experiment, status, reason."""
+    """Cells without numbers, in any run: cell_id, experiment, status, reason."""
     rows = of_subject(table, subject)
-    empty = rows[rows["arm"].isna()]
+    empty = rows[rows["arm"].isna()].drop_duplicates("cell_id")
     return empty[["cell_id", "experiment", "status", "reason"]].reset_index(drop=True)

@@ -141,7 +141,7 @@ def roofline_table(
         works: by subject.
         ceilings: by subject, of the device on which it was measured.
 
-    Blocks of requests have the work of a mean request, set beside the mean time of their rows.
+    Several runs are pooled. Blocks of requests have the work of a mean request, set beside the mean time of their rows.
 
     Rows: the phases of a prefill, whole prefills, vision alone (device, wall and busy clock, as far as measured),
     decode times, and single decode steps (`inter_token`, beside the mean step). What has no work is left out:
@@ -150,7 +150,9 @@ def roofline_table(
     """
     import pandas as pd
 
-    measured = table[(table["status"] == "ok") & table["median_ms"].notna()]
+    from vlmeter.analysis.runs import pooled_rows
+
+    measured = pooled_rows(table[(table["status"] == "ok") & table["median_ms"].notna()])
     rows: list[dict[str, object]] = []
     for _, cell in measured.groupby(["subject", "cell_id"], sort=False):
         found = cast("list[dict[str, Any]]", cell.to_dict("records"))

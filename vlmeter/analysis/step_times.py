@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vlmeter.analysis.by_run import added_fits
 from vlmeter.analysis.decode_runs import FIRST_STEPS, pictures_in_words
 from vlmeter.analysis.prefill_cells import judge_bound, over, pooled
 from vlmeter.analysis.reading import Samples, Unknown, cells_of, median_of, of_subject, put_estimate, rows_of
-from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
+from vlmeter.analysis.runs import runs_of
+from vlmeter.numbers.clusters import over_runs_of_the_same, percentile_over_runs
+from vlmeter.numbers.intervals import Array, Fit, fit_linear
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
@@ -67,9 +70,16 @@ def step_law(table: pd.DataFrame, subject: str | None = None) -> StepLaw | Unkno
     """Fit the duration of a decode step against its context length.
 
     Steps are gathered into bins (median of neighbours) so that a hiccup does not pull the line; photographs
-    are resampled whole, or bins where there is a single photograph.
+    are resampled whole, or bins where there is a single photograph. Of several runs each is fitted by itself too, for
+    the intervals.
     """
     rows = of_subject(table, subject)
+    law = _step_law(rows)
+    by_run = [found.fit for own in runs_of(rows) if not isinstance(found := _step_law(own), Unknown)]
+    return law if isinstance(law, Unknown) else replace(law, fit=added_fits(law.fit, by_run))
+
+
+def _step_law(rows: pd.DataFrame) -> StepLaw | Unknown:
     contexts, values, images = [], [], []
     for image, (context, steps) in decode_steps(rows).items():
         for part in np.array_split(np.arange(len(steps)), min(STEP_BINS, len(steps))):
@@ -98,9 +108,21 @@ class StepBound:
 def step_bound(table: pd.DataFrame, subject: str | None = None) -> StepBound | Unknown:
     """Set the decode steps of all photographs beside the device's busy time for one.
 
-    The first steps of every run are taken, since the busy step stands right behind the prompt, too.
+    The first steps of every generation are taken, since the busy step stands right behind the prompt, too.
     """
     rows = of_subject(table, subject)
+    found = [_step_bound(own) for own in runs_of(rows)]
+    if (unknown := next((one for one in found if isinstance(one, Unknown)), None)) is not None:
+        return unknown
+    known = [one for one in found if isinstance(one, StepBound)]
+    if len(known) < 2:
+        return known[0]
+    step, busy = (over_runs_of_the_same(own) for own in ([one.step for one in known], [one.busy for one in known]))
+    ratio = over(step, busy)
+    return StepBound(step, busy, ratio, *judge_bound(ratio))
+
+
+def _step_bound(rows: pd.DataFrame) -> StepBound | Unknown:
     busy_rows = rows_of(rows[rows["median_ms"].notna()], BUSY_STEP, kind=kinds.GENERATION)
     if busy_rows.empty:
         reasons = rows.loc[rows["kind"] == kinds.GENERATION, "busy_reason"].dropna()
@@ -173,9 +195,14 @@ def inter_token(table: pd.DataFrame, subject: str | None = None) -> Array:
     return np.concatenate(parts) if parts else np.array([])
 
 
-def inter_token_percentiles(samples: Array) -> dict[float, Estimate | None]:
-    """P50, P95 and P99 of the inter-token latency; None where there are too few steps for one."""
-    return {fraction: percentile_estimate(samples, fraction) for fraction in (0.5, 0.95, 0.99)}
+def inter_token_by_run(table: pd.DataFrame, subject: str | None = None) -> list[Array]:
+    """The steps of `inter_token` in each run of the study."""
+    return [inter_token(own) for own in runs_of(of_subject(table, subject))]
+
+
+def inter_token_percentiles(*by_run: Array) -> dict[float, Estimate | None]:
+    """P50, P95 and P99 of the inter-token latency of each run; None where a run has too few steps for one."""
+    return {fraction: percentile_over_runs(by_run, fraction) for fraction in (0.5, 0.95, 0.99)}
 
 
 #: Slow over fast steps of one run above which they are called uneven: a device that decodes at its own pace stays

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from vlmeter.analysis import distribution
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell, listed, within
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import plural, with_interval
-from vlmeter.table.quantities import WHOLE_REQUEST
 
 #: A tail is called short up to twice the median: a user who waits for twice as long notices.
 TAIL_RATIO = 2.0
@@ -27,7 +24,7 @@ EXPLAINED_FRACTION = 0.9
 
 def tail_within_twice_the_middle(data: Data) -> Finding:
     """One request in a hundred may take longer than the median, but not much."""
-    ratio = distribution.tail_over_middle(data.requests.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64))
+    ratio = distribution.tail_over_middle(*data.requests.by_run())
     if isinstance(ratio, Unknown):
         return cannot_tell(ratio.reason)
     verdict = within(ratio, 0.0, TAIL_RATIO)

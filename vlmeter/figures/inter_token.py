@@ -38,7 +38,7 @@ def draw(table: pd.DataFrame) -> Figure:
         top = axes.get_ylim()[1]
         axes.set_ylim(0, top * 1.3)
         height = 1.28
-        for fraction, estimate in step_times.inter_token_percentiles(samples).items():
+        for fraction, estimate in step_times.inter_token_percentiles(*step_times.inter_token_by_run(table)).items():
             if estimate is None:
                 continue
             axes.plot([estimate.value] * 2, [0, top * height], color=style.INK, linewidth=1, linestyle="--")
@@ -57,7 +57,7 @@ def draw(table: pd.DataFrame) -> Figure:
 def caption(table: pd.DataFrame) -> str:
     """Give the percentiles, and why one is missing."""
     samples = step_times.inter_token(table)
-    found = step_times.inter_token_percentiles(samples)
+    found = step_times.inter_token_percentiles(*step_times.inter_token_by_run(table))
     parts = [f"P{fraction * 100:.0f} {with_interval(e, 'ms')}" for fraction, e in found.items() if e is not None]
     text = f"{len(samples):,} decode steps of the longest runs, all rounds: {', '.join(parts)}."
     beyond = int((samples > np.quantile(samples, DRAWN_FRACTION)).sum())

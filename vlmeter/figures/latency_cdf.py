@@ -39,8 +39,8 @@ def _curves(requests: pd.DataFrame) -> list[tuple[str, str, Array]]:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the distribution function with its percentiles, and below it the share that takes longer."""
-    requests = distribution.sample_of(table).requests
-    curves = _curves(requests)
+    sample = distribution.sample_of(table)
+    curves = _curves(sample.requests)
     unit, unit_name = style.time_unit(max(float(values[-1]) for _, _, values in curves))
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=6.2, ratios=(3, 2))
@@ -49,7 +49,7 @@ def draw(table: pd.DataFrame) -> Figure:
             upper.step(values / unit, 100 * done, where="post", color=colour, label=name)
             lower.step(values / unit, 100 * (1 - done + 1 / len(values)), where="pre", color=colour)
         totals = curves[0][2]
-        for fraction, estimate in distribution.percentiles(totals).items():
+        for fraction, estimate in distribution.percentiles(*sample.by_run()).items():
             if estimate is not None:
                 _mark(upper, 100 * fraction, estimate, unit)
         upper.set_ylim(0, 101)
@@ -86,8 +86,7 @@ def _mark(axes: Axes, percent_done: float, estimate: Estimate, unit: float) -> N
 def caption(table: pd.DataFrame) -> str:
     """Say how far apart middle and tail are."""
     sample = distribution.sample_of(table)
-    values = sample.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
-    ratio = distribution.tail_over_middle(values)
+    ratio = distribution.tail_over_middle(*sample.by_run())
     text = f"{plural(sample.size, 'request')}; points are percentiles of the whole request with their 95 % intervals."
     if isinstance(ratio, Unknown):
         return f"{text} {ratio.reason}."

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from vlmeter.analysis import distribution
 from vlmeter.figures import style
-from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural, with_interval
 from vlmeter.table.quantities import FIRST_TOKEN, WHOLE_REQUEST
@@ -28,10 +27,11 @@ def needs(table: pd.DataFrame) -> str | None:
     return distribution.sample_of(table).too_few
 
 
-def _limit(values: Array) -> float:
+def _limit(sample: distribution.Sample) -> float:
     """End of the axis."""
-    last = [found.high for found in distribution.percentiles(values).values() if found is not None][-1]
-    return min(1.03 * float(values.max()), DRAWN_UP_TO * last)
+    found = distribution.percentiles(*sample.by_run())
+    last = [one.high for one in found.values() if one is not None][-1]
+    return min(1.03 * float(sample.requests[WHOLE_REQUEST.column].max()), DRAWN_UP_TO * last)
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -39,7 +39,7 @@ def draw(table: pd.DataFrame) -> Figure:
     sample = distribution.sample_of(table)
     values = sample.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
     unit, unit_name = style.time_unit(float(values.max()))
-    limit = _limit(values)
+    limit = _limit(sample)
     first = sample.requests[FIRST_TOKEN.column].dropna().to_numpy(dtype=np.float64)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.2)
@@ -60,7 +60,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_ylim(0, top * 1.42)
         axes.set_xlim(0, limit / unit)
         height = 1.4
-        for fraction, estimate in distribution.percentiles(values).items():
+        for fraction, estimate in distribution.percentiles(*sample.by_run()).items():
             if estimate is None:
                 continue
             axes.plot([estimate.value / unit] * 2, [0, top * height], color=style.INK, linewidth=1, linestyle="--")
@@ -82,13 +82,13 @@ def caption(table: pd.DataFrame) -> str:
     """Give the percentiles, why one is missing, and what was left out."""
     sample = distribution.sample_of(table)
     values = sample.requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
-    found = distribution.percentiles(values)
+    found = distribution.percentiles(*sample.by_run())
     said = ", ".join(f"P{100 * part:.0f} {with_interval(one, 'ms')}" for part, one in found.items() if one is not None)
     text = f"{plural(sample.size, 'request')}, each measured once from the picture to the last token: {said}."
     for fraction, estimate in found.items():
         if estimate is None:
             text += f" {distribution.too_few(fraction, sample.size)}."
-    beyond = int((values > _limit(values)).sum())
+    beyond = int((values > _limit(sample)).sum())
     if beyond:
         text += f" {plural(beyond, 'request')}, up to {duration(float(values.max()))}, lie beyond the right edge."
     return text + distribution.conditions(sample)

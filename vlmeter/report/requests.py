@@ -29,7 +29,7 @@ def percentile_grid(sample: distribution.Sample, name: str) -> Grid:
         values = sample.requests[quantity.column].dropna().to_numpy(dtype=float)
         if not len(values) or values.max() <= 0:
             continue
-        found = distribution.percentiles(values)
+        found = distribution.percentiles(*sample.by_run(quantity))
         missing = [distribution.too_few(part, len(values)) for part, one in found.items() if one is None]
         rows.append(
             [

@@ -44,6 +44,7 @@ class SubjectView:
     trust: str
     trust_sentence: str
     trust_reasons: Sequence[str]
+    runs: str
     answers: Sequence[Answer]
     bars: Sequence[Bar]
     limits_grid: Grid | None
@@ -105,6 +106,7 @@ def subject_view(
         trust=trust.verdict,
         trust_sentence=TRUST[trust.verdict],
         trust_reasons=trust.reasons,
+        runs=conditions.runs_in_words(table),
         answers=[
             *(answer_of(headline) for headline in headlines.headlines(table)),
             *(answer_of(headline) for headline in distribution.headlines(sample)),

@@ -381,8 +381,12 @@ def is_repeat(key: RowKey) -> bool:
 
     Steps at growing context, all steps of all rounds and the first use of a shape are not; one step again and again is.
     """
-    steps = key.phase == "decode_step" and not is_busy(key)
-    return not steps and key.phase not in ("first_call", "inter_token")
+    return not is_step_by_context(key) and key.phase not in ("first_call", "inter_token")
+
+
+def is_step_by_context(key: RowKey) -> bool:
+    """Whether a row's samples are decode steps one behind the other, at growing context."""
+    return key.phase == "decode_step" and not is_busy(key)
 
 
 def is_of_a_server(key: RowKey) -> bool:
