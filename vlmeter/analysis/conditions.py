@@ -13,6 +13,7 @@ from vlmeter.analysis.distribution import sample_of
 from vlmeter.analysis.prefill_cells import vision_cells
 from vlmeter.analysis.reading import of_subject, whole_rows
 from vlmeter.analysis.runs import runs_of
+from vlmeter.analysis.spread import by_cell, cell_modes, wide_cells
 from vlmeter.analysis.step_times import UNEVEN_RATIO, StepBound, StepUnevenness, step_bound, step_unevenness
 from vlmeter.numbers.units import deviation, duration_range, percent
 from vlmeter.numbers.words import plural
@@ -103,11 +104,20 @@ UNSETTLED_SHARE = 0.25
 DISTURBED_WANDER, UNUSABLE_WANDER = 0.05, 0.25
 
 
+#: Share of cells that scatter widely above which the whole is disturbed.
+WIDE_SHARE = 0.25
+
+
+#: Cells with two modes that are named.
+NAMED_MODES = 3
+
+
 def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
     """Judge the conditions under which the cells were measured.
 
     A cell is in trouble if the sentinel around it had drifted, or if most of its rounds were disturbed (a few
     disturbed rounds are left out of its statistics). The whole is, too, if the sentinel varied from visit to visit.
+    So it is if cells have two modes, whose median is the time of no run, or if many scatter widely.
     Uneven decode steps are said and change no verdict: they are in the intervals of what is told about decode, and
     prefills need not be uneven for it.
     """
@@ -135,6 +145,19 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
     if wander > DISTURBED_WANDER:
         varied = deviation(wander, "its first value")
         reasons.append(f"the sentinel, one and the same cell, varied by {varied} from visit to visit")
+    modes = by_cell(cell_modes(rows))
+    if modes:
+        named = "; ".join(f"{one.cell_id}, {one.quantity.noun}: {one}" for one in modes[:NAMED_MODES])
+        more = f"; and {len(modes) - NAMED_MODES} more" if len(modes) > NAMED_MODES else ""
+        have = "has" if len(modes) == 1 else "have"
+        reasons.append(f"{len(modes)} of {plural(count, 'cell')} {have} two modes ({named}{more})")
+    wide = {cell: part for cell, part in wide_cells(rows).items() if cell not in {one.cell_id for one in modes}}
+    if wide:
+        widest = max(wide, key=wide.__getitem__)
+        reasons.append(
+            f"rounds of {len(wide)} of {plural(count, 'cell')} scatter widely: the middle half of {widest} spans "
+            f"{percent(wide[widest])} of its median"
+        )
     steps = step_unevenness(rows)
     if isinstance(steps, StepUnevenness) and steps.ratio > UNEVEN_RATIO:
         pace = step_bound(rows)
@@ -145,7 +168,8 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
         )
     share = float((drifted | kept).mean())
     verdict = "quiet"
-    if share > DISTURBED_SHARE or unsettled.mean() > UNSETTLED_SHARE or wander > DISTURBED_WANDER:
+    spread = len(modes) / count > DISTURBED_SHARE or len(wide) / count > WIDE_SHARE
+    if share > DISTURBED_SHARE or unsettled.mean() > UNSETTLED_SHARE or wander > DISTURBED_WANDER or spread:
         verdict = "disturbed"
     if share > UNUSABLE_SHARE or wander > UNUSABLE_WANDER:
         verdict = "unusable"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from vlmeter.analysis import reading
+from vlmeter.analysis import reading, spread
+from vlmeter.numbers.units import duration, percent
 from vlmeter.report.grids import Grid, Value, count_value, is_true, measured_value, whole_number, word_value
 from vlmeter.table.quantities import (
     BUSY_PREFILL,
@@ -21,6 +22,7 @@ from vlmeter.table.quantities import (
     SHARE,
     SUBTRACTION_WALL,
     VISION,
+    Quantity,
 )
 
 
@@ -38,7 +40,31 @@ def flags_of(table: pd.DataFrame) -> dict[str, list[str]]:
             "ended by the time cap": row["stop_reason"] == "time_cap",
         }
         flags[str(row["cell_id"])] = [name for name, holds in found.items() if holds]
+    modes = {one.cell_id: one for one in spread.by_cell(spread.cell_modes(table))}
+    for cell, one in modes.items():
+        flags.setdefault(cell, []).append(f"two modes of {one.quantity.noun}: {one}")
+    for cell, part in spread.wide_cells(table).items():
+        wide = [] if cell in modes else [f"rounds scatter widely: the middle half spans {percent(part)} of the median"]
+        flags.setdefault(cell, []).extend(wide)
     return flags
+
+
+#: What has two modes in a run, by cell and quantity.
+ModesOf = Mapping[tuple[str, Quantity], spread.CellModes]
+
+
+def modes_of(table: pd.DataFrame) -> ModesOf:
+    """Find what has two modes; of several runs the ones that lie farthest apart."""
+    found = sorted(spread.cell_modes(table), key=lambda one: one.modes.ratio)
+    return {(one.cell_id, one.quantity): one for one in found}
+
+
+def _measured(row: Any, quantity: Quantity, modes: ModesOf) -> Value:
+    """A quantity of a cell with its interval; with two modes both of them, since their median is the time of no run."""
+    found = modes.get((str(row["cell_id"]), quantity))
+    if found is None or row.get("source") == "derived":  # whose samples are sums of the cell's first steps
+        return measured_value(row, quantity)
+    return Value(f"{duration(found.modes.low)} or {duration(found.modes.high)}", float(row[quantity.column]))
 
 
 def _image(row: Any) -> Value:
@@ -53,7 +79,7 @@ def _image(row: Any) -> Value:
     )
 
 
-def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -> Grid:
+def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str, *, modes: ModesOf) -> Grid:
     """The table of prefill cells."""
     columns = [
         ("tiling", "rows x columns of crops, and the size of the image"),
@@ -74,7 +100,7 @@ def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str) 
         [
             _image(row),
             *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
-            *(measured_value(row, quantity) for quantity in quantities),
+            *(_measured(row, quantity, modes) for quantity in quantities),
             word_value(row["bound"]),
             word_value("; ".join(flags.get(row["cell_id"], []))),
         ]
@@ -83,7 +109,7 @@ def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str) 
     return Grid(f"vision-{name}", "Vision-token cells: median (95 % interval)", columns, rows)
 
 
-def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -> Grid:
+def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str, *, modes: ModesOf) -> Grid:
     """The table of generations."""
     columns = [
         (
@@ -108,7 +134,7 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str) -
             word_value(row["question_id"]),
             *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
             Value(f"{row['steps'] + 1:,}", float(row["steps"] + 1)),
-            *(measured_value(row, quantity) for quantity in (FIRST_TOKEN, PREFILL_SUM, DECODE, SHARE)),
+            *(_measured(row, quantity, modes) for quantity in (FIRST_TOKEN, PREFILL_SUM, DECODE, SHARE)),
             word_value("read off a longer run" if row["source"] == "derived" else "run by itself"),
             word_value("; ".join(flags.get(row["cell_id"], []))),
         ]

@@ -15,7 +15,7 @@ from vlmeter.claims.base import Claim
 from vlmeter.numbers.units import size
 from vlmeter.numbers.words import plural
 from vlmeter.report.answers import Answer, Bar, answer_of, share_bars
-from vlmeter.report.cells import flags_of, left_out_grid, output_grid, photograph_grid, vision_grid
+from vlmeter.report.cells import flags_of, left_out_grid, modes_of, output_grid, photograph_grid, vision_grid
 from vlmeter.report.components import component_grid, energy_sentence
 from vlmeter.report.grids import Grid
 from vlmeter.report.limits import ON_FIRST_SCREEN, distances_grid, distances_of
@@ -79,7 +79,7 @@ def subject_view(
 ) -> SubjectView:
     """Everything that the page shows of one subject."""
     cells, runs = prefill_cells.vision_cells(table), decode_runs.decode(table)
-    trust, flags = conditions.trust(table), flags_of(table)
+    trust, flags, modes = conditions.trust(table), flags_of(table), modes_of(table)
     whole = table if roofline is None else beside(table, roofline)
     distances = [] if roofline is None else distances_of(whole)
     drawn = figure_views(figures)
@@ -119,8 +119,8 @@ def subject_view(
         figures=drawn,
         claims=[claim_view(claim, drawn) for claim in claims],
         verdicts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
-        vision=vision_grid(cells, flags, name),
-        output=output_grid(runs, flags, name),
+        vision=vision_grid(cells, flags, name, modes=modes),
+        output=output_grid(runs, flags, name, modes=modes),
         percentiles=percentile_grid(sample, name) if sample.size else None,
         slowest=slowest_grid(sample, thumbnails, name) if sample.size else None,
         conditions=distribution.conditions(sample).strip(),
