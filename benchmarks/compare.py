@@ -31,7 +31,7 @@ from vlmeter.compare.baseline import CellSamples, Looks, Run, SubjectRun, plan_d
 from vlmeter.compare.compare import compare
 from vlmeter.compare.comparison import TOTAL_NAME, Comparison, Side
 from vlmeter.compare.limits import Limit, beyond
-from vlmeter.compare.planning import chance_to_find, runs_to_find
+from vlmeter.compare.planning import chance_to_find, run_noise, runs_to_find
 from vlmeter.numbers.intervals import Array, median_standard_error
 from vlmeter.table.quantities import WHOLE_CELL
 
@@ -210,8 +210,12 @@ def answers(repeats: int, seed: int) -> dict[str, Tally]:
 #: How far sessions lie apart (standard deviations) where three runs a side are judged, and what is planted there.
 APART, PLANTED = (0.004, 0.01, 0.02, 0.05), 0.03
 
-#: Runs a side, cells of each, pairs: enough that 5 % of false alarms would be known to within 1 %.
-RUNS, RUN_CELLS, RUN_PAIRS = 3, 12, 2000
+#: Runs a side, cells of each, pairs of equal sides (so many that 5 % of false alarms are known to within 1 %) and of
+#: unequal ones.
+RUNS, RUN_CELLS, RUN_PAIRS, SLOWER_PAIRS = 3, 6, 2000, 400
+
+#: Runs from which `--plan` is told how far runs lie apart: so many that it knows.
+KNOWN_RUNS = 200
 
 #: False alarms that are put up with, by the upper end of their 95 % interval.
 MOST_FALSE_ALARMS = 0.06
@@ -239,11 +243,12 @@ def several_runs(pairs: int, seed: int) -> dict[float, Apart]:
     for apart in APART:
         noise, plan = Noise(offset_fraction=apart), Plan(cells=RUN_CELLS)
         same, slower = (
-            tally(repeats=pairs, plan=plan, noise=noise, slower=planted, runs=RUNS, seed=seed)
-            for planted in (0.0, PLANTED)
+            tally(repeats=min(pairs, most), plan=plan, noise=noise, slower=planted, runs=RUNS, seed=seed)
+            for planted, most in ((0.0, pairs), (PLANTED, SLOWER_PAIRS))
         )
-        # a run's mean over cells errs by its offset and by what is left of the wander
-        whole = math.hypot(apart, noise.wander_fraction)
+        rng = np.random.default_rng(seed)
+        known = [session(plan, noise, rng, name=f"k{run}") for run in range(KNOWN_RUNS)]
+        whole = run_noise([Side("known", known)])[0].fraction.value
         found[apart] = Apart(same, slower, chance_to_find(PLANTED, whole, RUNS), runs_to_find(PLANTED, whole))
     return found
 
@@ -255,14 +260,8 @@ def several_as_text(found: dict[float, Apart]) -> str:
     lines = [f"{'three runs a side':20}" + "".join(f"{head:>15}" for head in heads)]
     for apart, one in found.items():
         count, high = one.false_alarms
-        pairs = one.same.repeats
-        shares = (
-            count / pairs,
-            high,
-            one.same.any_cell_told / pairs,
-            one.slower.overall_slower / pairs,
-            one.said_power,
-        )
+        false, any_cell = (number / one.same.repeats for number in (count, one.same.any_cell_told))
+        shares = (false, high, any_cell, one.slower.overall_slower / one.slower.repeats, one.said_power)
         said = "".join(f"{100 * share:13.1f} %" for share in shares)
         lines.append(f"sessions {100 * apart:g} % apart".ljust(20) + said + f"{one.said_runs or '-':>15}")
     return "\n".join(lines)

@@ -221,6 +221,7 @@ def test_limits_are_not_judged_on_an_assumption() -> None:
     with pytest.raises(UserError, match=r"legal: several runs .*, --session-noise N%, or --accept-one-run"):
         refuse_assumptions(compared(drawn(1), drawn(2, slower=0.5)))
     refuse_assumptions(compared(drawn(1), drawn(2, slower=0.5), session_noise_fraction=0.01))
+    refuse_assumptions(compared(drawn(1), drawn(1)))  # a measurement compared with itself rests on nothing
     refuse_assumptions(compared([drawn(1, name="1"), drawn(3, name="3")], drawn(2, name="2")))
 
 

@@ -104,10 +104,11 @@ def compare(
         noise = wander_of(pair)
         said = [noise.words, *offset_words(pair, noise, session_noise_fraction)]
         notes += [f"{pair}: {words}" if len(pairs) > 1 else words for words in said]
-        told = session_noise_fraction is not None or pair.freedom > 0
-        assumed.append(None if told else noise.assumed_offset_fraction)
         notes += differing_facts(pair)
-        quantities += _quantities(pair, noise, margin_fraction, session_noise_fraction)
+        own = _quantities(pair, noise, margin_fraction, session_noise_fraction)
+        told = session_noise_fraction is not None or pair.freedom > 0 or bool(identical_results(own))
+        assumed.append(None if told else noise.assumed_offset_fraction)
+        quantities += own
     if not any(found.name == TOTAL_NAME for found in quantities):
         raise UserError(f"{a.label} and {b.label} have no cell that was timed in both, so there is nothing to compare")
     warnings += identical_results(quantities)

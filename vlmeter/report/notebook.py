@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlmeter.analysis.by_run import BY_RUN
 from vlmeter.analysis.decode_runs import DecodeLaw, decode, decode_law
 from vlmeter.analysis.prefill_cells import PartCosts, cost_clock, part_costs, two_factor, vision_cells
 from vlmeter.analysis.reading import Unknown, subjects_of
@@ -33,7 +34,7 @@ FIT_COLUMNS = (
 class Results:
     """The results of a study.
 
-    table: all that was measured, one row per cell, arm, phase and clock, with every sample; times in ms.
+    table: all that was measured, one row per cell, run, arm, phase and clock, with every sample; times in ms.
     folder: where it was read from; None if a table alone was named.
     """
 
@@ -91,7 +92,7 @@ class Results:
     def _of_each(self, make: Callable[[pd.DataFrame, str], pd.DataFrame]) -> pd.DataFrame:
         frames = []
         for name in self.subjects:
-            frame = make(self.table, name)
+            frame = make(self.table, name).drop(columns=BY_RUN, errors="ignore")
             frame.insert(0, "subject", name)
             frames.append(frame)
         kept = [frame for frame in frames if len(frame)] or frames[:1]
