@@ -11,8 +11,9 @@ import pytest
 from scipy import stats as distributions
 
 from tests.support.fakes import FakeRunner
+from tests.support.roofline import with_floors
 from tests.support.tables import table_of_runs
-from vlmeter.analysis import components, decode_runs, distribution, headlines, prefill_cells, step_times
+from vlmeter.analysis import components, decode_runs, distribution, flops, headlines, prefill_cells, step_times
 from vlmeter.analysis.by_run import BY_RUN, between_runs, frames_by_run, told_by_run
 from vlmeter.analysis.conditions import runs_in_words, sentinel, trust
 from vlmeter.analysis.flops import token_costs
@@ -248,6 +249,21 @@ def test_requests_of_every_run_count_as_requests_of_their_own(table: pd.DataFram
     assert sample.size == 180
     assert [len(values) for values in sample.by_run()] == [60, 60, 60]
     assert sample.distinct < 60
+
+
+def test_floors_and_flops_stand_beside_the_times_over_all_runs(table: pd.DataFrame) -> None:
+    whole = with_floors(table)
+    assert len(whole) == len(table)
+    key = ["cell_id", "output_tokens", "arm", "phase", "clock", "source"]
+    assert whole.groupby(key)["floor_ms"].nunique().max() == 1
+    points, *alone = (flops.points(own) for own in (whole, *runs_of(whole)))
+    assert isinstance(points, pd.DataFrame)
+    assert not points.duplicated(["cell_id", "output_tokens", "phase"]).any()
+    for row in points.to_dict("records"):
+        same = [own[(own["cell_id"] == row["cell_id"]) & (own["phase"] == row["phase"])] for own in alone]
+        values = [float(own.loc[own["output_tokens"] == row["output_tokens"], "latency_ms"].iloc[0]) for own in same]
+        assert row["latency_ms"] == pytest.approx(np.mean(values))
+        assert row["latency_low_ms"] <= min(values) <= max(values) <= row["latency_high_ms"]
 
 
 # --- said -------------------------------------------------------------------------------------------

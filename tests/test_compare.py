@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from benchmarks.compare import Noise, Plan, as_text, tally
+from benchmarks.compare import Noise, Plan, as_text, several_as_text, several_runs, tally
 from tests.support.comparisons import (
     QUIET,
     changed,
@@ -661,6 +661,16 @@ def test_the_command_compares_with_a_baseline(run, folders: dict[str, Path], tmp
 def test_the_command_refuses_with_one_sentence(run, folders, arguments: tuple[str, ...], named: str) -> None:  # noqa: F811
     paths = [str(folders.get(argument, argument)) for argument in arguments]
     assert named in refused(run("compare", *paths))
+
+
+def test_the_benchmark_says_how_often_several_runs_err_and_find() -> None:
+    found = several_runs(3, 1)
+    lines = several_as_text(found).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == [f"sessions {n} % apart" for n in ("0.4", "1", "2", "5")]
+    near, far = found[0.004], found[0.05]
+    assert far.said_power < 0.2 < 0.8 < near.said_power
+    assert near.said_runs is not None
+    assert near.false_alarms[1] == pytest.approx(1 - 0.025 ** (1 / 3)), "none of three: Clopper and Pearson's upper end"
 
 
 def test_the_benchmark_says_its_rates() -> None:

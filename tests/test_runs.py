@@ -110,6 +110,12 @@ def test_records_of_a_study_without_runs_are_those_of_the_first(tmp_path: Path) 
     assert states == [(0, "fresh")] * 6 + [(1, "missing")] * 6 + [(2, "missing")] * 6
     assert subject_digest(one, "fake", CELLS) == subject_digest(STUDY, "fake", CELLS)
     assert len({subject_digest(STUDY, "fake", CELLS, run=number) for number in range(3)}) == 3
+    second = cell_path(tmp_path, "small", CELLS[0], run=1)
+    second.parent.mkdir(parents=True)
+    second.write_bytes(cell_path(tmp_path, "small", CELLS[0]).read_bytes())
+    assert [state.reasons for _, state in cell_states(STUDY, Layout("small", tmp_path)) if state.state == "stale"] == [
+        ("run",)
+    ]
 
 
 def test_a_record_in_another_runs_place_does_not_hold(twice: Path) -> None:
