@@ -29,8 +29,9 @@ from pydantic import ValidationError
 from vlmeter.common.errors import UserError
 from vlmeter.records.parts import Energy
 from vlmeter.records.record import RECORD_VERSION, Record, read_record
-from vlmeter.table.columns import COLUMNS, PANDAS, STATISTICS, image_index
+from vlmeter.table.columns import COLUMNS, PANDAS, STATISTICS
 from vlmeter.table.kinds import GENERATION, PREFILL, REQUESTS
+from vlmeter.table.of_records import image_index
 from vlmeter.table.quantities import (
     DECODE,
     DECODE_STEP,

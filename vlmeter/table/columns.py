@@ -7,10 +7,8 @@ row's own, and `vlmeter.table.build` hands it over under the column's name.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median_low
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,10 +18,9 @@ import pyarrow as pa
 
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, median_ranks
 from vlmeter.records.gauges import Gauge, every_gauge
-from vlmeter.table.kinds import OTHERWISE
+from vlmeter.table import of_records as read
 
 if TYPE_CHECKING:  # what reads the table reads its columns, and has nothing to do with records
-    from vlmeter.records.parts import MeasuredRequest
     from vlmeter.records.record import Record
 
 Array = npt.NDArray[np.float64]
@@ -82,104 +79,12 @@ class Column:
     def of(self, record: Record) -> Any:
         """The value of a record's cell; None where the record has none."""
         assert self.path is not None
-        found = _at(record, self.path) if isinstance(self.path, str) else self.path(record)
+        found = read.at_path(record, self.path) if isinstance(self.path, str) else self.path(record)
         return str(found) if self.dtype == "string" and found is not None else found
-
-
-def _at(record: Record, path: str) -> Any:
-    found: Any = record
-    for part in path.split("."):
-        if found is None:
-            return None
-        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part)
-    return found
 
 
 def _columns(*rows: tuple[str, Dtype, str] | tuple[str, Dtype, str, Path]) -> tuple[Column, ...]:
     return tuple(Column(*row) for row in rows)
-
-
-def _size_px(side: int) -> Path:
-    """Size of the picture that a cell looks at (0: width, 1: height), where the plan knows it."""
-
-    def size(record: Record) -> int | None:
-        if record.cell.kind == "requests":
-            return None
-        known = record.cell.request.size_px
-        return None if known is None else known[side]
-
-    return size
-
-
-def image_index(record: Record) -> int | None:
-    """Place of the photograph in the manifest, of a cell that looks at one."""
-    if record.cell.kind == "requests":
-        return None
-    return next((photograph.index for photograph in record.cell.request.photographs), None)
-
-
-def _own(record: Record) -> MeasuredRequest | None:
-    """What was run in a cell of one request."""
-    return record.requests[0] if record.requests and record.cell.kind != "requests" else None
-
-
-def _image_id(record: Record) -> str | None:
-    own = _own(record)
-    if own and own.pictures[0].image_id is not None:
-        return own.pictures[0].image_id
-    cell = record.cell
-    return str(cell.request.pictures[0]) if cell.kind == "generation" and cell.request.size_px else None
-
-
-def _of_request(name: str) -> Path:
-    return lambda record: getattr(_own(record), name, None)
-
-
-def _kind(record: Record) -> str:
-    return OTHERWISE if record.cell.encoding is not None else record.cell.kind
-
-
-def _image_format(record: Record) -> str | None:
-    own = record.cell.encoding
-    return own.image_format if own else record.environment.get("server", {}).get("image_format")
-
-
-def _image_quality(record: Record) -> int | None:
-    own = record.cell.encoding
-    return own.quality if own else record.environment.get("server", {}).get("image_quality")
-
-
-def _image_bytes(record: Record) -> int | None:
-    own = _own(record)
-    return own.pictures[0].file_bytes if own else None
-
-
-def _generated_tokens(record: Record) -> int | None:
-    return median_low(record.generated_tokens) if record.generated_tokens else None
-
-
-def _answers(record: Record) -> str | None:
-    own = _own(record)
-    return json.dumps(own.answers, ensure_ascii=False) if own and own.question is not None else None
-
-
-def _compile_mode(record: Record) -> str | None:
-    """The mode of a subject whose kernels are fused; the key is there, with its default, whatever the backend."""
-    fused = record.execution is not None and record.execution.kernels == "fused"
-    return getattr(record.subject_config, "compile_mode", None) if fused else None
-
-
-def _seconds(name: str) -> Path:
-    return lambda record: record.seconds.get(name)
-
-
-def _warmup_settled(record: Record) -> bool | None:
-    judged = [warmup.settled for warmup in record.warmups if warmup.settled is not None]
-    return all(judged) if judged else None
-
-
-def _disturbances(record: Record) -> str | None:
-    return "; ".join(dict.fromkeys(reason for state in record.rounds for reason in state.disturbances)) or None
 
 
 def _of_gauge(gauge: Gauge[Any]) -> Column:
@@ -268,7 +173,7 @@ CELL_COLUMNS = _columns(
         "compile_mode",
         "string",
         "how hard fast kernels were looked for; absent: nothing was compiled",
-        _compile_mode,
+        read.compile_mode,
     ),
     (
         "launches",
@@ -293,7 +198,7 @@ CELL_COLUMNS = _columns(
         "string",
         "what the cell is: prefill (one output token), generation, requests (many); prefill_otherwise: a prefill whose"
         " picture is sent in another format than the subject's own",
-        _kind,
+        read.kind,
     ),
     ("status", "string", "ok, oom (out of device memory) or unsupported; unless ok: one row, no arm", "status"),
     ("reason", "string", "why there are no samples, where there are none", "reason"),
@@ -305,12 +210,12 @@ CELL_COLUMNS = _columns(
         "whether the tiling was imposed past the preprocessor's selection",
         lambda record: record.cell.force_tiling is not None,
     ),
-    ("width_px", "integer", "width of the image; absent for photographs, whose manifest has it", _size_px(0)),
+    ("width_px", "integer", "width of the image; absent for photographs, whose manifest has it", read.size_px(0)),
     (
         "height_px",
         "integer",
         "height of the image; absent for photographs, whose manifest has it",
-        _size_px(1),
+        read.size_px(1),
     ),
     ("tiling_h", "integer", "rows of high-resolution crops, for families with tilings", "cell.layout.tiling_h"),
     ("tiling_w", "integer", "columns of high-resolution crops, for families with tilings", "cell.layout.tiling_w"),
@@ -333,10 +238,10 @@ CELL_COLUMNS = _columns(
         "server_prompt_tokens",
         "integer",
         "tokens of the prompt by a server's own count; empty without a server",
-        _of_request("server_prompt_tokens"),
+        read.of_request("server_prompt_tokens"),
     ),
     ("output_tokens", "integer", "tokens to generate (of a block the most); the first one comes out of the prefill"),
-    ("generated_tokens", "integer", "tokens that were generated (median over rounds)", _generated_tokens),
+    ("generated_tokens", "integer", "tokens that were generated (median over rounds)", read.generated_tokens),
     (
         "output_digest",
         "string",
@@ -347,15 +252,20 @@ CELL_COLUMNS = _columns(
         "image_index",
         "integer",
         "place of the photograph in the dataset's manifest, from 0; what else generations look at is numbered behind",
-        image_index,
+        read.image_index,
     ),
-    ("image_id", "string", "the dataset's id of the photograph; else the path, or the size of a made one", _image_id),
-    ("image_format", "string", "format in which the picture is sent to a server: png, jpeg", _image_format),
-    ("image_quality", "integer", "quality of a JPEG that is sent, 1 to 100", _image_quality),
-    ("image_bytes", "integer", "size of the picture as it is sent", _image_bytes),
-    ("question_id", "string", "the dataset's id of the question", _of_request("question_id")),
-    ("question", "string", "the question", _of_request("question")),
-    ("answers", "string", "the dataset's answers (not the model's), as a JSON list", _answers),
+    (
+        "image_id",
+        "string",
+        "the dataset's id of the photograph; else its path, or a made one's size",
+        read.image_id,
+    ),
+    ("image_format", "string", "format in which the picture is sent to a server: png, jpeg", read.image_format),
+    ("image_quality", "integer", "quality of a JPEG that is sent, 1 to 100", read.image_quality),
+    ("image_bytes", "integer", "size of the picture as it is sent", read.image_bytes),
+    ("question_id", "string", "the dataset's id of the question", read.of_request("question_id")),
+    ("question", "string", "the question", read.of_request("question")),
+    ("answers", "string", "the dataset's answers (not the model's), as a JSON list", read.answers),
 )
 
 
@@ -468,9 +378,9 @@ CONDITION_COLUMNS = _columns(
         "warmup_settled",
         "boolean",
         "whether warm-up had settled in every arm before sampling began; absent: a block",
-        _warmup_settled,
+        read.warmup_settled,
     ),
-    ("disturbances", "string", "what disturbed rounds of the cell, each reason once", _disturbances),
+    ("disturbances", "string", "what disturbed rounds of the cell, each reason once", read.disturbances),
     ("busy_reason", "string", "why there is no busy time, where there is none", "busy_reason"),
     (
         "drifted",
@@ -498,8 +408,13 @@ CONDITION_COLUMNS = _columns(
         "time that the cell took, warm-up included",
         lambda record: sum(record.seconds.values()) if record.seconds else None,
     ),
-    ("compile_s", "float", "compiling before the first sample; absent: nothing was compiled", _seconds("compile")),
-    ("capture_s", "float", "capturing graphs before the first sample; absent: none was", _seconds("capture")),
+    (
+        "compile_s",
+        "float",
+        "compiling before the first sample; absent: nothing was",
+        read.seconds_of("compile"),
+    ),
+    ("capture_s", "float", "capturing graphs before the first sample; absent: none was", read.seconds_of("capture")),
 ) + tuple(map(_of_gauge, every_gauge()))
 
 
