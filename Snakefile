@@ -13,7 +13,7 @@ from snakemake.utils import min_version
 from vlmeter.measure.resources import host_memory_mb, session_gpus, session_minutes, session_threads
 from vlmeter.measure.ceilings import alike
 from vlmeter.common.errors import UserError
-from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, WITH_ROOFLINE, get_figure
+from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, WITH_ANSWERS, WITH_ROOFLINE, get_figure
 from vlmeter.common.code import code_digest, digest_of
 from vlmeter.study.layout import ALL_SUBJECTS, Layout, session_name
 from vlmeter.study.plan import build_plan

@@ -1,9 +1,10 @@
-# In: the table and the claims. Out: figures, small pictures of the slowest requests, and the report.
+# In: the table, the answers and the claims. Out: figures, small pictures of the slowest requests, and the report.
 
 
 rule draw_figure:
     input:
         table=rules.tabulate.output.table,
+        answers=lambda wildcards: ([rules.compute_answers.output.answers] if wildcards.figure in WITH_ANSWERS else []),
         roofline=lambda wildcards: (
             [rules.join_roofline.output.roofline]
             if wildcards.figure in WITH_ROOFLINE and wildcards.subject in ON_DEVICES
@@ -58,6 +59,9 @@ rule draw_side_by_side:
         roofline=lambda wildcards: (
             [rules.join_roofline.output.roofline] if wildcards.side_by_side in WITH_ROOFLINE and ON_DEVICES else []
         ),
+        answers=lambda wildcards: (
+            [rules.compute_answers.output.answers] if wildcards.side_by_side in WITH_ANSWERS else []
+        ),
     output:
         svg=report(
             LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "svg"),
@@ -85,6 +89,7 @@ rule draw_side_by_side:
 rule render_report:
     input:
         table=rules.tabulate.output.table,
+        answers=rules.compute_answers.output.answers,
         claims=rules.judge_claims.output.claims,
         figures=expand(
             LAYOUT.figure("{subject}", "{figure}", "{extension}"),

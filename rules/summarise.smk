@@ -1,5 +1,5 @@
-# In: the records of all subjects, their work and ceilings. Out: one tidy table, the roofline beside it, and the
-# statements of the analysis, judged.
+# In: the records of all subjects, their work and ceilings. Out: one tidy table, the roofline beside it, the answers, and
+# the statements of the analysis, judged.
 
 
 rule tabulate:
@@ -49,9 +49,30 @@ rule join_roofline:
         "../scripts/join_roofline.py"
 
 
+rule compute_answers:
+    input:
+        table=rules.tabulate.output.table,
+        roofline=[rules.join_roofline.output.roofline] if ON_DEVICES else [],
+    output:
+        answers=LAYOUT.answers,
+    log:
+        LAYOUT.log("compute_answers"),
+    localrule: True
+    conda:
+        "../envs/present.yaml"
+    params:
+        subjects=SUBJECTS,
+        code=code_digest("vlmeter.analysis.answer_files"),
+    message:
+        "Computing the answers"
+    script:
+        "../scripts/compute_answers.py"
+
+
 rule judge_claims:
     input:
         table=rules.tabulate.output.table,
+        answers=rules.compute_answers.output.answers,
         roofline=[rules.join_roofline.output.roofline] if ON_DEVICES else [],
     output:
         claims=LAYOUT.claims,

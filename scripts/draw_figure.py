@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vlmeter.analysis.answer_files import read_answers
 from vlmeter.analysis.reading import of_subject
 from vlmeter.analysis.roofline import beside, read_roofline
 from vlmeter.common.files import write_atomically
@@ -14,6 +15,8 @@ with job(snakemake.log[0]):
     table, name = read_table(Path(snakemake.input.table)), snakemake.wildcards.figure
     if name in WITH_ROOFLINE and snakemake.input.roofline:
         table = beside(table, read_roofline(Path(snakemake.input.roofline[0])))
-    figure, caption = draw_or_explain(of_subject(table, snakemake.wildcards.subject), name)
+    answers = read_answers(Path(snakemake.input.answers[0])) if snakemake.input.answers else {}
+    subject = snakemake.wildcards.subject
+    figure, caption = draw_or_explain(of_subject(table, subject), name, answers=answers.get(subject))
     save(figure, Path(snakemake.output.svg).with_suffix(""))
     write_atomically(Path(snakemake.output.caption), f"{caption}\n".encode())

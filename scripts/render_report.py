@@ -23,6 +23,7 @@ with job(snakemake.log[0]):
     inputs = ReportInputs(
         study=study.model_dump(mode="json", exclude_none=True),
         table=Path(snakemake.input.table),
+        answers=Path(snakemake.input.answers),
         claims=Path(snakemake.input.claims),
         figures={
             subject: {

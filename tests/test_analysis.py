@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.tables import CpuLikeRunner, records_of, rewrite, table_of
-from vlmeter.analysis import conditions, decode_runs, headlines, prefill_cells, reading, step_times
+from vlmeter.analysis import conditions, decode_runs, prefill_cells, reading, step_times
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.measure.monitors import Reading
 from vlmeter.numbers.medians import Estimate
@@ -421,17 +422,6 @@ def test_pooled_interval_is_over_cells_or_spans_those_of_few() -> None:
     assert isinstance(prefill_cells.pooled(frame.iloc[:0], X_FRACTION), Unknown)
 
 
-def test_headlines_are_what_was_planted(exact: pd.DataFrame) -> None:
-    found = {headline.name: headline.answer for headline in headlines.headlines(exact)}
-    assert only(found["per_crop"]).value == pytest.approx(2.5)
-    assert only(found["per_1000_tokens"]).value == pytest.approx(20.5)
-    assert only(found["per_output_token"]).value == pytest.approx(
-        decode_runs.decode_law(decode_runs.decode(exact)).line["per_token"].value
-    )  # type: ignore[union-attr]
-    first = decode_runs.decode(exact).drop_duplicates("image_index")["first_token_ms"].median()
-    assert only(found["first_token"]).value == pytest.approx(first)
-
-
 def test_equal_tokens_with_unequal_crops_are_found(exact: pd.DataFrame) -> None:
     assert prefill_cells.repeated_counts(prefill_cells.vision_cells(exact)) == [864, 1152]
 
@@ -477,7 +467,7 @@ def everything(table: pd.DataFrame) -> list[object]:
         step_times.inter_token_percentiles(step_times.inter_token(table)),
         conditions.sentinel(table),
         conditions.trust(table),
-        headlines.headlines(table),
+        list(answers_of(table).values()),
         reading.left_out(table),
     ]
 

@@ -13,8 +13,8 @@ from scipy import stats as reference
 from tests.support.fakes import FakeRunner
 from tests.support.roofline import with_floors
 from tests.support.tables import TILINGS, table_of
-from vlmeter.analysis import flops, prefill_cells, step_times
-from vlmeter.analysis.flops import MODELS, PARTS, compare_models, equal_flops, pace_cost, relations, token_costs
+from vlmeter.analysis import flops, prefill_cells
+from vlmeter.analysis.flops import MODELS, PARTS, compare_models, equal_flops, pace_cost, relations
 from vlmeter.analysis.reading import Unknown
 
 #: Photographs of a fake study.
@@ -220,36 +220,3 @@ def test_a_left_out_cell_does_not_take_part_in_its_own_prediction() -> None:
         before, after = (models.frame[f"{model}_ms"] for models in (one, other))
         assert before[own].tolist() == pytest.approx(after[own].tolist())
         assert not np.allclose(before[~own], after[~own])
-
-
-# ---------------------------------------------------------------------------------------------------------- token costs
-
-
-def test_token_costs_are_the_laws_of_the_device(table: pd.DataFrame) -> None:
-    costs, steps = token_costs(table), step_times.step_law(table)
-    assert not isinstance(costs, Unknown)
-    assert not isinstance(steps, Unknown)
-    # FakeRunner: 0.02 ms per token in the blocks and 0.0005 in the merge; a step takes 3 ms and 1 µs per context token.
-    assert costs["text_token"].cost.value == pytest.approx(0.0205)
-    assert costs["vision_token"].cost.value > costs["text_token"].cost.value, "it brings crops along"
-    assert 3.0 + 0.001 * steps.contexts.min() < costs["output_token"].cost.value < 3.1 + 0.001 * steps.contexts.max()
-    assert costs.output_over_vision.value == pytest.approx(
-        costs["output_token"].cost.value / costs["vision_token"].cost.value
-    )
-
-
-def test_a_cost_that_is_not_told_from_nothing_has_no_ratio(tmp_path: Path) -> None:
-    runner = FakeRunner(noise_fraction=0.3, per_crop_ms={}, per_token_ms={"decode_step": 0.001})
-    costs = token_costs(table_of(tmp_path, runner=runner))
-    assert not isinstance(costs, Unknown)
-    assert costs["vision_token"].cost.low <= 0
-    assert math.isnan(costs.output_over_vision.value)
-
-
-def test_without_generations_there_is_no_output_token_and_without_images_no_vision_token(tmp_path: Path) -> None:
-    costs = token_costs(table_of(tmp_path / "a", output=None))
-    assert not isinstance(costs, Unknown)
-    assert "output" not in costs
-    costs = token_costs(table_of(tmp_path / "b", vision=None))
-    assert not isinstance(costs, Unknown)
-    assert "vision" not in costs

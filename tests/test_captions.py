@@ -20,7 +20,9 @@ from vlmeter.analysis import (
     prefill_cells,
     reading,
     step_times,
+    waits,
 )
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures.registry import FIGURES, get_figure
 from vlmeter.numbers.units import duration, duration_range, percent, significant
@@ -28,6 +30,7 @@ from vlmeter.numbers.words import plural, with_interval
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
     DECODE,
+    FIRST_TOKEN,
     GENERATED,
     HEAD,
     LLM_BLOCKS,
@@ -103,12 +106,16 @@ def three_clocks(table: pd.DataFrame) -> list[str]:
 
 
 @says
+def first_token_by_size(table: pd.DataFrame) -> list[str]:
+    sizes = waits.by_size(prefill_cells.vision_cells(table))
+    first, last = (reading.estimate_of(sizes.iloc[place], FIRST_TOKEN) for place in (0, -1))
+    return [f"336 x 336 px {with_interval(first, 'ms')}", f"px {with_interval(last, 'ms')}. Most of it is"]
+
+
+@says
 def two_factors(table: pd.DataFrame) -> list[str]:
-    cells = prefill_cells.vision_cells(table)
-    fit = prefill_cells.two_factor(cells, prefill_cells.cost_clock(cells).quantity)
-    assert not isinstance(fit, Unknown)
-    per_thousand = with_interval(reading.scaled(fit["token"], 1000), "ms")
-    return [f"one more crop costs {with_interval(fit['crop'], 'ms')}", f"tokens cost {per_thousand}"]
+    found = answers_of(table)
+    return [f"One more crop costs {found['crop'].said()}", f"one more vision token {found['vision_token'].said()}"]
 
 
 @says
@@ -126,7 +133,7 @@ def law_of(table: pd.DataFrame) -> decode_runs.DecodeLaw:
 def decode_log(table: pd.DataFrame) -> list[str]:
     law = law_of(table)
     return [
-        f"one more token costs {with_interval(law.line['per_token'], 'ms')}",
+        f"time per output token is {with_interval(law.line['per_token'], 'ms')}",
         f"{with_interval(law.power['slope'], '')} over decode steps",
         f"{with_interval(law.power_tokens['slope'], '')} over output tokens",
         f"{with_interval(law.curvature, 'fraction')} of the time at 64 tokens",
@@ -277,11 +284,9 @@ def flops_or_roofline(table: pd.DataFrame) -> list[str]:
 
 @says
 def token_costs(table: pd.DataFrame) -> list[str]:
-    found = flops.token_costs(table)
-    assert not isinstance(found, Unknown)
-    assert len(found.costs) == 4
-    said = [f"ne {cost.label[4:]} {with_interval(cost.cost, 'ms')} of {cost.clock}" for cost in found.costs]
-    return [*said, f"costs as much as {with_interval(found.output_over_vision, '')} vision tokens"]
+    found = answers_of(table)
+    said = [f"{found[name].question[1:]} {found[name].said()}" for name in ("vision_token", "output_token")]
+    return [*said, f"costs as much as {found['output_over_vision'].said()} vision tokens"]
 
 
 @says

@@ -16,15 +16,12 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.registry import CLAIMS
 from vlmeter.claims.subjects import SIDE_BY_SIDE_CLAIMS
 from vlmeter.numbers.medians import Estimate
-from vlmeter.table import kinds
 from vlmeter.table.quantities import (
     AGREEMENT,
     AROUND,
     CLOSURE,
     HEAD,
-    INTER_TOKEN,
     MERGE,
-    OUTSIDE_SHARE,
     OVERHEAD,
     PREFILL_SUM,
     RATIO,
@@ -49,6 +46,10 @@ def cells(quantity: Quantity, value: float) -> pd.DataFrame:
     return pd.DataFrame([{**columns, MERGE.column: 0.1, HEAD.column: 0.1, PREFILL_SUM.column: 1.0}] * 6)
 
 
+def outside(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
+    return SimpleNamespace(answers={"outside": None}, answer=lambda name: exactly(value))
+
+
 def of_cells(quantity: Quantity) -> Plant:
     return lambda monkeypatch, value: SimpleNamespace(cells=cells(quantity, value))
 
@@ -64,7 +65,8 @@ def growth(monkeypatch: pytest.MonkeyPatch, *rows: dict[str, float]) -> None:
 
 
 def bend(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
-    return SimpleNamespace(law=law(bend=value))
+    said = SimpleNamespace(said=lambda: "1 ms")
+    return SimpleNamespace(law=law(bend=value), answer=lambda name: exactly(1.0), answers={"output_token": said})
 
 
 def step_growth(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
@@ -91,9 +93,8 @@ def agreement(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
 
 
 def step_over_floor(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
-    key = INTER_TOKEN.rows[kinds.GENERATION]._asdict()
-    row = {**key, "kind": kinds.GENERATION, "output_tokens": 64, "median_ms": value, "floor_ms": 1.0}
-    return SimpleNamespace(worked=pd.DataFrame([row] * 6))
+    limit = SimpleNamespace(cells=("a", "b"))
+    return SimpleNamespace(worked=None, answer=lambda name: exactly(value), answers={"limit_decode": limit})
 
 
 def served_token(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
@@ -145,11 +146,9 @@ def predicted(monkeypatch: pytest.MonkeyPatch, *, error: float = 0.0, coverage: 
 
 def costs(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
     found = {
-        name: {"per_output_token": SimpleNamespace(answer=exactly(cost))}
-        for name, cost in (("a", 1.0), ("b", 1.0 + value))
+        name: {"output_token": SimpleNamespace(found=exactly(cost))} for name, cost in (("a", 1.0), ("b", 1.0 + value))
     }
-    monkeypatch.setattr(subjects, "costs", lambda table: found)
-    return SimpleNamespace(table=None)
+    return SimpleNamespace(by_subject=found)
 
 
 #: Claim, its limit, what plants a number, and the verdicts just below and just above the limit.
@@ -157,7 +156,7 @@ LIMITS: list[tuple[str, float, Plant, tuple[str, str]]] = [
     ("total_is_the_sum", 0.01, of_cells(CLOSURE), ("holds", "does not hold")),
     ("total_is_the_sum", -0.01, of_cells(CLOSURE), ("does not hold", "holds")),
     ("hook_overhead_within_bound", 0.01, of_cells(OVERHEAD), ("holds", "does not hold")),
-    ("first_token_is_outside", 0.5, of_cells(OUTSIDE_SHARE), ("does not hold", "holds")),
+    ("first_token_is_outside", 0.5, outside, ("does not hold", "holds")),
     ("token_is_the_devices", 0.05, served_token, ("holds", "does not hold")),
     ("token_is_the_devices", -0.05, served_token, ("does not hold", "holds")),
     ("decode_linear_without_offset", 0.02, bend, ("holds", "does not hold")),

@@ -160,7 +160,7 @@ def test_crops_without_a_cost_are_not_said_to_cost(table: pd.DataFrame, tmp_path
     free = FakeRunner(per_crop_ms={}, noise_fraction=0.01)
     found = judged(table_of(tmp_path, runner=free, output=None), "crops_and_tokens_cost_apart")
     assert found.verdict == "cannot tell"
-    assert "That crops cost time of their own is not seen" in found.statement
+    assert "the cost of one more crop is not known: its 95 % interval holds 0" in found.statement
 
 
 def test_marks_that_cost_too_much_do_not_hold(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -229,8 +229,10 @@ def test_a_direct_run_unlike_its_derived_one_is_seen(table: pd.DataFrame) -> Non
 
 
 def roofline(table: pd.DataFrame, floor_ms: float) -> pd.DataFrame:
-    rows = table[(table["phase"] == "inter_token") & (table["arm"] == "hooks")]
-    return rows.reindex(columns=[name for name, _, _ in COLUMNS]).assign(floor_ms=floor_ms)
+    """A roofline table in which every decode step has this floor."""
+    rows = table[(table["phase"] == "decode") & (table["arm"] == "hooks") & (table["source"] == "measured")]
+    floors_ms = floor_ms * (rows["output_tokens"] - 1)
+    return rows.reindex(columns=[name for name, _, _ in COLUMNS]).assign(floor_ms=floors_ms, bound="traffic")
 
 
 def test_distance_to_the_floor_is_judged_with_the_roofline_and_not_without(table: pd.DataFrame) -> None:

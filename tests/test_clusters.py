@@ -13,10 +13,10 @@ from scipy import stats as distributions
 from tests.support.fakes import FakeRunner
 from tests.support.roofline import with_floors
 from tests.support.tables import table_of_runs
-from vlmeter.analysis import components, decode_runs, distribution, flops, headlines, prefill_cells, step_times
+from vlmeter.analysis import components, decode_runs, distribution, flops, prefill_cells, step_times
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.by_run import BY_RUN, between_runs, frames_by_run, told_by_run
 from vlmeter.analysis.conditions import runs_in_words, sentinel, trust
-from vlmeter.analysis.flops import token_costs
 from vlmeter.analysis.reading import Unknown, rows_of, whole_rows
 from vlmeter.analysis.runs import pooled_rows, runs_of
 from vlmeter.numbers.clusters import added, over_runs, over_runs_of_the_same, percentile_over_runs, share_between
@@ -162,12 +162,11 @@ def step(own: pd.DataFrame) -> Estimate | Unknown:
 
 
 def first_token(own: pd.DataFrame) -> Estimate | Unknown:
-    return next(one.answer for one in headlines.headlines(own) if one.name == "first_token")
+    return answers_of(own)["first_token"].found
 
 
 def text_token(own: pd.DataFrame) -> Estimate | Unknown:
-    costs = token_costs(own)
-    return costs if isinstance(costs, Unknown) else costs["text_token"].cost
+    return prefill_cells.text_token_cost(prefill_cells.vision_cells(own))
 
 
 def middle_request(own: pd.DataFrame) -> Estimate | Unknown:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.fakes import FakeRunner
 from tests.support.tables import LATENCY, records_of, rewrite, table_of
-from vlmeter.analysis import distribution
+from vlmeter.analysis import answers, distribution
 from vlmeter.analysis.conditions import trust
 from vlmeter.analysis.distribution import Explanation, Sample, explain, sample_of
 from vlmeter.analysis.reading import Unknown
@@ -93,7 +93,6 @@ def test_a_study_without_requests_has_none() -> None:
     empty = sample_of(build_table([]))
     assert (empty.size, empty.disturbed, empty.failed) == (0, 0, 0)
     assert empty.too_few == "no request was measured"
-    assert distribution.headlines(empty) == []
 
 
 def disturb(path: Path, places: range) -> None:
@@ -278,12 +277,14 @@ def test_the_slowest_of_a_few_are_told_without_an_expectation() -> None:
     assert found["fitted_ms"].isna().all()
 
 
-def test_the_first_screen_tells_the_last_percentile_that_can_be_told(table: pd.DataFrame) -> None:
-    (many,) = distribution.headlines(sample_of(table))
+def test_the_slow_request_is_the_last_percentile_that_can_be_told(table: pd.DataFrame) -> None:
+    many = answers.answers_of(table)["slow_request"]
     assert many.question == "a slow request, P99"
-    assert many.answer == distribution.percentiles(sample_of(table).requests["whole_request_ms"].to_numpy())[0.99]
+    assert many.found == distribution.percentiles(sample_of(table).requests["whole_request_ms"].to_numpy())[0.99]
     assert many.note.startswith("of 320 requests with 8 output tokens in the median; half of them stay below ")
-    (some,) = distribution.headlines(planted(60, noise_ms=1.0))
+    (some,) = answers._slow_request(planted(60, noise_ms=1.0))
     assert some.question == "a slow request, P95"
-    (few,) = distribution.headlines(planted(4))
-    assert few.answer == Unknown("P50 wants 5 requests, and there are 4")
+    (few,) = answers._slow_request(planted(4))
+    assert isinstance(few.found, Unknown)
+    assert few.found.reason == "P50 wants 5 requests, and there are 4"
+    assert "samples" in few.found.remedy

@@ -30,10 +30,12 @@ from vlmeter.analysis import (
     reading,
     step_times,
 )
+from vlmeter.analysis.answers import answers_of
 from vlmeter.common.errors import UserError
 from vlmeter.figures import flops_latency, notes_series, style
 from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
 from vlmeter.models.families.base import PREFILL_PHASES
+from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import significant
 from vlmeter.table.build import build_table
 from vlmeter.table.quantities import GENERATED, SHARE
@@ -167,10 +169,10 @@ def test_both_models_are_drawn_with_what_they_predict_for_cells_left_out(table: 
 
 def test_costs_of_tokens_stand_at_their_values(table: pd.DataFrame) -> None:
     (axes,) = axes_of(table, "token_costs")
-    costs = flops.token_costs(table)
-    assert not isinstance(costs, reading.Unknown)
+    answers = [answers_of(table)[name].found for name in ("vision_token", "output_token")]
+    values = [found.value for found in answers if isinstance(found, Estimate)]
     drawn = {round(float(x[0]), 12) for line in axes.lines if line.get_marker() == "o" for x in [line.get_xdata()]}
-    assert sorted(drawn) == pytest.approx(sorted(cost.cost.value for cost in costs.costs))
+    assert sorted(drawn) == pytest.approx(sorted(values))
     assert "(ms)" in axes.get_xlabel()
 
 
@@ -236,14 +238,14 @@ def test_clocks_are_not_drawn_where_there_is_no_busy_time(tmp_path: Path) -> Non
     assert "in step with the host" in reason
 
 
-def test_residuals_are_what_the_two_factor_fit_leaves(table: pd.DataFrame) -> None:
+def test_residuals_are_what_the_prices_leave(table: pd.DataFrame) -> None:
     cells = prefill_cells.vision_cells(table)
-    fit = prefill_cells.two_factor(cells, prefill_cells.cost_clock(cells).quantity)
+    fit = prefill_cells.priced_plane(cells, prefill_cells.part_costs(cells))
     assert not isinstance(fit, reading.Unknown)
     axes = axes_of(table, "two_factors")
     offsets = np.asarray(axes[1].collections[-1].get_offsets())
     np.testing.assert_allclose(offsets[:, 1], fit.residuals)
-    assert any("per crop" in text.get_text() for text in axes[0].texts)
+    assert any("one more crop" in text.get_text() for text in axes[0].texts)
 
 
 def test_the_notes_series_misses_three_six_nine_and_twelve_crops(table: pd.DataFrame) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vlmeter
-from vlmeter.analysis.headlines import headlines
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.common.errors import UserError
 from vlmeter.report.notebook import FIT_COLUMNS, Results
@@ -36,15 +36,15 @@ def test_only_what_is_there_can_be_asked_for() -> None:
 
 def test_the_fits_are_those_of_the_report(gallery: Results) -> None:
     fits = gallery.fits.set_index(["law", "term"])
-    said = {headline.name: headline.answer for headline in headlines(gallery.table)}
-    for name, place, factor in (
-        ("per_crop", ("costs", "crop"), 1),
-        ("per_1000_tokens", ("costs", "token"), 1000),
-        ("per_output_token", ("decode", "per_token"), 1),
+    said = answers_of(gallery.table)
+    for name, place in (
+        ("crop", ("costs", "crop")),
+        ("vision_token", ("costs", "token")),
+        ("output_token", ("decode", "per_token")),
     ):
-        answer = said[name]
+        answer = said[name].found
         assert not isinstance(answer, Unknown)
-        found = fits.loc[place, ["value", "low", "high"]].to_numpy(dtype=float) * factor
+        found = fits.loc[place, ["value", "low", "high"]].to_numpy(dtype=float)
         assert found == pytest.approx([answer.value, answer.low, answer.high])
 
 

@@ -20,13 +20,15 @@ from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.html import Element, parse
 from tests.support.reports import DECODE_TIMES, PLAIN_SVG, PREFILL_TIMES, STUDY, inputs_of, roofline_of
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
-from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, reading
-from vlmeter.analysis.reading import Unknown, rows_of
+from vlmeter.analysis import decode_runs, distribution, prefill_cells, reading
+from vlmeter.analysis.answers import answers_of
+from vlmeter.analysis.reading import rows_of
 from vlmeter.analysis.roofline import beside
 from vlmeter.claims.registry import judge_all
 from vlmeter.common.errors import UserError
 from vlmeter.figures import style
 from vlmeter.figures.registry import FIGURES, get_figure
+from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import with_interval
 from vlmeter.report.chart import DRAWN, questions
@@ -70,15 +72,16 @@ def unpacked(page: Element, name: str) -> str:
 
 
 def test_the_first_screen_gives_the_analysis_answers_with_their_intervals(page: Element, table: pd.DataFrame) -> None:
-    told = headlines.headlines(table)
-    assert len(told) == 4
-    for headline in told:
-        assert not isinstance(headline.answer, Unknown)
-        value, _, interval = with_interval(headline.answer, "ms").partition(" (")
+    told = [answer for answer in answers_of(table).values() if answer.unit == "ms"]
+    assert {"first_token_336x336", "first_token", "output_token", "crop", "vision_token"} <= {one.name for one in told}
+    for answer in told:
+        assert isinstance(answer.found, Estimate)
+        value, _, interval = with_interval(answer.found, "ms").partition(" (")
         unit = value.split()[1]
-        card = page.find("li", data_answer=headline.name)
+        card = page.find("li", data_answer=answer.name)
         assert card.find("p", class_="value").text == value
-        assert card.find("p", class_="interval").text == f"95 % interval: {interval.removesuffix(')')} {unit}"
+        if interval != "no interval)":
+            assert card.find("p", class_="interval").text == f"95 % interval: {interval.removesuffix(')')} {unit}"
 
 
 def test_the_first_screen_gives_the_distance_to_the_roofline(page: Element) -> None:
@@ -412,15 +415,15 @@ def test_numbers_that_are_not_there_are_left_empty(table: pd.DataFrame, tmp_path
     json.loads(unpacked(page, "table-data"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def test_a_cost_that_may_be_nothing_is_not_stated_as_one(tmp_path: Path) -> None:
-    """Crops that cost nothing, under noise: the interval holds 0, and the card says what that means."""
+def test_a_cost_that_may_be_nothing_is_not_known(tmp_path: Path) -> None:
+    """Crops that cost nothing, under noise: the interval holds 0, and the card says what would make the cost known."""
     runner = FakeRunner(noise_fraction=0.2, per_crop_ms={}, per_token_ms={"llm_blocks": 0.02, "decode_step": 0.001})
     table = table_of(tmp_path / "records", runner=runner, output=None)
-    headline = headlines.headlines(table)[0]
-    assert not isinstance(headline.answer, Unknown)
-    assert headline.answer.contains(0)
-    card = page_of(tmp_path, table).find("li", data_answer="per_crop")
-    assert "the interval holds 0" in card.find("p", class_="note").text
+    card = page_of(tmp_path, table).find("li", data_answer="crop")
+    assert card.find("p", class_="value").text == "not known"
+    note = card.find("p", class_="note").text
+    assert "interval holds 0" in note
+    assert "to know it, measure more rounds" in note
 
 
 def test_flagged_cells_carry_their_flags(table: pd.DataFrame, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from tests.support.fakes import FakeRunner
 from tests.support.html import parse
 from tests.support.reports import inputs_of, roofline_of
 from tests.support.studies import photographs, pictures_of, run_fake, study_of
-from vlmeter.analysis import decode_runs, headlines, prediction_model, step_times, subjects
+from vlmeter.analysis import decode_runs, prediction_model, step_times, subjects
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
 from vlmeter.claims.registry import judge_all
@@ -191,10 +192,11 @@ def test_a_longer_answer_holds_the_shorter_ones_of_its_own_image(table: pd.DataF
 
 
 def test_the_answers_know_what_was_looked_at(table: pd.DataFrame) -> None:
-    told = {line.name: line for line in headlines.headlines(table)}
-    assert not isinstance(told["per_output_token"].answer, Unknown)
-    assert not isinstance(told["per_crop"].answer, Unknown)
-    assert told["first_token"].note.startswith(f"median over {len(SIZES) * 2} images")
+    told = answers_of(table)
+    assert not isinstance(told["output_token"].found, Unknown)
+    assert not isinstance(told["crop"].found, Unknown)
+    assert told["first_token"].note == f"median over {len(SIZES) * 2} images"
+    assert told["first_token"].question == "time to first token, images"
     law = step_times.step_law(table)
     assert not isinstance(law, Unknown)
     assert law.pictures == f"{len(SIZES) * 2} images"

@@ -16,12 +16,14 @@ from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.reports import PREFILL_TIMES, roofline_of
 from tests.support.studies import run_fake, study_of
 from tests.support.tables import TILINGS, table_of
-from vlmeter.analysis import decode_runs, headlines, prefill_cells
+from vlmeter.analysis import decode_runs, prefill_cells
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.reading import Unknown, estimate_of
 from vlmeter.analysis.roofline import write_roofline
 from vlmeter.analysis.summary import as_data, summaries
 from vlmeter.cli.main import main
 from vlmeter.cli.show import print_summaries, show_at_the_end
+from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
 from vlmeter.table.build import build_table
 from vlmeter.table.files import write_table
@@ -61,16 +63,16 @@ def line_of(lines: list[str], words: str) -> str:
 
 def test_every_answer_of_the_analysis_stands_there_with_its_interval(table: pd.DataFrame) -> None:
     lines = printed(table, width=100)
-    for told in headlines.headlines(table):
-        assert not isinstance(told.answer, Unknown)
-        assert any(line.endswith(with_interval(told.answer, told.unit)) for line in lines), told.name
+    for told in answers_of(table).values():
+        assert isinstance(told.found, Estimate)
+        assert any(line.endswith(with_interval(told.found, told.unit)) for line in lines), told.name
 
 
 def test_the_phases_are_those_of_the_smallest_a_middle_and_the_largest_image(table: pd.DataFrame) -> None:
     cells = prefill_cells.vision_cells(table)
     cells = cells.assign(pixels=cells["width_px"] * cells["height_px"]).sort_values(["pixels", "cell_id"])
     lines = printed(table, width=100)
-    titles = [line.partition("  ")[0] for line in lines if " px  " in line]
+    titles = [line.partition("  ")[0] for line in lines if " px  " in line and not line.startswith(" ")]
     ends = [f"{cell['width_px']}x{cell['height_px']} px" for cell in (cells.iloc[0], cells.iloc[-1])]
     assert len(titles) == 3
     assert [titles[0], titles[-1]] == ends
@@ -106,7 +108,7 @@ def test_a_cost_whose_interval_holds_zero_is_not_known(table: pd.DataFrame) -> N
     law = decode_runs.decode_law(decode_runs.decode(flat))
     assert not isinstance(law, Unknown)
     assert law.line["per_token"].contains(0)
-    said = line_of(printed(flat, width=100), "one more output token")
+    said = line_of(printed(flat, width=160), "time per output token")
     assert "not known: its 95 % interval holds 0" in said
 
 
@@ -164,9 +166,9 @@ def test_json_has_every_number_unrounded(
     assert data["report"] == str(results / "report.html")
     assert data["subjects"] == json.loads(json.dumps(as_data(summaries(table, roofline=roofline_of(table)))))
     told = {line["name"]: line for line in data["subjects"]["fake"]["answers"]}
-    answer = {one.name: one.answer for one in headlines.headlines(table)}["per_crop"]
+    answer = answers_of(table)["crop"].found
     assert not isinstance(answer, Unknown)
-    assert (told["per_crop"]["value"], told["per_crop"]["low"]) == (answer.value, answer.low)
+    assert (told["crop"]["value"], told["crop"]["low"]) == (answer.value, answer.low)
 
 
 def test_a_folder_without_a_study_is_refused(

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from tests.support.comparisons import compared
 from tests.support.fakes import FakeRunner
 from tests.support.tables import AROUND_MS, LATENCY, at_a_server, records_of, rewrite
-from vlmeter.analysis import decode_runs, distribution, headlines, prefill_cells, step_times, subjects
+from vlmeter.analysis import decode_runs, distribution, prefill_cells, step_times, subjects
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.prediction import predict, prediction_rows
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.registry import judge_all
@@ -138,7 +139,7 @@ def test_a_request_at_a_server_is_all_that_its_client_waits_for(stepping: pd.Dat
     whole_ms = (own[FIRST_TOKEN.column] + own[DECODE.column]).median()
     outside = next(part for part in bar.parts if part.label == "outside the model")
     assert outside.fraction == pytest.approx(WHOLE_MS / whole_ms, rel=0.01)
-    (first,) = [each for each in headlines.headlines(stepping) if each.name == FIRST_TOKEN.name]
+    first = answers_of(stepping)[FIRST_TOKEN.name]
     assert "encoding the picture at the client" in first.note
 
 
@@ -205,8 +206,8 @@ def test_the_claim_and_the_first_screen_say_what_of_a_token_is_the_devices(stepp
         f"{with_interval(found.token, 'ms')} at the client, of which {with_interval(found.step, 'ms')}"
         in claim.statement
     )
-    (answer,) = [each for each in headlines.headlines(stepping) if each.name == DEVICE_STEP.name]
-    assert answer.answer == found.step
+    answer = answers_of(stepping)[DEVICE_STEP.name]
+    assert answer.found == found.step
     assert f"{with_interval(found.between, 'ms')} lie between two steps" in answer.note
 
 
@@ -215,7 +216,7 @@ def test_tokens_of_what_tells_no_steps_are_not_judged(table: pd.DataFrame) -> No
         claims = {claim.name: claim for claim in judge_all(table, subject)}
         assert claims["token_is_the_devices"].verdict == "cannot tell"
         assert claims["server_counts_are_the_plans"].verdict == "cannot tell"
-    assert DEVICE_STEP.name not in {each.name for each in headlines.headlines(of(table, "served"))}
+    assert DEVICE_STEP.name not in answers_of(of(table, "served"))
 
 
 def test_the_servers_counts_are_held_against_the_plans(stepping: pd.DataFrame, tmp_path: Path) -> None:
@@ -272,8 +273,9 @@ def test_a_server_that_tells_nothing_of_its_phases_has_a_first_token_all_the_sam
 
 
 def test_the_first_screen_says_what_part_is_outside(table: pd.DataFrame) -> None:
-    names = {subject: [one.name for one in headlines.headlines(table, subject)] for subject in ("eager", "served")}
-    assert names == {"eager": names["served"][:-1], "served": [*names["eager"], "outside"]}
+    served, eager = (answers_of(table, subject) for subject in ("served", "eager"))
+    assert set(served) == {*eager, "outside"}
+    assert served["outside"].unit == "fraction"
     cells, runs = prefill_cells.vision_cells(table, "served"), decode_runs.decode(of(table, "served"))
     bar = share_bars(cells, runs)[0]
     assert bar.title == "Up to the first token"

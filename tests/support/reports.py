@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 
 from vlmeter.analysis import reading
+from vlmeter.analysis.answer_files import write_answers
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.roofline import COLUMNS, beside, write_roofline
 from vlmeter.claims.files import write_claims
 from vlmeter.claims.registry import judge_all
@@ -54,10 +56,16 @@ def inputs_of(
     captions: Mapping[str, str] | None = None,
 ) -> ReportInputs:
     """Write what a report reads; without `draw` every figure is the same small picture, with a caption of its own."""
-    paths = {name: folder / name for name in ("table.parquet", "table.csv", "claims.json", "roofline.parquet")}
+    paths = {
+        name: folder / name
+        for name in ("table.parquet", "table.csv", "answers.json", "claims.json", "roofline.parquet")
+    }
     write_table(table, paths["table.parquet"], paths["table.csv"])
-    judged = {name: judge_all(table, name, roofline=roofline) for name in study["subjects"]}
-    write_claims(paths["claims.json"], {**judged, ALL_SUBJECTS: judge_side_by_side(table, roofline=roofline)})
+    answers = {name: answers_of(table, name, roofline=roofline) for name in study["subjects"]}
+    write_answers(paths["answers.json"], answers)
+    judged = {name: judge_all(table, name, roofline=roofline, answers=answers[name]) for name in study["subjects"]}
+    together = judge_side_by_side(table, roofline=roofline, answers=answers)
+    write_claims(paths["claims.json"], {**judged, ALL_SUBJECTS: together})
     environments = folder / "environments.json"
     if environment is not None:
         found = {name: [{"cells": 3, "environment": environment}] for name in study["subjects"]}
@@ -69,9 +77,16 @@ def inputs_of(
     return ReportInputs(
         study=study,
         table=paths["table.parquet"],
+        answers=paths["answers.json"],
         claims=paths["claims.json"],
         figures={
-            subject: _figures(folder / "figures" / subject, with_floors if draw else None, subject, captions or {})
+            subject: _figures(
+                folder / "figures" / subject,
+                with_floors if draw else None,
+                subject,
+                captions or {},
+                answers=answers if subject == ALL_SUBJECTS else answers[subject],
+            )
             for subject in (*study["subjects"], *([ALL_SUBJECTS] if many else []))
         },
         reproduction=Reproduction("snakemake --configfile study.yaml", "requirements.lock", "ab" * 32),
@@ -81,7 +96,12 @@ def inputs_of(
 
 
 def _figures(
-    folder: Path, table: pd.DataFrame | None, subject: str, captions: Mapping[str, str]
+    folder: Path,
+    table: pd.DataFrame | None,
+    subject: str,
+    captions: Mapping[str, str],
+    *,
+    answers: Mapping[str, Any],
 ) -> dict[str, FigureFiles]:
     """Every figure of a subject, drawn from the table if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +113,7 @@ def _figures(
             files.svg.write_text(PLAIN_SVG, encoding="utf-8")
         else:
             shown = table if subject == ALL_SUBJECTS else reading.of_subject(table, subject)
-            figure, caption = draw_or_explain(shown, name)
+            figure, caption = draw_or_explain(shown, name, answers=answers)
             save(figure, folder / name)
         files.caption.write_text(f"{caption}\n", encoding="utf-8")
     return figures

@@ -24,13 +24,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats as distributions
 
-from vlmeter.analysis.headlines import Headline
 from vlmeter.analysis.reading import Unknown, of_subject, rows_of
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import over_runs_of_the_same, percentile_over_runs
 from vlmeter.numbers.intervals import Array, Fit, fit_linear
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
-from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
@@ -389,7 +387,7 @@ def _shared_out(explained: Callable[[list[int]], float], factors: int) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The slowest, and the first screen
+# The slowest
 
 SLOWEST = 10
 
@@ -403,16 +401,3 @@ def slowest(sample: Sample, count: int = SLOWEST) -> pd.DataFrame:
     explained = explain(sample)
     fitted = math.nan if isinstance(explained, Unknown) else explained.fit.fitted
     return found.assign(fitted_ms=fitted).sort_values(WHOLE_REQUEST.column, ascending=False, kind="stable").head(count)
-
-
-def headlines(sample: Sample) -> list[Headline]:
-    """The answer of the first screen: the time that 99 of 100 requests stay below, or as many as can be told."""
-    if not sample.size:
-        return []
-    found = {fraction: one for fraction, one in percentiles(*sample.by_run()).items() if one is not None}
-    if not found:
-        return [Headline("slow_request", "a slow request", Unknown(too_few(0.5, sample.size)), "ms")]
-    last = max(found)
-    note = f"of {plural(sample.size, 'request')} with {int(sample.requests['generated_tokens'].median())} output tokens"
-    note += f" in the median; half of them stay below {duration(found[0.5].value)}"
-    return [Headline("slow_request", f"a slow request, P{100 * last:.0f}", found[last], "ms", note)]

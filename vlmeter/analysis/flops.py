@@ -13,34 +13,26 @@ of one cell, and the lengths of one photograph, err together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
-from vlmeter.analysis.by_run import with_runs
+from vlmeter.analysis import prefill_cells, reading, step_times
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, rows_of
-from vlmeter.numbers.intervals import Array, fit_linear
+from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
-    BUSY_PREFILL,
-    BUSY_STEP,
     DECODE,
     GENERATED,
     HEAD,
     HOOKS_WALL,
-    LANGUAGE,
     LLM_BLOCKS,
     PLAIN_WALL,
     PROJECTOR,
-    VISION,
     VISION_ENCODER,
-    Quantity,
 )
 
 #: Phases that share no time with one another: parts of a prefill, and decoding. Embedding and merge do no arithmetic.
@@ -394,82 +386,3 @@ def _line(size: Array, value: Array, weights: Array, *, free_slope: bool) -> tup
     if free_slope:
         slope = float(np.sum(weights * (size - middle) * (value - height))) / spread if spread > 0 else 0.0
     return slope, height - slope * middle
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a token costs
-
-
-@dataclass(frozen=True)
-class TokenCost:
-    """What one more token costs, in ms, and on which clock; quantity: where the cost falls."""
-
-    name: str
-    quantity: Quantity
-    label: str
-    cost: Estimate
-    clock: str
-
-
-@dataclass(frozen=True)
-class TokenCosts:
-    """Costs of one more token of each kind that is known; output_over_vision is the ratio of two of them."""
-
-    costs: tuple[TokenCost, ...]
-    output_over_vision: Estimate
-
-    def __getitem__(self, name: str) -> TokenCost:
-        return next(cost for cost in self.costs if cost.name == name)
-
-    def __contains__(self, name: str) -> bool:
-        return any(cost.name == name for cost in self.costs)
-
-
-def token_costs(table: pd.DataFrame, subject: str | None = None) -> TokenCosts | Unknown:
-    """Set the cost of one more vision token, text token and output token beside one another.
-
-    A vision token brings its share of the crops along, so its cost is the slope of the whole prefill over vision
-    tokens. A text token is work for the language model alone: the slope of the phases behind the vision side over
-    prompt tokens. An output token is a decode step. Needs no roofline.
-    """
-    rows = reading.of_subject(table, subject)
-    cells = prefill_cells.vision_cells(rows)
-    clock = prefill_cells.cost_clock(cells)
-    busy = clock.quantity is BUSY_PREFILL
-    costs = []
-    if (vision := _slope(cells, lambda own: own[clock.quantity.column], "vision_tokens")) is not None:
-        costs.append(TokenCost("vision_token", VISION, "one vision token", vision, clock.name))
-    if (text := _slope(cells, lambda own: prefill_cells.sides(own, busy=busy)[1], "prompt_tokens")) is not None:
-        costs.append(TokenCost("text_token", LANGUAGE, "one text token", text, clock.name if busy else "device time"))
-    law = decode_runs.decode_law(decode_runs.decode(rows))
-    if not isinstance(law, Unknown):
-        costs.append(
-            TokenCost("output_token", DECODE, "one output token", law.line["per_token"], "device time with gaps")
-        )
-    step = step_times.step_bound(rows)
-    if not isinstance(step, Unknown):
-        costs.append(TokenCost("output_token_busy", BUSY_STEP, "one output token", step.busy, "device busy time"))
-    if not costs:
-        return Unknown("neither vision tokens nor output tokens were varied")
-    found = TokenCosts(tuple(costs), NO_ESTIMATE)
-    if "vision_token" not in found or "output_token" not in found:
-        return found
-    by = found["vision_token"].cost
-    # A cost that cannot be told from nothing has no ratio.
-    known = by.value > 0 and not by.low <= 0
-    return TokenCosts(tuple(costs), prefill_cells.over(found["output_token"].cost, by) if known else NO_ESTIMATE)
-
-
-def _slope(cells: pd.DataFrame, side: Callable[[pd.DataFrame], pd.Series[float]], along: str) -> Estimate | None:
-    """Slope of a time over a count; None with fewer than three cells, or where the count does not vary."""
-    known = cells[side(cells).notna() & cells[along].notna()]
-    if len(known) < 3 or known[along].nunique() < 2:
-        return None
-
-    def slope(own: pd.DataFrame) -> Estimate:
-        sizes: npt.NDArray[np.float64] = own[along].to_numpy(dtype=np.float64)
-        columns = {"token": sizes, "constant": np.ones(len(sizes))}
-        return fit_linear(columns, np.asarray(side(own), dtype=np.float64))["token"]
-
-    found = with_runs(known, slope)
-    return None if isinstance(found, Unknown) else found

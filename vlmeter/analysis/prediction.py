@@ -65,6 +65,12 @@ def image_tokens(table: pd.DataFrame, *, width_px: int, height_px: int, max_crop
     return geometry.image_tokens(width_px, height_px, options=ImageOptions(max_crops=max_crops))
 
 
+def crop_limit(table: pd.DataFrame) -> int | None:
+    """The study's own limit of crops; None where it has none, or several."""
+    limits = table["max_crops"].dropna().unique()
+    return int(limits[0]) if len(limits) == 1 else None
+
+
 def choose_subject(table: pd.DataFrame, subject: str | None) -> pd.DataFrame:
     """Return the rows of a subject; without a name, of the only one. Raises UserError."""
     names = reading.subjects_of(table)
@@ -95,8 +101,7 @@ def predict(
     if isinstance(model, Unknown):
         raise UserError(f"--study: nothing can be predicted from this table: {model.reason}")
     if max_crops is None:
-        limits = table["max_crops"].dropna().unique()
-        max_crops = int(limits[0]) if len(limits) == 1 else None
+        max_crops = crop_limit(table)
     image = image_tokens(table, width_px=width_px, height_px=height_px, max_crops=max_crops)
     dummies = table[(table["kind"] == kinds.PREFILL) & table["width_px"].notna()]
     sizes = set(zip(dummies["width_px"], dummies["height_px"], strict=True))

@@ -262,6 +262,11 @@ class CostClock:
     name: str
     why: str
 
+    @property
+    def parts_name(self) -> str:
+        """Name of the time in which a part of the pass is told: wall time has no parts, marks have."""
+        return self.name if self.quantity is BUSY_PREFILL else "time between marks"
+
 
 def cost_clock(cells: pd.DataFrame) -> CostClock:
     """Choose the clock on which crops and tokens have a cost.
@@ -342,6 +347,34 @@ def part_costs(cells: pd.DataFrame) -> PartCosts:
     crop = Unknown(f"every image is cut into {plural(counts[0], 'crop')}" if counts else "no image was measured")
     token = slope(lambda own: operator.add(*sides(own, busy=busy)), "prompt_tokens", name="tokens")
     return PartCosts(crop, token, clock, "the whole prefill")
+
+
+def text_token_cost(cells: pd.DataFrame) -> Estimate | Unknown:
+    """Fit the language side of a prefill over its prompt tokens: what a token costs that brings no image along."""
+    busy = cost_clock(cells).quantity is BUSY_PREFILL
+    return with_runs(cells, lambda own: _slope(own["prompt_tokens"], sides(own, busy=busy)[1], name="tokens"))
+
+
+def priced_plane(cells: pd.DataFrame, costs: PartCosts) -> Fit | Unknown:
+    """Set `crop * crops + token * prompt_tokens + constant` beside the whole prefill, with the prices of `part_costs`.
+
+    Only the constant is fitted, so what is left over tells whether the prices of the parts explain the whole.
+    """
+    if isinstance(costs.crop, Unknown) or isinstance(costs.token, Unknown):
+        return costs.crop if isinstance(costs.crop, Unknown) else Unknown(getattr(costs.token, "reason", ""))
+    known = cells.dropna(subset=[costs.clock.quantity.column])
+    crops, tokens, values = (
+        known[name].to_numpy(dtype=np.float64) for name in ("crops", "prompt_tokens", costs.clock.quantity.column)
+    )
+    parts = costs.crop.value * crops + costs.token.value * tokens
+    if len(values) < 2:
+        return Unknown("fewer than two cells were timed as a whole")
+    constant = fit_linear({"constant": np.ones(len(values))}, values - parts)["constant"]
+    fitted = parts + constant.value
+    spread = float(np.square(values - values.mean()).sum())
+    r_squared = 1 - float(np.square(values - fitted).sum()) / spread if spread > 0 else math.nan
+    coefficients = {"crop": costs.crop, "token": costs.token, "constant": constant}
+    return Fit(coefficients, fitted, values - fitted, r_squared, len(values))
 
 
 def sides(cells: pd.DataFrame, *, busy: bool) -> tuple[pd.Series[float], pd.Series[float]]:

@@ -22,9 +22,10 @@ NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Unknown:
-    """Something that the data cannot say, and why."""
+    """Something that the data cannot say, why, and what would make it known (empty: nothing that a study can do)."""
 
     reason: str
+    remedy: str = ""
 
 
 def subjects_of(table: pd.DataFrame) -> list[str]:

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlmeter.analysis import decode_runs, headlines, prefill_cells, reading, step_times
-from vlmeter.analysis.headlines import Headline
+from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
 from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
@@ -112,14 +111,6 @@ def parts_of_the_wait(table: pd.DataFrame) -> pd.DataFrame:
     columns = ["cell_id", *(part.column for part in PARTS)]
     parts = pd.concat([own[columns].assign(subject=name) for name, own in cells.items()])
     return dummies.merge(parts, on=["subject", "cell_id"], how="left")
-
-
-def costs(table: pd.DataFrame) -> dict[str, dict[str, Headline]]:
-    """The first screen's answers of every subject, by its name and theirs."""
-    return {
-        name: {headline.name: headline for headline in headlines.headlines(table, name)}
-        for name in reading.subjects_of(table)
-    }
 
 
 def steps(table: pd.DataFrame) -> dict[str, tuple[Array, Array]]:

@@ -14,13 +14,11 @@ import numpy as np
 import pandas as pd
 
 from vlmeter.analysis import conditions, reading
-from vlmeter.analysis.headlines import headlines
-from vlmeter.analysis.reading import Samples, Unknown, median_of, rows_of
-from vlmeter.analysis.roofline import beside
-from vlmeter.numbers.medians import Estimate, median_estimate
+from vlmeter.analysis.answers import Topic, answers_of
+from vlmeter.analysis.reading import Samples, Unknown, median_of
+from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
-from vlmeter.table.kinds import Kind
 from vlmeter.table.quantities import (
     AROUND,
     DECODE,
@@ -29,15 +27,14 @@ from vlmeter.table.quantities import (
     PHASES,
     PLAIN_WALL,
     PREFILL_SUM,
-    Quantity,
 )
 
-#: What is set beside its floor.
-_WITH_FLOOR: Sequence[tuple[Quantity, Kind]] = ((PLAIN_WALL, kinds.PREFILL), (DECODE, kinds.GENERATION))
-
-
-#: Answers that are the price of one more of something.
-_COSTS = ("per_crop", "per_1000_tokens", "per_output_token")
+#: Titles of what the answers are about.
+_TOPICS: Mapping[Topic, str] = {
+    "cost": "What one more costs",
+    "wait": "What a user waits for",
+    "limit": "Over the least time the device could take",
+}
 
 
 @dataclass(frozen=True)
@@ -121,30 +118,14 @@ def _model(rows: pd.DataFrame) -> str:
 
 
 def _answers(rows: pd.DataFrame, roofline: pd.DataFrame | None) -> list[Section]:
-    """What the analysis answers of a subject."""
-    told = {one.name: Line(one.name, one.question, _seen(one.answer), one.unit, one.note) for one in headlines(rows)}
-    costs = tuple(line for name, line in told.items() if name in _COSTS)
-    waits = tuple(line for name, line in told.items() if name not in _COSTS)
-    found = [Section("What one more costs", costs), Section("What a user waits for", waits)]
-    if roofline is not None and len(roofline):
-        floors = [_over_floor(beside(rows, roofline), quantity, kind) for quantity, kind in _WITH_FLOOR]
-        found.append(Section("Over the least time the device could take", tuple(line for line in floors if line)))
-    return found
-
-
-def _seen(found: Estimate | Unknown) -> Estimate | Unknown:
-    """A cost that the data tell from nothing; one whose interval holds 0 is not known."""
-    if isinstance(found, Unknown) or not found.contains(0):
-        return found
-    return Unknown("its 95 % interval holds 0: more rounds, or sizes farther apart, would tell")
-
-
-def _over_floor(whole: pd.DataFrame, quantity: Quantity, kind: Kind) -> Line | None:
-    known = rows_of(whole[(whole["source"] == "measured") & (whole["floor_ms"] > 0)], quantity, kind=kind)
-    if known.empty:
-        return None
-    times = median_estimate((known["median_ms"] / known["floor_ms"]).tolist())
-    return Line(f"limit_{quantity}", quantity.words, times, "times", f"median over {plural(len(known), 'cell')}")
+    """What the analysis answers of a subject, by topic."""
+    told = answers_of(rows, roofline=roofline)
+    return [
+        Section(
+            title, tuple(Line(a.name, a.question, a.found, a.unit, a.note) for a in told.values() if a.topic == topic)
+        )
+        for topic, title in _TOPICS.items()
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -257,6 +238,6 @@ def _subject_data(summary: Summary) -> dict[str, Any]:
 
 def _number_data(found: Estimate | Unknown) -> dict[str, Any]:
     if isinstance(found, Unknown):
-        return {"value": None, "low": None, "high": None, "not_known": found.reason}
+        return {"value": None, "low": None, "high": None, "not_known": found.reason, "remedy": found.remedy}
     value, low, high = (float(part) if np.isfinite(part) else None for part in (found.value, found.low, found.high))
-    return {"value": value, "low": low, "high": high, "not_known": None}
+    return {"value": value, "low": low, "high": high, "not_known": None, "remedy": None}

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import pandas as pd
 
-from vlmeter.analysis import components, conditions, decode_runs, distribution, flops, held_out, prefill_cells
+from vlmeter.analysis import (
+    components,
+    conditions,
+    decode_runs,
+    distribution,
+    flops,
+    held_out,
+    prefill_cells,
+    reading,
+)
+from vlmeter.analysis.answers import Answers, all_answers, answers_of, estimate_in
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
 from vlmeter.numbers.medians import Estimate
@@ -80,9 +90,32 @@ def cannot_tell(reason: str) -> Finding:
 class Data:
     """One subject's rows, and what several claims want of them."""
 
-    def __init__(self, table: pd.DataFrame, roofline: pd.DataFrame | None = None) -> None:
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        roofline: pd.DataFrame | None = None,
+        answers: Answers | None = None,
+        by_subject: Mapping[str, Answers] | None = None,
+    ) -> None:
         self.table = table
         self.roofline = roofline
+        self._answers = answers
+        self._by_subject = by_subject
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The subject's answers: those that were handed over, else made from its rows."""
+        return answers_of(self.table, roofline=self.roofline) if self._answers is None else self._answers
+
+    @cached_property
+    def by_subject(self) -> Mapping[str, Answers]:
+        """Answers of every subject of the table, where it holds several."""
+        found = all_answers(self.table) if self._by_subject is None else self._by_subject
+        return {name: own for name, own in found.items() if name in reading.subjects_of(self.table)}
+
+    def answer(self, name: str) -> Estimate | Unknown:
+        """Value of an answer, or why it is not known."""
+        return estimate_in(self.answers, name)
 
     @cached_property
     def cells(self) -> pd.DataFrame:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import pandas as pd
-
 from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, Verdict, cannot_tell, within
-from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
-from vlmeter.numbers.units import duration, percent
+from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import plural, with_interval
-from vlmeter.table.kinds import GENERATION
-from vlmeter.table.quantities import AGREEMENT, INTER_TOKEN, OF_DECODE, RATIO, SHARE, SLOPE_STEPS, STEP_OVER_FLOOR
+from vlmeter.table.quantities import AGREEMENT, DECODE, OF_DECODE, RATIO, SHARE, SLOPE_STEPS
 
 #: Decode is called linear, and a step's cost constant, up to 2 % of bend or growth: less than runs differ from day
 #: to day.
@@ -42,7 +37,9 @@ def decode_linear_without_offset(data: Data) -> Finding:
     law = data.law
     if isinstance(law, Unknown):
         return cannot_tell(law.reason)
-    cost, offset = law.line["per_token"], law.line["constant"]
+    cost, offset = data.answer("output_token"), law.line["constant"]
+    if isinstance(cost, Unknown):
+        return cannot_tell(f"the cost of an output token is not known: {cost.reason}")
     # An offset smaller than one step is one that no user sees.
     straight = within(law.curvature, -LINEAR_FRACTION, LINEAR_FRACTION)
     small = within(offset, -abs(cost.value), abs(cost.value))
@@ -235,19 +232,10 @@ def decode_near_floor(data: Data) -> Finding:
     """Decode runs near the memory's limit."""
     if isinstance(data.worked, Unknown):
         return cannot_tell(data.worked.reason)
-    known = data.worked[(data.worked["floor_ms"] > 0) & data.worked["median_ms"].notna()]
-    rows = reading.rows_of(known, INTER_TOKEN, kind=GENERATION)
-    if rows.empty:
+    ratio = data.answer(f"limit_{DECODE}")
+    if isinstance(ratio, Unknown):
         return cannot_tell("no decode step has a floor")
-    longest = rows[rows["output_tokens"] == rows["output_tokens"].max()]
-    values: Array = (longest["median_ms"] / longest["floor_ms"]).to_numpy(dtype=np.float64)
-    ratio = prefill_cells.pooled(pd.DataFrame({STEP_OVER_FLOOR.column: values}), STEP_OVER_FLOOR)
-    assert isinstance(ratio, Estimate)
-    floor = float(longest["floor_ms"].median())
-    evidence = (
-        Evidence.of(STEP_OVER_FLOOR.words, ratio, "times"),
-        Evidence("floor of a decode step", floor, None, None, "ms"),
-    )
+    evidence = (Evidence.of(f"{DECODE.label} over its floor", ratio, "times"),)
     verdict = within(ratio, 0.0, NEAR_FLOOR_RATIO)
     start = {
         "holds": f"Decode runs within {NEAR_FLOOR_RATIO} times its floor",
@@ -255,7 +243,7 @@ def decode_near_floor(data: Data) -> Finding:
         "cannot tell": f"Whether decode runs within {NEAR_FLOOR_RATIO} times its floor cannot be told",
     }
     said = (
-        f"a step takes {with_interval(ratio, '')} times the {duration(floor)} that reading weights and cache takes at "
-        "least"
+        f"it takes {with_interval(ratio, '')} times what reading weights and cache takes at least, in the median over "
+        f"{plural(len(data.answers[f'limit_{DECODE}'].cells), 'run')}"
     )
     return Finding(verdict, f"{start[verdict]}: {said}.", evidence)

@@ -7,6 +7,7 @@ import math
 from vlmeter.analysis import components, flops, reading
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, Verdict, cannot_tell, ends_of, within
+from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import percent, significant
 from vlmeter.numbers.words import with_interval
 from vlmeter.table.quantities import QUANTITIES
@@ -148,17 +149,18 @@ def equal_flops_equal_time(data: Data) -> Finding:
 
 def output_token_costs_more(data: Data) -> Finding:
     """One more output token costs more than one more vision token."""
-    found = flops.token_costs(data.table)
-    if isinstance(found, Unknown):
-        return cannot_tell(found.reason)
-    if "vision_token" not in found or "output_token" not in found:
-        return cannot_tell("vision tokens and output tokens were not both varied")
-    evidence = tuple(Evidence.of(f"{cost.label}, {cost.clock}", cost.cost, "ms") for cost in found.costs)
-    times = found.output_over_vision
-    vision, output = found["vision_token"].cost, found["output_token"].cost
-    said = f"{with_interval(output, 'ms')} for an output token, {with_interval(vision, 'ms')} for a vision token"
-    if math.isnan(times.value):
-        return Finding("cannot tell", f"The cost of a vision token is not told from nothing: {said}.", evidence)
+    output, vision, times = (data.answer(name) for name in ("output_token", "vision_token", "output_over_vision"))
+    if "output_over_vision" not in data.answers:
+        return cannot_tell("vision tokens and output tokens were not both measured")
+    said = f"{data.answers['output_token'].said()} for an output token"
+    said += f", {data.answers['vision_token'].said()} for a vision token"
+    evidence = tuple(
+        Evidence.of(data.answers[name].question, found, "ms")
+        for name, found in (("output_token", output), ("vision_token", vision))
+        if isinstance(found, Estimate)
+    )
+    if isinstance(times, Unknown):
+        return Finding("cannot tell", f"Whether an output token costs more cannot be told: {said}.", evidence)
     evidence += (Evidence.of("output token over vision token", times, "times"),)
     low, high = ends_of(times)
     if low > 1:

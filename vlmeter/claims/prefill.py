@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from vlmeter.analysis import prefill_cells, reading
+from vlmeter.analysis import prefill_cells
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell, ends_of, within
 from vlmeter.models.molmo1 import NAME as MOLMO
 from vlmeter.numbers.intervals import rank_correlation
+from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import duration, duration_range, percent
 from vlmeter.numbers.words import plural, with_interval
 from vlmeter.table.quantities import CLOSURE, HEAD, LANGUAGE, MERGE, METHOD_DIFFERENCE_WALL, OVERHEAD, PREFILL_SUM
@@ -193,20 +194,20 @@ def launch_bound_below(data: Data) -> Finding:
 
 def crops_and_tokens_cost_apart(data: Data) -> Finding:
     """Crops and tokens are two factors, and each has its cost."""
-    clock = prefill_cells.cost_clock(data.cells)
-    fit = prefill_cells.two_factor(data.cells, clock.quantity)
-    if isinstance(fit, Unknown):
-        return cannot_tell(fit.reason)
-    crop, token = fit["crop"], reading.scaled(fit["token"], 1000)
-    evidence = (Evidence.of("one more crop", crop, "ms"), Evidence.of("1,000 more prompt tokens", token, "ms"))
-    said = f"one more crop {with_interval(crop, 'ms')}, 1,000 more prompt tokens {with_interval(token, 'ms')}"
-    lows = (ends_of(crop)[0], ends_of(token)[0])
-    if min(lows) > 0:
-        return Finding("holds", f"Both cost time of their own: {said} of {clock.name}.", evidence)
-    if max(ends_of(crop)[1], ends_of(token)[1]) <= 0:
-        return Finding("does not hold", f"Neither is seen to cost time: {said} of {clock.name}.", evidence)
-    which = "crops" if lows[0] <= 0 else "tokens"
-    return Finding("cannot tell", f"That {which} cost time of their own is not seen: {said} of {clock.name}.", evidence)
+    prices = {name: data.answers[name] for name in ("crop", "vision_token") if name in data.answers}
+    if len(prices) < 2:
+        return cannot_tell("no image was cut into crops")
+    unknown = [answer for answer in prices.values() if isinstance(answer.found, Unknown)]
+    if unknown:
+        said = "; ".join(f"the cost of {answer.question} is {answer.said()}" for answer in unknown)
+        return Finding("cannot tell", f"Whether both cost time of their own cannot be told: {said}.")
+    evidence = tuple(
+        Evidence.of(answer.question, answer.found, "ms")
+        for answer in prices.values()
+        if isinstance(answer.found, Estimate)
+    )
+    said = ", ".join(f"{answer.question} {answer.said()}" for answer in prices.values())
+    return Finding("holds", f"Both cost time of their own: {said} of {prices['crop'].clock}.", evidence)
 
 
 def hook_overhead_within_bound(data: Data) -> Finding:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from vlmeter.analysis import conditions, reading
+from vlmeter.analysis.answers import Answers
 from vlmeter.claims.base import Claim, Data, Finding
 from vlmeter.claims.decode import (
     constant_cost_per_token,
@@ -139,15 +140,19 @@ CLAIMS: Mapping[str, Entry] = {
 }
 
 
-def judge_all(table: pd.DataFrame, subject: str, *, roofline: pd.DataFrame | None = None) -> list[Claim]:
+def judge_all(
+    table: pd.DataFrame, subject: str, *, roofline: pd.DataFrame | None = None, answers: Answers | None = None
+) -> list[Claim]:
     """Judge every claim for one subject; `roofline` is the roofline table, for the claims about limits.
+
+    answers: the subject's own, which claims about prices take; made from the table where they are not given.
 
     Under unusable conditions (`analysis.trust`) no claim about time is judged: what was measured is said, and why it
     proves nothing.
     """
     rows = reading.of_subject(table, subject)
     own = None if roofline is None else roofline[roofline["subject"] == subject]
-    data = Data(rows, own)
+    data = Data(rows, own, answers)
     trust = conditions.trust(rows)
     judged = []
     for name, entry in CLAIMS.items():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from vlmeter.analysis import prefill_cells, reading, step_times
+from vlmeter.analysis import reading, step_times
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell, within
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import plural, with_interval
-from vlmeter.table.quantities import BETWEEN_STEPS, DEVICE_STEP, OUTSIDE_SHARE, SERVED_TOKEN, TOKEN_OVER_STEP
+from vlmeter.table.quantities import BETWEEN_STEPS, DEVICE_STEP, OUTSIDE, OUTSIDE_SHARE, SERVED_TOKEN, TOKEN_OVER_STEP
 
 #: What is outside the model is most of the wait where it is more than this part of it.
 MOST_FRACTION = 0.5
@@ -20,7 +20,9 @@ SAME_STEP_FRACTION = 0.05
 
 def first_token_is_outside(data: Data) -> Finding:
     """More than half of the time to first token is no model: upload, the server's preprocessing, the way back."""
-    share = prefill_cells.outside_share(data.cells)
+    if OUTSIDE.name not in data.answers:
+        return cannot_tell("no server was measured")
+    share = data.answer(OUTSIDE.name)
     if isinstance(share, Unknown):
         return cannot_tell(share.reason)
     verdict = within(share, MOST_FRACTION, math.inf)

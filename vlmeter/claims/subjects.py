@@ -11,6 +11,7 @@ from itertools import combinations
 import pandas as pd
 
 from vlmeter.analysis import conditions, reading, subjects
+from vlmeter.analysis.answers import Answers, known_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.base import Claim, Data, Evidence, Finding, Verdict
 from vlmeter.claims.registry import Entry
@@ -133,7 +134,7 @@ def fewer_tokens_sooner(data: Data) -> Finding:
 
 def same_cost_per_output_token(data: Data) -> Finding:
     """An output token costs as much everywhere."""
-    answers = {name: found["per_output_token"].answer for name, found in subjects.costs(data.table).items()}
+    answers = known_of(data.by_subject, "output_token")
     apart = subjects.extremes(answers)
     if isinstance(apart, Unknown):
         return _unknown("fewer than two subjects have a cost per output token")
@@ -194,10 +195,13 @@ SIDE_BY_SIDE_CLAIMS: Mapping[str, Entry] = {
 }
 
 
-def judge_side_by_side(table: pd.DataFrame, *, roofline: pd.DataFrame | None = None) -> list[Claim]:
+def judge_side_by_side(
+    table: pd.DataFrame, *, roofline: pd.DataFrame | None = None, answers: Mapping[str, Answers] | None = None
+) -> list[Claim]:
     """Judge every claim about the subjects of a table side by side; none where there are fewer than two.
 
-    `roofline` is the roofline table, for the claims about limits.
+    roofline: the roofline table, for the claims about limits. answers: of every subject, which claims about prices
+    take; made from the table where they are not given.
     """
     names = reading.subjects_of(table)
     if len(names) < 2:
@@ -207,7 +211,7 @@ def judge_side_by_side(table: pd.DataFrame, *, roofline: pd.DataFrame | None = N
     usable = table[~table["subject"].isin(bad)]
     judged = []
     for name, entry in SIDE_BY_SIDE_CLAIMS.items():
-        found = entry.judge(Data(usable if entry.timed else table, roofline))
+        found = entry.judge(Data(usable if entry.timed else table, roofline, by_subject=answers))
         left_out = f" Left out, since its numbers cannot be relied on: {', '.join(bad)}." if entry.timed and bad else ""
         judged.append(
             Claim(name, entry.claim, found.verdict, found.statement + left_out, found.evidence, entry.figures)

@@ -157,5 +157,5 @@ def _said(line: Line | None) -> str:
         return "-"
     found: Any = line.found
     if isinstance(found, Unknown):
-        return f"not known: {found.reason}"
+        return f"not known: {found.reason}{f'; {found.remedy}' if found.remedy else ''}"
     return with_interval(found, line.unit)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vlmeter.analysis import decode_runs, reading
+from vlmeter.analysis.answers import Answers, answers_of
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import with_interval
@@ -18,13 +19,13 @@ TITLE = "Decode latency by output tokens, both axes linear"
 SECTION = "output"
 
 
-def needs(table: pd.DataFrame) -> str | None:
+def needs(table: pd.DataFrame, answers: Answers | None = None) -> str | None:
     """Two output lengths make a line."""
     law = decode_runs.decode_law(decode_runs.decode(table))
     return law.reason if isinstance(law, reading.Unknown) else None
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
     """Draw decode time and the fitted line; below, what the line leaves over in percent."""
     runs = decode_runs.decode(table)
     law = decode_runs.decode_law(runs)
@@ -40,7 +41,8 @@ def draw(table: pd.DataFrame) -> Figure:
         upper.set_ylabel(f"decode latency ({name})")
         style.from_zero(upper)
         upper.set_xlim(left=0)
-        style.note(upper, f"k = {with_interval(law.line['per_token'], 'ms')} per token, R² = {law.line.r_squared:.6f}")
+        token = (answers or answers_of(table))["output_token"]
+        style.note(upper, f"k, {token.question}: {token.said()}\nR² = {law.line.r_squared:.6f}")
         residuals(lower, runs, law)
         style.token_axis(lower, "output tokens N (the first comes out of the prefill)")
         style.title(upper, TITLE, table)
@@ -55,7 +57,7 @@ def residuals(axes: Axes, runs: pd.DataFrame, law: decode_runs.DecodeLaw) -> Non
     axes.set_ylabel("measured - fitted (%)")
 
 
-def caption(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame, answers: Answers | None = None) -> str:
     """Say how far the measured times are from the line, and that R² does not tell."""
     law = decode_runs.decode_law(decode_runs.decode(table))
     assert isinstance(law, decode_runs.DecodeLaw)

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vlmeter.analysis import decode_runs, reading
+from vlmeter.analysis.answers import Answers, answers_of
 from vlmeter.figures import style
 from vlmeter.numbers.words import with_interval
 from vlmeter.table.quantities import DECODE
@@ -16,13 +17,13 @@ TITLE = "Decode latency by output tokens, both axes logarithmic"
 SECTION = "output"
 
 
-def needs(table: pd.DataFrame) -> str | None:
+def needs(table: pd.DataFrame, answers: Answers | None = None) -> str | None:
     """Two output lengths make a line."""
     law = decode_runs.decode_law(decode_runs.decode(table))
     return law.reason if isinstance(law, reading.Unknown) else None
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
     """Draw every photograph, the median over them, and the fitted line `k * steps + b`."""
     runs = decode_runs.decode(table)
     law = decode_runs.decode_law(runs)
@@ -63,9 +64,11 @@ def draw(table: pd.DataFrame) -> Figure:
         style.log_axis(axes.yaxis)
         axes.set_xlabel("output tokens N (the first comes out of the prefill)")
         axes.set_ylabel(f"decode latency ({name})")
-        k, b, slope = law.line["per_token"], law.line["constant"], law.power["slope"]
+        b, slope = law.line["constant"], law.power["slope"]
+        token = (answers or answers_of(table))["output_token"]
         lines = [
-            f"T = k (N - 1) + b:  k = {with_interval(k, 'ms')} per token",
+            "T = k (N - 1) + b",
+            f"k, {token.question}: {token.said()}",
             f"b = {with_interval(b, 'ms')}",
             f"log-log slope over N - 1: {with_interval(slope, '')}",
         ]
@@ -84,15 +87,15 @@ def marks(runs: pd.DataFrame) -> str:
     return "; ".join(parts)
 
 
-def caption(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame, answers: Answers | None = None) -> str:
     """Give the fit, the slope and the curvature, and what a slope of 1 does not say."""
     runs = decode_runs.decode(table)
     law = decode_runs.decode_law(runs)
     assert isinstance(law, decode_runs.DecodeLaw)
-    looked_at = decode_runs.pictures_in_words(runs)
+    token = (answers or answers_of(table))["output_token"]
     sentences = [
-        f"Over {law.shortest_tokens} to {law.longest_tokens:,} output tokens and {looked_at}, "
-        f"one more token costs {with_interval(law.line['per_token'], 'ms')}, with a constant of "
+        f"Over {law.shortest_tokens} to {law.longest_tokens:,} output tokens and "
+        f"{decode_runs.pictures_in_words(runs)}, the {token.question} is {token.said()}, with a constant of "
         f"{with_interval(law.line['constant'], 'ms')}.",
         f"The slope of the line in log-log is {with_interval(law.power['slope'], '')} over decode steps and "
         f"{with_interval(law.power_tokens['slope'], '')} over output tokens: a linear law with a constant near zero "

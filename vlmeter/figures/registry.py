@@ -14,8 +14,9 @@ A figure is a module with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vlmeter.common.errors import UserError
 
@@ -68,9 +69,17 @@ WITH_ROOFLINE = frozenset(
     {"component_profile", "flops_latency", "flops_or_roofline", "limits", "side_by_side_software"}
 )
 
+#: Figures that show answers, and take them (`analysis.answers`): of the subject, or side by side of all of them.
+WITH_ANSWERS = frozenset(
+    {"decode_linear", "decode_log", "side_by_side_costs", "side_by_side_decode", "token_costs", "two_factors"}
+)
+
 
 class FigureModule(Protocol):
-    """What a figure's module offers."""
+    """What a figure's module offers.
+
+    One of WITH_ANSWERS takes `answers` besides the table, and makes them from the table where it is not given any.
+    """
 
     NAME: str
     TITLE: str
@@ -97,15 +106,17 @@ def get_figure(name: str) -> FigureModule:
     return cast(FigureModule, import_module(known[name]))
 
 
-def draw_or_explain(table: pd.DataFrame, name: str) -> tuple[Figure, str]:
+def draw_or_explain(table: pd.DataFrame, name: str, *, answers: Mapping[str, Any] | None = None) -> tuple[Figure, str]:
     """Draw a figure and caption it; where it cannot be drawn, both say why.
 
+    answers: of the table's subject, or of every subject for a figure that sets them side by side.
     A workflow that declared the figure's file before anything was measured gets its file either way.
     """
     from vlmeter.figures.style import explanation
 
     figure = get_figure(name)
-    reason = figure.needs(table)
+    own: dict[str, Any] = {"answers": answers} if name in WITH_ANSWERS else {}
+    reason = figure.needs(table, **own)
     if reason is not None:
         return explanation(figure.TITLE, reason), f"Not drawn: {reason}."
-    return figure.draw(table), figure.caption(table)
+    return figure.draw(table, **own), figure.caption(table, **own)

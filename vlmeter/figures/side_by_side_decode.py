@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from vlmeter.analysis import step_times, subjects
+from vlmeter.analysis.answers import Answers, all_answers, known_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import side_by_side, style
 from vlmeter.numbers.medians import Estimate
@@ -17,24 +20,24 @@ TITLE = "Decode by output token and by context"
 SECTION = "side_by_side"
 
 
-def per_token(table: pd.DataFrame) -> dict[str, Estimate | Unknown]:
-    """Cost of one more output token, of every subject that decoded."""
-    answers = {name: found["per_output_token"].answer for name, found in subjects.costs(table).items()}
-    return {name: answers[name] for name in subjects.steps(table)}
+def per_token(table: pd.DataFrame, answers: Mapping[str, Answers] | None) -> dict[str, Estimate | Unknown]:
+    """Time per output token, of every subject that decoded."""
+    known = known_of(answers or all_answers(table), "output_token")
+    return {name: known[name] for name in subjects.steps(table)}
 
 
-def needs(table: pd.DataFrame) -> str | None:
+def needs(table: pd.DataFrame, answers: Mapping[str, Answers] | None = None) -> str | None:
     """Two subjects that decoded."""
     return None if len(subjects.steps(table)) > 1 else "fewer than two subjects have a decode step that was measured"
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, answers: Mapping[str, Answers] | None = None) -> Figure:
     """Draw the cost per output token as rows, and below it the duration of a step over the context, a line each."""
-    found, drawn, steps = per_token(table), side_by_side.looks(table), subjects.steps(table)
+    found, drawn, steps = per_token(table, answers), side_by_side.looks(table), subjects.steps(table)
     with style.styled():
         figure, (upper, lower) = side_by_side.new_panels([len(found), 3.2 if len(found) < 8 else 4.2])
         side_by_side.draw_rows(upper, found, drawn)
-        upper.set_xlabel("one more output token (ms)")
+        upper.set_xlabel("time per output token (ms)")
         for name, (contexts, values) in steps.items():
             look = drawn[name]
             every = max(1, len(values) // 12)
@@ -61,12 +64,10 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def caption(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame, answers: Mapping[str, Answers] | None = None) -> str:
     """Say who decodes fastest, and whose steps grow with the context."""
-    found = per_token(table)
-    sentences = [
-        "Above: the slope of decode time over output tokens. Below: the longest run of each image, step by step."
-    ]
+    found = per_token(table, answers)
+    sentences = ["Above: what one more output token takes. Below: the longest run of each image, step by step."]
     apart = subjects.extremes(found)
     if not isinstance(apart, Unknown):
         sentences.append(

@@ -2,93 +2,85 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter.analysis import flops, prefill_cells
-from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.answers import Answer, Answers, answers_of
 from vlmeter.figures import style
+from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import significant
-from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import QUANTITIES
 
 NAME = "token_costs"
 TITLE = "What one more token costs"
 SECTION = "flops"
 
-
-def needs(table: pd.DataFrame) -> str | None:
-    """A cost that is positive: two kinds of token, to compare."""
-    found = flops.token_costs(table)
-    if isinstance(found, Unknown):
-        return found.reason
-    if sum(cost.cost.value > 0 for cost in found.costs) < 2:
-        return "fewer than two kinds of token have a cost that is seen"
-    return None
+#: Answers that are the price of a token.
+TOKENS = ("vision_token", "text_token", "output_token")
 
 
-def _shown(table: pd.DataFrame) -> list[flops.TokenCost]:
-    found = flops.token_costs(table)
-    assert not isinstance(found, Unknown)
-    return [cost for cost in found.costs if cost.cost.value > 0]
+def needs(table: pd.DataFrame, answers: Answers | None = None) -> str | None:
+    """Two kinds of token with a price, to compare."""
+    found = _priced(answers or answers_of(table))
+    return None if len(found) > 1 else "fewer than two kinds of token have a cost that is known"
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw every cost with its interval on a logarithmic axis, and how many of the cheapest token it buys."""
-    costs = _shown(table)
+def _priced(answers: Answers) -> list[tuple[Answer, Estimate]]:
+    found = [answers[name] for name in TOKENS if name in answers]
+    return [(answer, answer.found) for answer in found if isinstance(answer.found, Estimate)]
+
+
+def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
+    """Draw every price with its interval on a logarithmic axis, and how many of the cheapest token it buys."""
+    priced = _priced(answers or answers_of(table))
     with style.styled():
-        figure, (axes,) = style.new_figure(height_in=1.5 + 0.45 * len(costs))
+        figure, (axes,) = style.new_figure(height_in=1.5 + 0.5 * len(priced))
         axes.set_xscale("log")
-        values = [cost.cost.value for cost in costs]
-        ends = [end for cost in costs for end in (cost.cost.low, cost.cost.high) if end > 0]
-        low, high = min([*values, *(end for end in ends if end > min(values) / 10)]), max([*values, *ends])
-        axes.set_xlim(low / 1.8, high * 1.8)
-        axes.set_ylim(-0.6, len(costs) - 0.4)
-        places = np.arange(len(costs))[::-1]
-        cheapest = min(values)
-        for place, cost in zip(places, costs, strict=True):
-            colour = style.colour_of(cost.quantity)
-            reach = style.bars([cost.cost.value], [max(cost.cost.low, low / 10)], [cost.cost.high])
-            axes.plot([axes.get_xlim()[0], cost.cost.value], [place, place], color=colour, linewidth=6, alpha=0.25)
+        values = [cost.value for _, cost in priced]
+        ends = [end for _, cost in priced for end in (cost.low, cost.high) if end > 0]
+        axes.set_xlim(min([*values, *ends]) / 1.8, max([*values, *ends]) * 1.8)
+        axes.set_ylim(-0.6, len(priced) - 0.4)
+        places = np.arange(len(priced))[::-1]
+        for place, (answer, cost) in zip(places, priced, strict=True):
+            colour = style.colour_of(QUANTITIES[answer.quantity])
+            reach = style.bars([cost.value], [cost.low], [cost.high])
             axes.errorbar(
-                [cost.cost.value], [place], xerr=reach, fmt="o", markersize=6, color=colour, elinewidth=1.4, capsize=3
+                [cost.value], [place], xerr=reach, fmt="o", markersize=7, color=colour, elinewidth=1.6, capsize=3
             )
-            times = cost.cost.value / cheapest
-            said = with_interval(cost.cost, "ms") + (
-                f"  =  {significant(times, 2)} x the cheapest" if times > 1 else ""
-            )
-            left = math.log(cost.cost.value) < sum(map(math.log, axes.get_xlim())) / 2
+            times = cost.value / min(values)
+            said = answer.said() + (f"  =  {significant(times, 2)} x the cheapest" if times > 1 else "")
+            left = place_of(cost.value, axes.get_xlim()) < 0.5
             axes.annotate(
                 said,
-                (cost.cost.value, place),
+                (cost.value, place),
                 xytext=(0, 9),
                 textcoords="offset points",
                 fontsize=7.5,
                 ha="left" if left else "right",
             )
-        axes.set_yticks(places, [f"{cost.label}\n({cost.clock})" for cost in costs])
-        axes.set_ylabel("one more token")
-        axes.set_xlabel("time that it costs (ms)")
+        axes.set_yticks(places, [f"{answer.question}\n({answer.clock})" for answer, _ in priced])
+        axes.set_xlabel("time (ms), logarithmic")
         axes.grid(axis="y", visible=False)
         style.log_axis(axes.xaxis)
         style.title(axes, TITLE, table)
     return figure
 
 
-def caption(table: pd.DataFrame) -> str:
-    """Give every cost, and how many vision tokens an output token buys."""
-    found = flops.token_costs(table)
-    assert not isinstance(found, Unknown)
-    sentences = []
-    for cost in found.costs:
-        seen = "" if not cost.cost.low <= 0 else ", which is not told from nothing"
-        sentences.append(f"{cost.label} {with_interval(cost.cost, 'ms')} of {cost.clock}{seen}")
-    said = "; ".join(sentences)
-    text = f"{said[0].upper()}{said[1:]}. A vision token brings its share of the crops along; a text token does not."
-    if not math.isnan(found.output_over_vision.value):
-        text += f" One output token costs as much as {with_interval(found.output_over_vision, '')} vision tokens."
-    if (why := prefill_cells.cost_clock(prefill_cells.vision_cells(table)).why) and "vision_token" in found:
-        text += f" {why[0].upper()}{why[1:]}."
-    return text
+def place_of(value: float, ends: tuple[float, float]) -> float:
+    """Where a value lies on a logarithmic axis, from 0 to 1."""
+    low, high, own = np.log([*ends, value])
+    return float((own - low) / (high - low))
+
+
+def caption(table: pd.DataFrame, answers: Answers | None = None) -> str:
+    """Give every price, and how many vision tokens an output token buys."""
+    answers = answers or answers_of(table)
+    said = "; ".join(f"{answer.question} {answer.said()}" for answer, _ in _priced(answers))
+    text = f"{said[0].upper()}{said[1:]}. "
+    if (vision := answers.get("vision_token")) is not None:
+        text += f"A vision token is told {vision.note}. "
+    ratio = answers.get("output_over_vision")
+    if ratio is not None and ratio.is_known:
+        text += f"One output token costs as much as {ratio.said()} vision tokens. "
+    return text.strip()

@@ -1,15 +1,19 @@
-"""Crops and tokens as two factors: a plane through all cells, and what it leaves over."""
+"""Crops and tokens as two factors: what the price of each explains of the whole prefill, and what is left over."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vlmeter.analysis import prefill_cells, reading
+from vlmeter.analysis import prefill_cells
+from vlmeter.analysis.answers import Answers, answers_of, estimate_in
+from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
+from vlmeter.numbers.intervals import Fit
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import with_interval
 
@@ -18,21 +22,29 @@ TITLE = "Prefill = a crops + b tokens + c"
 SECTION = "vision"
 
 
-def needs(table: pd.DataFrame) -> str | None:
-    """Cells in which crops and tokens vary independently."""
-    cells = prefill_cells.vision_cells(table)
-    fit = prefill_cells.two_factor(cells, prefill_cells.cost_clock(cells).quantity)
-    return fit.reason if isinstance(fit, reading.Unknown) else None
+def needs(table: pd.DataFrame, answers: Answers | None = None) -> str | None:
+    """A price of a crop, and one of a token."""
+    found = plane(table, answers)
+    return found.reason if isinstance(found, Unknown) else None
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw measured over fitted time, and below it residuals over prompt tokens, coloured by crops."""
+def plane(table: pd.DataFrame, answers: Answers | None) -> Fit | Unknown:
+    """Measured prefills beside what the answers' prices of crops and tokens make of them."""
+    answers = answers or answers_of(table)
+    costs = prefill_cells.part_costs(prefill_cells.vision_cells(table))
+    crop, token = (estimate_in(answers, name) for name in ("crop", "vision_token"))
+    return prefill_cells.priced_plane(prefill_cells.vision_cells(table), replace(costs, crop=crop, token=token))
+
+
+def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
+    """Draw measured over priced time, and below it what is left over by prompt tokens, coloured by crops."""
+    answers = answers or answers_of(table)
     cells = prefill_cells.vision_cells(table)
     clock = prefill_cells.cost_clock(cells)
     measured, low, high = clock.quantity.columns
     cells = cells.dropna(subset=[measured])
-    fit = prefill_cells.two_factor(cells, clock.quantity)
-    assert not isinstance(fit, reading.Unknown)
+    fit = plane(table, answers)
+    assert not isinstance(fit, Unknown)
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=6.0, ratios=(3, 2), share_x=False)
         crops = cells["crops"].to_numpy(dtype=np.float64)
@@ -43,11 +55,11 @@ def draw(table: pd.DataFrame) -> Figure:
         grey: dict[str, Any] = {"fmt": "none", "ecolor": style.MUTED, "elinewidth": 0.8}
         upper.errorbar(fit.fitted, cells[measured], yerr=reach, **grey)
         dots = upper.scatter(fit.fitted, cells[measured], **look)
-        upper.set_xlabel(f"fitted {clock.name} (ms)")
+        upper.set_xlabel(f"a crops + b tokens + c, {clock.name} (ms)")
         upper.set_ylabel(f"measured {clock.name} (ms)")
         lines = [
-            f"a = {with_interval(fit['crop'], 'ms')} per crop",
-            f"b = {with_interval(reading.scaled(fit['token'], 1000), 'ms')} per 1,000 tokens",
+            f"a, {answers['crop'].question}: {answers['crop'].said()}",
+            f"b, {answers['vision_token'].question}: {answers['vision_token'].said()}",
             f"c = {with_interval(fit['constant'], 'ms')}",
             f"R² = {fit.r_squared:.4f}",
         ]
@@ -57,7 +69,7 @@ def draw(table: pd.DataFrame) -> Figure:
         lower.errorbar(tokens, fit.residuals, yerr=reach, **grey)
         lower.scatter(tokens, fit.residuals, **look)
         style.token_axis(lower, "prompt tokens (vision, special and text tokens)")
-        lower.set_ylabel("measured - fitted (ms)")
+        lower.set_ylabel("measured - a crops - b tokens - c (ms)")
         bar = figure.colorbar(dots, ax=[upper, lower], shrink=0.6, pad=0.02)
         bar.set_label("crops")
         bar.ax.yaxis.set_major_locator(style.whole_numbers())
@@ -65,24 +77,17 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def caption(table: pd.DataFrame) -> str:
-    """Give both costs, and whether the plane is a good description."""
-    cells = prefill_cells.vision_cells(table)
-    clock = prefill_cells.cost_clock(cells)
-    fit = prefill_cells.two_factor(cells, clock.quantity)
-    assert not isinstance(fit, reading.Unknown)
+def caption(table: pd.DataFrame, answers: Answers | None = None) -> str:
+    """Give both prices, and whether they explain the whole."""
+    answers = answers or answers_of(table)
+    clock = prefill_cells.cost_clock(prefill_cells.vision_cells(table))
+    fit = plane(table, answers)
+    assert not isinstance(fit, Unknown)
     text = (
-        f"With crops and tokens varied independently over {fit.count} cells, one more crop costs "
-        f"{with_interval(fit['crop'], 'ms')} and 1,000 more prompt tokens cost "
-        f"{with_interval(reading.scaled(fit['token'], 1000), 'ms')} of {clock.name}; "
-        f"{with_interval(fit['constant'], 'ms')} do not depend on either. The cell that is farthest from the plane is "
-        f"{percent(fit.largest_residual_fraction)} away."
+        f"{answers['crop'].question.capitalize()} costs {answers['crop'].said()} and "
+        f"{answers['vision_token'].question} {answers['vision_token'].said()}, each found on "
+        "its own part of the model; with these prices, "
+        f"{with_interval(fit['constant'], 'ms')} of a prefill depend on neither ({clock.name}, {fit.count} cells). The "
+        f"cell that is farthest from the plane is {percent(fit.largest_residual_fraction)} away."
     )
-    costs = prefill_cells.part_costs(cells)
-    if not isinstance(costs.crop, reading.Unknown) and not isinstance(costs.token, reading.Unknown):
-        text += (
-            f" Each part of the model fitted by itself says {with_interval(costs.crop, 'ms')} per crop (vision side) "
-            f"and {with_interval(reading.scaled(costs.token, 1000), 'ms')} per 1,000 tokens (language side); that is "
-            "sharper, since crops and tokens grow nearly together."
-        )
-    return f"{text} {clock.why}." if clock.why else text
+    return f"{text} {clock.why[0].upper()}{clock.why[1:]}." if clock.why else text

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from vlmeter.analysis import decode_runs, headlines, prefill_cells
+from vlmeter.analysis import decode_runs, prefill_cells
+from vlmeter.analysis.answers import Answer
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures.style import colour_of
 from vlmeter.numbers.units import duration, percent
@@ -16,25 +17,26 @@ from vlmeter.table.quantities import DECODE, INPUTS_WALL, OUTSIDE, PREFILL_SUM, 
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer of the first screen; without a value the note says what is missing."""
+class Card:
+    """One answer as the page shows it; without a value the note says what is missing and what would make it known."""
 
     name: str
     question: str
+    topic: str
     value: str
     interval: str
     note: str
 
 
-def answer_of(headline: headlines.Headline) -> Answer:
-    """A headline of the analysis as a card."""
-    if isinstance(headline.answer, Unknown):
-        return Answer(headline.name, headline.question, "", "", headline.answer.reason)
-    value, interval = in_two(with_interval(headline.answer, headline.unit))
-    note = headline.note
-    if headline.answer.contains(0):
-        note = f"the interval holds 0, so these data cannot tell a cost; {note}"
-    return Answer(headline.name, headline.question, value, interval, note)
+def card_of(answer: Answer) -> Card:
+    """An answer of the analysis as a card."""
+    if isinstance(answer.found, Unknown):
+        why = (
+            f"{answer.found.reason}; to know it, {answer.found.remedy}" if answer.found.remedy else answer.found.reason
+        )
+        return Card(answer.name, answer.question, answer.topic, "", "", why)
+    value, interval = in_two(with_interval(answer.found, answer.unit))
+    return Card(answer.name, answer.question, answer.topic, value, interval, answer.note)
 
 
 def in_two(said: str) -> tuple[str, str]:

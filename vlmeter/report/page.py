@@ -1,7 +1,7 @@
 """The report: everything that a study found on one page, in one file that needs nothing else.
 
-The page reads the table, the figures, the judged claims and a few facts about the run, and computes nothing that
-`vlmeter.analysis.prefill_cells.prefill_cells` does not: a number on the page is the number in a figure and in a claim.
+The page reads the table, the answers, the figures, the judged claims and a few facts about the run, and computes
+nothing that `vlmeter.analysis` does not: a number on the page is the number in a figure and in a claim.
 It loads nothing over a network and says so to the browser (a content security policy), so that it can be opened from a
 mail attachment.
 
@@ -28,6 +28,7 @@ from markupsafe import Markup
 
 from vlmeter import __version__
 from vlmeter.analysis import reading
+from vlmeter.analysis.answer_files import read_answers
 from vlmeter.analysis.roofline import beside, read_roofline
 from vlmeter.claims.base import Claim
 from vlmeter.claims.files import read_claims
@@ -68,6 +69,7 @@ class ReportInputs:
 
     study: Mapping[str, Any]
     table: Path
+    answers: Path
     claims: Path
     figures: Mapping[str, Mapping[str, FigureFiles]]
     reproduction: Reproduction
@@ -88,7 +90,7 @@ def render(inputs: ReportInputs) -> str:
     missing.
     """
     table = read_table(inputs.table)
-    claims = _read_claims(inputs.claims)
+    answers, claims = read_answers(inputs.answers), _read_claims(inputs.claims)
     environments = {} if inputs.environments is None else _read_json(inputs.environments)
     roofline = None if inputs.roofline is None else read_roofline(inputs.roofline)
     thumbnails = {} if inputs.thumbnails is None else read_thumbnails(inputs.thumbnails)
@@ -97,6 +99,7 @@ def render(inputs: ReportInputs) -> str:
             config,
             reading.of_subject(table, name),
             name=name,
+            answers=answers.get(name, {}),
             figures=inputs.figures.get(name, {}),
             claims=claims.get(name, []),
             environments=environments.get(name, []),

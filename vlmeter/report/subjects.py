@@ -8,17 +8,19 @@ from typing import Any
 
 import pandas as pd
 
-from vlmeter.analysis import components, conditions, decode_runs, distribution, headlines, prefill_cells
+from vlmeter.analysis import components, conditions, decode_runs, distribution, prefill_cells
+from vlmeter.analysis.answers import Answers
+from vlmeter.analysis.distances import distances_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
 from vlmeter.claims.base import Claim
 from vlmeter.numbers.units import size
 from vlmeter.numbers.words import plural
-from vlmeter.report.answers import Answer, Bar, answer_of, share_bars
+from vlmeter.report.answers import Bar, Card, card_of, share_bars
 from vlmeter.report.cells import flags_of, left_out_grid, modes_of, output_grid, photograph_grid, vision_grid
 from vlmeter.report.components import component_grid, energy_sentence
 from vlmeter.report.grids import Grid
-from vlmeter.report.limits import ON_FIRST_SCREEN, distances_grid, distances_of
+from vlmeter.report.limits import distances_grid
 from vlmeter.report.models import flops_grids, held_out_grid
 from vlmeter.report.pictures import FigureFiles, FigureView, figure_views
 from vlmeter.report.requests import percentile_grid, slowest_grid
@@ -45,7 +47,7 @@ class SubjectView:
     trust_sentence: str
     trust_reasons: Sequence[str]
     runs: str
-    answers: Sequence[Answer]
+    answers: Sequence[Card]
     bars: Sequence[Bar]
     limits_grid: Grid | None
     flops_grids: Sequence[Grid]
@@ -71,6 +73,7 @@ def subject_view(
     table: pd.DataFrame,
     *,
     name: str,
+    answers: Answers,
     figures: Mapping[str, FigureFiles],
     claims: Sequence[Claim],
     environments: Sequence[Mapping[str, Any]],
@@ -107,11 +110,7 @@ def subject_view(
         trust_sentence=TRUST[trust.verdict],
         trust_reasons=trust.reasons,
         runs=conditions.runs_in_words(table),
-        answers=[
-            *(answer_of(headline) for headline in headlines.headlines(table)),
-            *(answer_of(headline) for headline in distribution.headlines(sample)),
-            *(distance.answer for distance in distances if distance.quantity in ON_FIRST_SCREEN),
-        ],
+        answers=[card_of(answer) for answer in answers.values()],
         bars=share_bars(cells, runs),
         limits_grid=distances_grid(distances, name) if distances else None,
         flops_grids=flops_grids(table, roofline, name),

@@ -134,6 +134,11 @@ class Layout:
         return self.root / "figures" / subject / f"{name}.{extension}"
 
     @property
+    def answers(self) -> Path:
+        """The answers of the study, each computed once."""
+        return self.root / "answers.json"
+
+    @property
     def claims(self) -> Path:
         """The judged statements of the analysis."""
         return self.root / "claims.json"

@@ -37,6 +37,7 @@ def products_of(
         (layout.table, layout.table_csv, layout.environments),
         *limits,
         *([(layout.roofline,)] if on_devices else []),
+        (layout.answers,),
         (layout.claims,),
         *drawn,
         *([(layout.thumbnails,)] if thumbnails else []),

@@ -1,0 +1,62 @@
+"""How far measured times are from the least that the device could take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from vlmeter.analysis.reading import rows_of
+from vlmeter.numbers.medians import Estimate, median_estimate
+from vlmeter.table import kinds
+from vlmeter.table.kinds import Kind
+from vlmeter.table.quantities import BUSY_PREFILL, DECODE, PHASES, PLAIN_WALL, Quantity
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far one kind of work is from the fastest that the device could do it.
+
+    times: measured over floor, median over cells; measured_ms, floor_ms: shortest and longest cell; bound: what sets
+    the floor; mfu_fraction, mbu_fraction: medians.
+    """
+
+    quantity: Quantity
+    cells: tuple[str, ...]
+    times: Estimate
+    measured_ms: tuple[float, float]
+    floor_ms: tuple[float, float]
+    bound: str
+    mfu_fraction: float
+    mbu_fraction: float
+
+
+#: What is compared with its floor, and in cells of which kind.
+_WITH_FLOOR: Sequence[tuple[Quantity, Kind]] = (
+    *((quantity, kinds.PREFILL) for quantity in (PLAIN_WALL, BUSY_PREFILL, *PHASES)),
+    (DECODE, kinds.GENERATION),
+)
+
+
+def distances_of(table: pd.DataFrame) -> list[Distance]:
+    """Set the phases of one subject beside their floors; the table has work beside it (`roofline.beside`)."""
+    found = []
+    known = table[(table["source"] == "measured") & (table["floor_ms"] > 0)]
+    for quantity, kind in _WITH_FLOOR:
+        rows = rows_of(known, quantity, kind=kind)
+        if rows.empty:
+            continue
+        found.append(
+            Distance(
+                quantity,
+                tuple(rows["cell_id"]),
+                median_estimate((rows["median_ms"] / rows["floor_ms"]).tolist()),
+                (float(rows["median_ms"].min()), float(rows["median_ms"].max())),
+                (float(rows["floor_ms"].min()), float(rows["floor_ms"].max())),
+                " or ".join(sorted(set(rows["bound"]))),
+                float(rows["mfu_fraction"].median()),
+                float(rows["mbu_fraction"].median()),
+            )
+        )
+    return found
