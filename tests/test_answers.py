@@ -63,7 +63,7 @@ def test_answers_are_what_was_planted(tmp_path: Path) -> None:
 def test_an_answer_names_its_unit_its_clock_and_the_cells_behind_it(found: Answers, table: pd.DataFrame) -> None:
     cells = set(table["cell_id"])
     for answer in found.values():
-        assert answer.unit in ("ms", "fraction", "times")
+        assert answer.unit in ("ms", "fraction", "times", "tokens")
         assert answer.clock
         assert set(answer.cells) <= cells
         assert answer.cells, answer.name
@@ -181,7 +181,7 @@ def test_the_page_gives_no_two_values_for_one_name(page: Element, found: Answers
     seen = 0
     for answer in found.values():
         card = page.find("li", data_answer=answer.name)
-        value = card.find("p", class_="value").text.removesuffix(" times")
+        value = card.find("p", class_="value").text.removesuffix(" times").removesuffix(" tokens")
         shown = values_beside(text, answer.question)
         assert shown <= {value}, answer.name
         seen += len(shown)

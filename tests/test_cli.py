@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,15 @@ def test_forget_refuses_a_pattern_that_matches_nothing(run, tmp_path: Path) -> N
 def test_the_committed_schema_is_the_one_that_is_printed(run) -> None:
     _, out, _ = run("schema")
     assert json.loads(out) == json.loads((ROOT / "schemas" / "study.schema.json").read_text())
+
+
+def test_plan_tells_minutes_and_memory_of_every_subject(run) -> None:
+    code, out, _ = run("plan", str(ROOT / "studies" / "molmo-7b-d-short.yaml"))
+    assert code == 0
+    last = out.strip().splitlines()[-1]
+    assert re.match(
+        r"molmo-7b-d: up to \d+ h \d\d min, [\d.]+ GiB of the host's memory, [\d.]+ GiB of the device's", last
+    )
 
 
 def test_every_committed_study_can_be_planned(run) -> None:

@@ -29,10 +29,11 @@ from vlmeter.analysis import (
     prefill_cells,
     reading,
     step_times,
+    waits,
 )
 from vlmeter.analysis.answers import answers_of
 from vlmeter.common.errors import UserError
-from vlmeter.figures import flops_latency, notes_series, style
+from vlmeter.figures import first_token_by_size, flops_latency, notes_series, style
 from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
 from vlmeter.models.families.base import PREFILL_PHASES
 from vlmeter.numbers.medians import Estimate
@@ -152,6 +153,19 @@ def test_dots_of_launch_bound_cells_are_hollow(table: pd.DataFrame) -> None:
 
 def test_the_ceiling_is_the_one_behind_the_utilisations(table: pd.DataFrame) -> None:
     assert flops_latency.ceiling_flops_per_s(table) == pytest.approx(1e12)
+
+
+def test_the_wait_of_every_size_is_stacked_from_its_parts(table: pd.DataFrame) -> None:
+    (axes,) = axes_of(table, "first_token_by_size")
+    sizes = waits.by_size(prefill_cells.vision_cells(table))
+    assert len(sizes) > first_token_by_size.MOST_SIZES
+    shown = waits.spread(sizes, first_token_by_size.MOST_SIZES)
+    labels = [label.get_text().partition("\n")[0] for label in axes.get_yticklabels()]
+    assert labels == [f"{w} x {h}" for w, h in zip(shown["width_px"], shown["height_px"], strict=True)]
+    ends = np.zeros(len(shown))
+    for bars in axes.containers[:2]:
+        ends += np.array([bar.get_width() for bar in bars])  # type: ignore[attr-defined]
+    assert ends == pytest.approx((shown["inputs_wall_ms"] + shown["vision_encoder_ms"]).to_numpy())
 
 
 def test_both_models_are_drawn_with_what_they_predict_for_cells_left_out(table: pd.DataFrame) -> None:

@@ -20,7 +20,7 @@ from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.html import Element, parse
 from tests.support.reports import DECODE_TIMES, PLAIN_SVG, PREFILL_TIMES, STUDY, inputs_of, roofline_of
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
-from vlmeter.analysis import decode_runs, distribution, prefill_cells, reading
+from vlmeter.analysis import decode_runs, distribution, prefill_cells, reading, waits
 from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.reading import rows_of
 from vlmeter.analysis.roofline import beside
@@ -29,7 +29,7 @@ from vlmeter.common.errors import UserError
 from vlmeter.figures import style
 from vlmeter.figures.registry import FIGURES, get_figure
 from vlmeter.numbers.medians import Estimate
-from vlmeter.numbers.units import percent
+from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import with_interval
 from vlmeter.report.chart import DRAWN, questions
 from vlmeter.report.page import PAGE, render, write
@@ -126,11 +126,49 @@ def test_every_figure_has_its_caption_beneath_it_and_as_its_alternative_text(pag
 
 def test_every_section_of_a_figure_is_a_section_of_the_page(page: Element) -> None:
     for name in FIGURES:
-        assert page.find("section", id=get_figure(name).SECTION).find("figure", id=f"fake-{name}")
+        section = get_figure(name).SECTION
+        first = section == "first_token"
+        own = page.find("section", class_="answers") if first else page.find("section", id=section)
+        assert own.find("figure", id=f"fake-{name}")
+
+
+def test_the_first_screen_tells_the_wait_then_the_costs_then_the_limit_then_trust(page: Element) -> None:
+    screen = page.find("section", class_="answers")
+    text = screen.text
+    order = ["What a user waits for", "Time to first token by image size", "What one more costs", "How far it is from"]
+    places = [text.index(part) for part in [*order, "The machine was quiet"]]
+    assert places == sorted(places)
+    topics = [card.attributes["data-answer"] for card in screen.find_all("li", class_="card")]
+    assert topics.index("output_token") < topics.index("crop") < topics.index("limit_decode")
+
+
+def test_bad_conditions_are_said_before_any_number(table: pd.DataFrame, tmp_path: Path) -> None:
+    loaded = table.assign(disturbed_samples=table["samples"], disturbances="other processes on the host")
+    text = page_of(tmp_path, loaded).find("section", class_="answers").text
+    assert text.index("other processes on the host") < text.index("What a user waits for")
+
+
+def test_image_sizes_are_listed_with_the_parts_of_their_wait(page: Element, table: pd.DataFrame) -> None:
+    sizes = waits.by_size(prefill_cells.vision_cells(table))
+    rows = grid_rows(page, "first-token-fake")
+    assert [row[0] for row in rows] == [
+        f"{w} x {h}" for w, h in zip(sizes["width_px"], sizes["height_px"], strict=True)
+    ]
+    for row, (_, size) in zip(rows, sizes.iterrows(), strict=True):
+        assert row[2] == with_interval(reading.estimate_in(size, "first_token"), "ms")
+        assert row[3] == duration(size["inputs_wall_ms"])
+
+
+def test_only_claims_about_what_the_subject_is_and_has_are_shown(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "records", vision=None)
+    text = page_of(tmp_path, table).find("section", id="claims").text
+    assert "Doubling the output tokens" in text
+    for absent in ("Short prefills are launch-bound", "table of vision tokens", "One request in a hundred", "server"):
+        assert absent not in text
 
 
 def test_claims_stand_there_with_verdict_words_and_numbers(page: Element, table: pd.DataFrame) -> None:
-    claims = judge_all(table, "fake", roofline=roofline_of(table))
+    claims = [claim for claim in judge_all(table, "fake", roofline=roofline_of(table)) if claim.concerns]
     shown = page.find("ul", class_="claims")
     items = [item for item in shown.children if isinstance(item, Element)]
     assert len(items) == len(claims)
@@ -353,20 +391,34 @@ def missing_in(page: Element) -> str:
     return page.find("div", class_="missing").text
 
 
-def test_a_study_without_one_experiment_says_so(tmp_path: Path) -> None:
-    vision = page_of(tmp_path / "a", table_of(tmp_path / "1", output=None))
-    assert "nothing is said about output tokens" in missing_in(vision)
-    assert "not known" in vision.find("li", data_answer="per_output_token").text
-    assert "not known" in vision.find("li", data_answer="first_token").text
-    output = page_of(tmp_path / "b", table_of(tmp_path / "2", vision=None))
-    assert "No cell of the vision-token experiment" in missing_in(output)
-    assert "not known" in output.find("li", data_answer="per_crop").text
+def test_nothing_is_shown_that_the_study_did_not_ask_for(tmp_path: Path) -> None:
+    none = dict.fromkeys(FIGURES, "Not drawn: there is nothing to draw.")
+    vision = page_of(tmp_path / "a", table_of(tmp_path / "1", output=None), captions=none)
+    assert "output tokens" not in missing_in(vision)
+    for absent in ("output_token", "first_token", "slow_request"):
+        assert not vision.find_all("li", data_answer=absent)
+    sections = {section.attributes.get("id") for section in vision.find_all("section")}
+    assert {"vision", "claims", "session"} <= sections
+    assert not {"output", "distribution", "limits"} & sections
+    linked = {link.attributes["href"] for link in vision.find("nav").find_all("a")}
+    assert not {"#output", "#distribution", "#limits"} & linked
+    output = page_of(tmp_path / "b", table_of(tmp_path / "2", vision=None), captions=none)
+    assert "image" not in missing_in(output)
+    assert not output.find_all("li", data_answer="crop")
+
+
+def test_a_bar_is_of_output_lengths_that_were_run(tmp_path: Path) -> None:
+    """A run of 16 tokens tells of 8 as well, and nobody asked for these."""
+    output = {"output_tokens": [16], "sampling": {"min_samples": 5, "max_samples": 5}}
+    page = page_of(tmp_path, table_of(tmp_path / "records", vision=None, output=output))
+    titles = [bar.find("h3").text for bar in page.find_all("div", class_="share")]
+    assert ["16 output" in title for title in titles] == [True]
 
 
 def test_a_study_of_one_cell_is_a_page(tmp_path: Path) -> None:
     table = table_of(tmp_path / "records", runner=CpuLikeRunner(), vision={"tilings": ["2x2"]}, output=None)
     page = page_of(tmp_path, table, draw=True)
-    assert "every image is cut into 5 crops" in page.find("li", data_answer="per_crop").text
+    assert "every image is cut into 5 crops" in page.find("li", data_answer="crop").text
     assert len(page.find("div", data_grid="vision-fake").find("tbody").find_all("tr")) == 1
     absent = page.find("section", id="vision").find("details", class_="absent").text
     assert "Prefill = a crops + b tokens + c" in absent
@@ -396,7 +448,7 @@ def test_a_subject_that_was_never_measured_is_named(table: pd.DataFrame, tmp_pat
     page = page_of(tmp_path, table, study={**STUDY, "subjects": both})
     answers = page.find("section", class_="answers", data_subject="other").text
     assert "device not known" in answers
-    assert "No cell of the vision-token experiment" in answers
+    assert "no cell was measured" in answers
     assert [option.text for option in page.find("select", id="subject").find_all("option")] == [
         "all 2",
         "fake",

@@ -85,8 +85,8 @@ class Answer:
     """One answer about one subject.
 
     question: in words, such as "one more crop". found: the value with its 95 % interval (NaN: too few samples for one),
-    or why it is not known. unit: ms, fraction or times. quantity, clock: what was timed, and by which clock. cells: ids
-    of the cells behind it. note: what else a reader should know.
+    or why it is not known. unit: ms, fraction, times or tokens. quantity, clock: what was timed, and by which clock.
+    cells: ids of the cells behind it. note: what else a reader should know.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Answer:
         """Say the value with its interval, or that it is not known and why."""
         if isinstance(self.found, Unknown):
             return f"not known: {self.found.reason}"
-        return with_interval(self.found, "" if self.unit == "times" else self.unit)
+        return with_interval(self.found, "" if self.unit in ("times", "tokens") else self.unit)
 
 
 #: Answers of one subject by name.
@@ -294,7 +294,8 @@ def _device_step(rows: pd.DataFrame) -> list[Answer]:
             topic="wait",
             source="measured",
             note=f"of {with_interval(token.token, 'ms')} at the client, median over "
-            f"{plural(token.cells, 'generation')}; {with_interval(token.between, 'ms')} lie between two steps: scheduling, messages, the way back",
+            f"{plural(token.cells, 'generation')}; {with_interval(token.between, 'ms')} lie between two steps: "
+            "scheduling, messages, the way back",
         )
     ]
 
@@ -418,7 +419,7 @@ def _output_over_vision(output: Answer, vision: Answer) -> Answer:
         name="output_over_vision",
         question="vision tokens that cost as much as one output token",
         found=ratio,
-        unit="times",
+        unit="tokens",
         quantity=output.quantity,
         clock=f"{output.clock}, over {vision.clock}",
         topic="cost",

@@ -17,15 +17,13 @@ import pandas as pd
 
 from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
 from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.waits import PARTS
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
-from vlmeter.table.quantities import FIRST_TOKEN, INPUTS_WALL, WAITED
+from vlmeter.table.quantities import FIRST_TOKEN
 
 #: Images that a figure shows, and rows that all of them have together: more, and it is longer than a page.
 MOST_IMAGES, MOST_ROWS = 6, 36
-
-#: Parts of the time to first token, in their order: the picture's way into the request or onto the device comes first.
-PARTS = (INPUTS_WALL, *WAITED)
 
 _COLUMNS = (
     "subject",

@@ -25,6 +25,7 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.kinds import Kind
 from vlmeter.table.quantities import SUBTRACTION_WALL
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
@@ -62,7 +63,8 @@ class Evidence:
 class Claim:
     """A judged statement.
 
-    claim is what was to be judged; statement is what the data say, worded by the verdict.
+    claim is what was to be judged; statement is what the data say, worded by the verdict. concerns: whether the subject
+    is and has what the claim is about; a page leaves out what does not concern it.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Claim:
     statement: str
     evidence: tuple[Evidence, ...] = ()
     figures: tuple[str, ...] = ()
+    concerns: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,10 @@ class Data:
     def answer(self, name: str) -> Estimate | Unknown:
         """Value of an answer, or why it is not known."""
         return estimate_in(self.answers, name)
+
+    def has(self, *asked: Kind) -> bool:
+        """Whether cells of each of these kinds were asked for."""
+        return set(asked) <= set(self.table["kind"].dropna())
 
     @cached_property
     def cells(self) -> pd.DataFrame:

@@ -271,6 +271,11 @@ def notes_token_table(data: Data) -> Finding:
     return Finding("does not hold", f"The notes' token table is not what the model's inputs hold: {said}.", evidence)
 
 
+def has_tilings(data: Data) -> bool:
+    """A claim about Molmo's tilings."""
+    return _tiled(data) is not None
+
+
 def _tiled(data: Data) -> pd.DataFrame | None:
     """Vision cells of Molmo with a tiling; None without any."""
     cells = data.cells.dropna(subset=["tiling_h", "tiling_w"])

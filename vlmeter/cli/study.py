@@ -28,9 +28,13 @@ def plan(
     """
     from vlmeter.cli.rows import rows_as
     from vlmeter.inputs.looks import expected_plan, fetched_manifest
+    from vlmeter.measure.devices import needed_bytes
+    from vlmeter.measure.resources import host_memory_mb, session_minutes
+    from vlmeter.numbers.units import size
     from vlmeter.study.checkpoint import missing_libraries
     from vlmeter.study.layout import Layout
     from vlmeter.study.loader import load_study
+    from vlmeter.study.plan import build_plan
 
     study = load_study(study_file, *(more or []), values=values or [])
     layout = Layout(study.study, results)
@@ -58,9 +62,23 @@ def plan(
         manifest = fetched_manifest(study, layout) if study.experiments.on_photographs else None
         if manifest and (passed_over := manifest.skipped_in_words()):
             say(passed_over)
+        cells = build_plan(study)
+        for name, subject in study.subjects.items():
+            own = [cell for cell in cells if cell.subject == name]
+            asked = [f"up to {duration_words(session_minutes(study, name, own))}"]
+            asked.append(f"{size(host_memory_mb(study, name, own) * 1e6)} of the host's memory")
+            if subject.device != "cpu" and (bytes_ := needed_bytes(subject, tuple(own))) is not None:
+                asked.append(f"{size(bytes_)} of the device's")
+            say(f"{name}: {', '.join(asked)}, as a cluster would be asked for it; most runs take far less")
     for name, subject in study.subjects.items():
         for missing in missing_libraries(name, subject):
             print(f"vlmeter: {missing}", file=sys.stderr)
+
+
+def duration_words(minutes: int) -> str:
+    """Say minutes as a person would: '45 min', '3 h 20 min'."""
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{rest} min"
 
 
 def status(

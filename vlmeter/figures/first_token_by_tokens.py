@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import prefill_cells
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
+from vlmeter.figures.registry import NOT_ASKED
 from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import with_interval
 from vlmeter.table.quantities import OUTSIDE, PLAIN_WALL, QUANTITIES, WAITED
@@ -29,7 +30,7 @@ def cells_of(table: pd.DataFrame) -> pd.DataFrame:
 
 def needs(table: pd.DataFrame) -> str | None:
     """A cell that a server was asked for."""
-    return None if len(cells_of(table)) else "no server was measured"
+    return None if len(cells_of(table)) else NOT_ASKED
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -2,8 +2,8 @@
 
 A figure is a module with
 
-- `NAME`, `TITLE` and `SECTION` (vision, output, distribution, components, flops, prediction, limits, session or
-  side_by_side);
+- `NAME`, `TITLE` and `SECTION` (first_token, vision, output, distribution, components, flops, prediction, limits,
+  session or side_by_side);
 - `needs(table)`: why it cannot be drawn from this table, or None;
 - `caption(table)`: what to see in it, in sentences made of the data;
 - `draw(table)`: the figure.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: figure name -> module that draws it
 FIGURES = {
+    "first_token_by_size": "vlmeter.figures.first_token_by_size",
     "vision_by_tokens": "vlmeter.figures.vision_by_tokens",
     "vision_by_crops": "vlmeter.figures.vision_by_crops",
     "first_token_by_tokens": "vlmeter.figures.first_token_by_tokens",
@@ -73,6 +74,10 @@ WITH_ROOFLINE = frozenset(
 WITH_ANSWERS = frozenset(
     {"decode_linear", "decode_log", "side_by_side_costs", "side_by_side_decode", "token_costs", "two_factors"}
 )
+
+
+#: What a figure says that it needs where a study has not asked for what it shows; a report does not mention it then.
+NOT_ASKED = "the study did not ask for it"
 
 
 class FigureModule(Protocol):

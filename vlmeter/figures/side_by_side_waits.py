@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from vlmeter.analysis import subjects
+from vlmeter.analysis import subjects, waits
 from vlmeter.figures import side_by_side, style
 from vlmeter.numbers.units import duration, significant
 from vlmeter.table.quantities import FIRST_TOKEN
@@ -33,12 +33,12 @@ def draw(table: pd.DataFrame) -> Figure:
         places = np.arange(len(data)) + 0.7 * np.cumsum(new_image) - 0.7
         handles: list[Patch] = []
         base = np.zeros(len(data))
-        for part in subjects.PARTS:
+        for part in waits.PARTS:
             height = data[part.column].astype("float64").fillna(0.0).to_numpy() / unit
             if not height.any():
                 continue
             colour = style.colour_of(part)
-            hatch = "///" if part is subjects.PARTS[0] else None
+            hatch = "///" if part is waits.PARTS[0] else None
             axes.bar(places, height, 0.85, bottom=base, color=colour, hatch=hatch, linewidth=0.4, edgecolor="white")
             handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=part.label))
             base = base + height

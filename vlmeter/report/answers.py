@@ -86,7 +86,7 @@ def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
         ]
         note = f"median over {plural(len(cells), 'image size')}, smallest and largest in brackets"
         bars.append(Bar(title, note, parts))
-    lengths = sorted({int(steps) + 1 for steps in runs["steps"]})
+    lengths = sorted({int(steps) + 1 for steps in runs.loc[runs["direct"], "steps"]})
     shortest_and_longest = dict.fromkeys(lengths[:1] + lengths[-1:])
     return bars + [_request_bar(runs[runs["steps"] == tokens - 1], tokens) for tokens in shortest_and_longest]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vlmeter.analysis import reading, spread
+from vlmeter.analysis import reading, spread, waits
 from vlmeter.numbers.units import duration, percent
 from vlmeter.report.grids import Grid, Value, count_value, is_true, measured_value, whole_number, word_value
 from vlmeter.table.quantities import (
@@ -192,3 +192,25 @@ def left_out_grid(table: pd.DataFrame, name: str) -> Grid:
     ]
     columns = [("cell", "its name"), ("what happened", "why it has no samples"), ("reason", "in the words of the run")]
     return Grid(f"left-out-{name}", "Cells without numbers", columns, rows)
+
+
+def first_token_grid(cells: pd.DataFrame, name: str) -> Grid:
+    """The table of times to first token: every image size, and the parts of its wait."""
+    sizes, parts = waits.by_size(cells), waits.parts_of(cells)
+    shown = [part for part in parts if sizes[part.column].notna().any()]
+    columns = [
+        ("image", "width x height in pixels"),
+        ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
+        (FIRST_TOKEN.label, f"{FIRST_TOKEN.words}; median and its 95 % interval"),
+        *((part.label, "median, in ms") for part in shown),
+    ]
+    rows = [
+        [
+            Value(f"{int(row['width_px'])} x {int(row['height_px'])}", float(row["pixels"])),
+            count_value(row["vision_tokens"]),
+            measured_value(row, FIRST_TOKEN),
+            *(Value("" if pd.isna(row[p.column]) else duration(row[p.column]), float(row[p.column])) for p in shown),
+        ]
+        for row in sizes.to_dict("records")
+    ]
+    return Grid(f"first-token-{name}", "Time to first token by image size", columns, rows)

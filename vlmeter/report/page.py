@@ -48,6 +48,25 @@ from vlmeter.table.files import read_table
 PAGE = Path(__file__).parent / "template"
 
 
+#: Topics of the answers, in the order of the first screen, and what they are called there.
+TOPICS = {
+    "wait": "What a user waits for",
+    "cost": "What one more costs",
+    "limit": "How far it is from the limit",
+}
+
+#: Sections that a page has if the study has something for them, and what the menu calls them.
+MENU = {
+    "vision": "Vision tokens",
+    "output": "Output tokens",
+    "distribution": "Many requests",
+    "components": "Components",
+    "flops": "FLOPs",
+    "prediction": "Prediction",
+    "limits": "Limits",
+}
+
+
 @dataclass(frozen=True)
 class Reproduction:
     """How to make the study again: the command, and the lock file that names every version with its checksum."""
@@ -108,6 +127,7 @@ def render(inputs: ReportInputs) -> str:
         )
         for name, config in inputs.study["subjects"].items()
     ]
+    shown = _shown_sections(subjects)
     return (
         _templates()
         .get_template("report.html.j2")
@@ -128,6 +148,9 @@ def render(inputs: ReportInputs) -> str:
             commits=sorted(set(table["commit"].dropna())),
             reproduction=inputs.reproduction,
             dictionary=_dictionary_grid(),
+            topics=TOPICS,
+            shown=shown,
+            menu=[(section, name) for section, name in MENU.items() if section in shown],
             series=series(),
             questions=questions(),
             colours=DARK_COLOURS,
@@ -139,6 +162,24 @@ def render(inputs: ReportInputs) -> str:
             js=Markup((PAGE / "report.js").read_text(encoding="utf-8")),
         )
     )
+
+
+def _shown_sections(subjects: Sequence[SubjectView]) -> set[str]:
+    """Sections of MENU that any subject has something for: a figure, a table, or what the study asked for in vain."""
+    shown = set()
+    for subject in subjects:
+        shown |= {figure.section for figure in subject.figures if figure.src is not None}
+        tables = {
+            "vision": subject.vision.rows,
+            "output": subject.output.rows,
+            "distribution": subject.percentiles,
+            "components": subject.components,
+            "flops": subject.flops_grids,
+            "prediction": subject.held_out.rows,
+            "limits": subject.limits_grid,
+        }
+        shown |= {section for section, found in tables.items() if found}
+    return shown & set(MENU)
 
 
 def _read_claims(path: Path) -> dict[str, list[Claim]]:

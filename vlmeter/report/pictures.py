@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from vlmeter.figures.registry import FIGURES, get_figure
+from vlmeter.figures.registry import FIGURES, NOT_ASKED, get_figure
 from vlmeter.figures.style import FAINT, INK, MUTED
 
 
@@ -78,7 +78,7 @@ _NOT_DRAWN = "Not drawn: "
 
 
 def figure_views(files: Mapping[str, FigureFiles], names: Iterable[str] = FIGURES) -> list[FigureView]:
-    """The figures of a subject, in the order of the registry; those not drawn say why."""
+    """The figures of a subject, in the order of the registry; those not drawn say why, unless nobody asked."""
     views = []
     for name in names:
         module = get_figure(name)
@@ -89,5 +89,7 @@ def figure_views(files: Mapping[str, FigureFiles], names: Iterable[str] = FIGURE
                 caption = caption.removeprefix(_NOT_DRAWN).removesuffix(".")
             else:
                 src = Markup(_data_uri(follow_the_reader(files[name].svg.read_text(encoding="utf-8"))))
+        if caption == NOT_ASKED:
+            continue
         views.append(FigureView(name, module.TITLE, module.SECTION, caption, src))
     return views

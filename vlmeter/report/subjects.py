@@ -17,7 +17,15 @@ from vlmeter.claims.base import Claim
 from vlmeter.numbers.units import size
 from vlmeter.numbers.words import plural
 from vlmeter.report.answers import Bar, Card, card_of, share_bars
-from vlmeter.report.cells import flags_of, left_out_grid, modes_of, output_grid, photograph_grid, vision_grid
+from vlmeter.report.cells import (
+    first_token_grid,
+    flags_of,
+    left_out_grid,
+    modes_of,
+    output_grid,
+    photograph_grid,
+    vision_grid,
+)
 from vlmeter.report.components import component_grid, energy_sentence
 from vlmeter.report.grids import Grid
 from vlmeter.report.limits import distances_grid
@@ -25,6 +33,7 @@ from vlmeter.report.models import flops_grids, held_out_grid
 from vlmeter.report.pictures import FigureFiles, FigureView, figure_views
 from vlmeter.report.requests import percentile_grid, slowest_grid
 from vlmeter.report.software import preparation_sentence
+from vlmeter.table import kinds
 
 #: What a verdict of `analysis.trust` means to a reader.
 TRUST = {
@@ -48,6 +57,8 @@ class SubjectView:
     trust_reasons: Sequence[str]
     runs: str
     answers: Sequence[Card]
+    topics: frozenset[str]
+    first_token: Grid
     bars: Sequence[Bar]
     limits_grid: Grid | None
     flops_grids: Sequence[Grid]
@@ -86,13 +97,15 @@ def subject_view(
     whole = table if roofline is None else beside(table, roofline)
     distances = [] if roofline is None else distances_of(whole)
     drawn = figure_views(figures)
+    asked_claims = [claim for claim in claims if claim.concerns]
     left_out = left_out_grid(table, name)
     sample = distribution.sample_of(table)
     profile = components.profile(whole)
     missing = []
-    if cells.empty:
-        missing.append("No cell of the vision-token experiment was measured.")
-    if runs.empty:
+    asked = set(table["kind"].dropna())
+    if cells.empty and kinds.PREFILL in asked:
+        missing.append("No image of an exact size was measured.")
+    if runs.empty and kinds.GENERATION in asked:
         missing.append("No generation of two tokens or more was measured, so nothing is said about output tokens.")
     if left_out.rows:
         missing.append(f"{plural(len(left_out.rows), 'cell')} could not be measured; they are listed with the reason.")
@@ -111,13 +124,15 @@ def subject_view(
         trust_reasons=trust.reasons,
         runs=conditions.runs_in_words(table),
         answers=[card_of(answer) for answer in answers.values()],
+        topics=frozenset(answer.topic for answer in answers.values()),
+        first_token=first_token_grid(cells, name),
         bars=share_bars(cells, runs),
         limits_grid=distances_grid(distances, name) if distances else None,
         flops_grids=flops_grids(table, roofline, name),
         held_out=held_out_grid(table, name),
         figures=drawn,
-        claims=[claim_view(claim, drawn) for claim in claims],
-        verdicts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
+        claims=[claim_view(claim, drawn) for claim in asked_claims],
+        verdicts={verdict: sum(claim.verdict == verdict for claim in asked_claims) for verdict in VERDICTS},
         vision=vision_grid(cells, flags, name, modes=modes),
         output=output_grid(runs, flags, name, modes=modes),
         percentiles=percentile_grid(sample, name) if sample.size else None,
