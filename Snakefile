@@ -13,7 +13,7 @@ from snakemake.utils import min_version
 from vlmeter.measure.resources import host_memory_mb, session_gpus, session_minutes, session_threads
 from vlmeter.measure.ceilings import alike
 from vlmeter.common.errors import UserError
-from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, WITH_ANSWERS, WITH_ROOFLINE, get_figure
+from vlmeter.figures.registry import ALL_FIGURES, IN_PRINT, SIDE_BY_SIDE, figures_asked, get_figure
 from vlmeter.common.code import code_digest, digest_of
 from vlmeter.study.layout import ALL_SUBJECTS, Layout, session_name
 from vlmeter.study.plan import build_plan
@@ -92,6 +92,14 @@ STATES = cell_states(STUDY, PLACES, CELLS)
 ON_DEVICES = [name for name, subject in STUDY.subjects.items() if has_limits(subject)]
 COUNTED = [name for name, subject in STUDY.subjects.items() if has_counts(subject)]
 
+# Figures that a study can have, by subject, and in the place of one by what shows all of them.
+FIGURES_OF = {
+    name: figures_asked({cell.kind for cell in CELLS if cell.subject == name}, has_limits=name in ON_DEVICES)
+    for name in SUBJECTS
+}
+if len(SUBJECTS) > 1:
+    FIGURES_OF[ALL_SUBJECTS] = list(SIDE_BY_SIDE)
+
 # Here, all cores, and as many sessions at once as there are GPUs to give. On a cluster no number of cores is given, and a
 # session gets as many as it can use.
 CORES = workflow.global_resources["_cores"].value or 8
@@ -132,8 +140,6 @@ onerror:
 
 wildcard_constraints:
     subject="|".join(map(re.escape, SUBJECTS)),
-    figure="|".join(map(re.escape, FIGURES)),
-    side_by_side="|".join(map(re.escape, SIDE_BY_SIDE)),
 
 
 include: "rules/inputs.smk"
@@ -145,7 +151,7 @@ include: "rules/present.smk"
 
 PRODUCTS = products_of(
     PLACES,
-    figures={**dict.fromkeys(SUBJECTS, FIGURES), ALL_SUBJECTS: SIDE_BY_SIDE if len(SUBJECTS) > 1 else []},
+    figures=FIGURES_OF,
     on_devices=ON_DEVICES,
     thumbnails=STUDY.experiments.adds_thumbnails,
 )
@@ -157,6 +163,12 @@ rule all:
         # cells that are missing, some of each subject: one is enough to start the session that measures them all
         records=[LAYOUT.record(cell, run=run) for cell, run in some_missing(STATES)],
         stale=[*STALE_MARKS.values(), *OTHER_CODE_MARKS],
+        prints=[
+            LAYOUT.figure(place, name, form)
+            for place, names in FIGURES_OF.items()
+            for name in names
+            for form in IN_PRINT
+        ],
         # the report alone would not bring back what was deleted beside it
         deleted=[LAYOUT.root / path.relative_to(PLACES.root) for path in deleted(PRODUCTS)],
         report=LAYOUT.report,

@@ -1,37 +1,79 @@
 # In: the table, the answers and the claims. Out: figures, small pictures of the slowest requests, and the report.
+#
+# One job draws all figures of a subject, since a process takes longer to start than a figure to be drawn; each is a target
+# with its caption all the same. What cannot be drawn says so in its caption, and the report leaves it out. A report waits
+# for what it shows, and not for the same figures as PNG and PDF.
 
 
-rule draw_figure:
-    input:
-        table=rules.tabulate.output.table,
-        answers=lambda wildcards: ([rules.compute_answers.output.answers] if wildcards.figure in WITH_ANSWERS else []),
-        roofline=lambda wildcards: (
+def in_report(place, figure):
+    """A figure as Snakemake's own report has it; the caption is written when the figure is drawn."""
+    return report(
+        LAYOUT.figure(place, figure, "svg"),
+        caption=str(Path.cwd() / PLACES.figure(place, figure, "rst")),
+        category="Figures",
+        subcategory="subjects side by side" if place == ALL_SUBJECTS else place,
+        labels=lambda wildcards: {"figure": get_figure(figure).TITLE},
+    )
+
+
+for place, names in FIGURES_OF.items():
+    of_whom = "side_by_side" if place == ALL_SUBJECTS else f"figures_{place}"
+    in_words = "all subjects side by side" if place == ALL_SUBJECTS else place
+    needed = {
+        "table": rules.tabulate.output.table,
+        "answers": rules.compute_answers.output.answers,
+        "roofline": (
             [rules.join_roofline.output.roofline]
-            if wildcards.figure in WITH_ROOFLINE and wildcards.subject in ON_DEVICES
+            if place in ON_DEVICES or (ON_DEVICES and place == ALL_SUBJECTS)
             else []
         ),
-    output:
-        svg=report(
-            LAYOUT.figure("{subject}", "{figure}", "svg"),
-            caption="../report/figure.rst",
-            category="Figures",
-            subcategory="{subject}",
-            labels=lambda wildcards: {"figure": get_figure(wildcards.figure).TITLE},
-        ),
-        png=LAYOUT.figure("{subject}", "{figure}", "png"),
-        pdf=LAYOUT.figure("{subject}", "{figure}", "pdf"),
-        caption=LAYOUT.figure("{subject}", "{figure}", "txt"),
-    log:
-        LAYOUT.log("draw_figure-{subject}-{figure}"),
-    localrule: True
-    conda:
-        "../envs/present.yaml"
-    params:
-        code=lambda wildcards: code_digest("vlmeter.figures.registry", FIGURES[wildcards.figure]),
-    message:
-        "Drawing {wildcards.figure} of {wildcards.subject}"
-    script:
-        "../scripts/draw_figure.py"
+    }
+    drawn_from = {
+        "subject": None if place == ALL_SUBJECTS else place,
+        "figures": names,
+        "code": code_digest("vlmeter.figures.files", *(ALL_FIGURES[name] for name in names)),
+    }
+
+    rule:
+        name:
+            f"draw_{of_whom}"
+        input:
+            **needed,
+        output:
+            figures=[in_report(place, name) for name in names],
+            captions=[LAYOUT.figure(place, name, form) for name in names for form in ("txt", "rst")],
+        log:
+            LAYOUT.log(f"draw_{of_whom}"),
+        priority: 10
+        localrule: True
+        conda:
+            "../envs/present.yaml"
+        params:
+            **drawn_from,
+        message:
+            f"Drawing {len(names)} figures of {in_words}"
+        script:
+            "../scripts/draw_figures.py"
+
+    rule:
+        name:
+            f"print_{of_whom}"
+        input:
+            **needed,
+        output:
+            prints=[LAYOUT.figure(place, name, form) for name in names for form in IN_PRINT],
+        log:
+            LAYOUT.log(f"print_{of_whom}"),
+        priority: -10
+        localrule: True
+        conda:
+            "../envs/present.yaml"
+        params:
+            **drawn_from,
+        message:
+            f"Drawing the figures of {in_words} as PNG and PDF"
+        script:
+            "../scripts/print_figures.py"
 
 
 rule make_thumbnails:
@@ -53,55 +95,17 @@ rule make_thumbnails:
         "../scripts/make_thumbnails.py"
 
 
-rule draw_side_by_side:
-    input:
-        table=rules.tabulate.output.table,
-        roofline=lambda wildcards: (
-            [rules.join_roofline.output.roofline] if wildcards.side_by_side in WITH_ROOFLINE and ON_DEVICES else []
-        ),
-        answers=lambda wildcards: (
-            [rules.compute_answers.output.answers] if wildcards.side_by_side in WITH_ANSWERS else []
-        ),
-    output:
-        svg=report(
-            LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "svg"),
-            caption="../report/side_by_side.rst",
-            category="Figures",
-            subcategory="subjects side by side",
-            labels=lambda wildcards: {"figure": get_figure(wildcards.side_by_side).TITLE},
-        ),
-        png=LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "png"),
-        pdf=LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "pdf"),
-        caption=LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "txt"),
-    log:
-        LAYOUT.log("draw_side_by_side-{side_by_side}"),
-    localrule: True
-    conda:
-        "../envs/present.yaml"
-    params:
-        code=lambda wildcards: code_digest("vlmeter.figures.registry", SIDE_BY_SIDE[wildcards.side_by_side]),
-    message:
-        "Drawing {wildcards.side_by_side} of all subjects"
-    script:
-        "../scripts/draw_side_by_side.py"
-
-
 rule render_report:
     input:
         table=rules.tabulate.output.table,
         answers=rules.compute_answers.output.answers,
         claims=rules.judge_claims.output.claims,
-        figures=expand(
-            LAYOUT.figure("{subject}", "{figure}", "{extension}"),
-            subject=SUBJECTS,
-            figure=FIGURES,
-            extension=["svg", "txt"],
-        ),
-        side_by_side=expand(
-            LAYOUT.figure(ALL_SUBJECTS, "{side_by_side}", "{extension}"),
-            side_by_side=SIDE_BY_SIDE if len(SUBJECTS) > 1 else [],
-            extension=["svg", "txt"],
-        ),
+        figures=[
+            LAYOUT.figure(place, name, form)
+            for place, names in FIGURES_OF.items()
+            for name in names
+            for form in ("svg", "txt")
+        ],
         roofline=[rules.join_roofline.output.roofline] if ON_DEVICES else [],
         thumbnails=[rules.make_thumbnails.output.thumbnails] if STUDY.experiments.adds_thumbnails else [],
         environments=rules.tabulate.output.environments,
@@ -121,6 +125,7 @@ rule render_report:
         "../envs/present.yaml"
     params:
         command=REPRODUCE,
+        figures=FIGURES_OF,
         code=code_digest("vlmeter.report.page", "vlmeter.report.side_by_side"),
     message:
         "Writing the report"

@@ -3,10 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE
 from vlmeter.report.page import ReportInputs, Reproduction, write
 from vlmeter.report.pictures import FigureFiles
-from vlmeter.study.layout import ALL_SUBJECTS
 from vlmeter.workflow.console import job
 from vlmeter.workflow.given import given_to_job
 
@@ -30,7 +28,7 @@ with job(snakemake.log[0]):
                 name: FigureFiles(layout.figure(subject, name, "svg"), layout.figure(subject, name, "txt"))
                 for name in names
             }
-            for subject, names in {**dict.fromkeys(study.subjects, FIGURES), ALL_SUBJECTS: SIDE_BY_SIDE}.items()
+            for subject, names in snakemake.params.figures.items()
         },
         reproduction=Reproduction(
             command=snakemake.params.get("command", "snakemake --profile profiles/default"),

@@ -204,6 +204,7 @@ def test_a_figure_takes_its_answers_from_where_they_were_computed(
 ) -> None:
     def said(given: Mapping[str, Any]) -> str:
         figure, caption = draw_or_explain(table, name, answers=given)
+        assert figure is not None
         return caption + " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
 
     assert "7.77 ms (7.66 to 7.88)" not in said(found)

@@ -69,7 +69,17 @@ def test_a_figures_module_says_what_it_is(name: str) -> None:
     figure = get_figure(name)
     assert name == figure.NAME
     assert figure.TITLE
-    sections = ("vision", "output", "distribution", "components", "flops", "prediction", "limits", "session")
+    sections = (
+        "first_token",
+        "vision",
+        "output",
+        "distribution",
+        "components",
+        "flops",
+        "prediction",
+        "limits",
+        "session",
+    )
     assert figure.SECTION in sections
 
 
@@ -290,7 +300,7 @@ def test_decode_is_drawn_in_log_log_with_the_fit_and_its_slope(table: pd.DataFra
     np.testing.assert_allclose(np.sort(drawn), np.sort(runs["decode_ms"]))
     assert [tick for tick in axes.get_xticks() if tick] == [8, 16, 32, 64]
     words = " ".join(text.get_text() for text in axes.texts)
-    assert "k = " in words
+    assert "k, time per output token: " in words
     assert "log-log slope" in words
 
 
@@ -361,7 +371,8 @@ def test_every_figure_is_drawn_or_says_why_not(tmp_path: Path, options: dict[str
     table = table_of(tmp_path, **options)
     for name in FIGURES:
         figure, caption = draw_or_explain(table, name)
-        figure.savefig(io.BytesIO(), format="png", dpi=20)
+        if figure is not None:
+            figure.savefig(io.BytesIO(), format="png", dpi=20)
         assert caption.endswith(".")
         assert "nan" not in caption
 
@@ -370,7 +381,7 @@ def test_an_empty_table_gives_reasons_only() -> None:
     for name in FIGURES:
         figure, caption = draw_or_explain(build_table([]), name)
         assert caption.startswith("Not drawn: ")
-        assert "Not drawn" in texts(figure)
+        assert figure is None
 
 
 def test_missing_numbers_do_not_stop_a_figure(table: pd.DataFrame) -> None:

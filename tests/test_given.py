@@ -153,8 +153,9 @@ def test_every_product_that_is_not_whole_is_asked_for_by_one_of_its_files(tmp_pa
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert deleted(products) == []
-    gone = [layout.table_csv, layout.claims, layout.figure("fake", "two", "pdf"), layout.report, layout.thumbnails]
-    for path in (*gone, layout.figure("fake", "two", "txt")):
+    png, pdf = (layout.figure("fake", "two", form) for form in ("png", "pdf"))
+    gone = [layout.table_csv, layout.claims, png, layout.report, layout.thumbnails]
+    for path in (*gone, pdf):
         path.unlink()
     assert set(deleted(products)) == set(gone)
 

@@ -236,6 +236,7 @@ def test_twelve_subjects_look_unlike_each_other_and_follow_the_dark_page(one: pd
     assert {colour.lower() for colour in side_by_side.PALETTE} <= set(DARK_COLOURS)
     for name in OF_MODELS:
         figure, caption = draw_or_explain(twelve, name)
+        assert figure is not None
         figure.savefig(io.BytesIO(), format="svg")
         assert not caption.startswith("Not drawn")
 

@@ -17,7 +17,7 @@ from vlmeter.claims.files import write_claims
 from vlmeter.claims.registry import judge_all
 from vlmeter.claims.subjects import judge_side_by_side
 from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, draw_or_explain
-from vlmeter.figures.style import save
+from vlmeter.figures.style import save_as
 from vlmeter.report.page import ReportInputs, Reproduction
 from vlmeter.report.pictures import FigureFiles
 from vlmeter.study.layout import ALL_SUBJECTS
@@ -114,6 +114,9 @@ def _figures(
         else:
             shown = table if subject == ALL_SUBJECTS else reading.of_subject(table, subject)
             figure, caption = draw_or_explain(shown, name, answers=answers)
-            save(figure, folder / name)
+            if figure is None:
+                files.svg.write_text(PLAIN_SVG, encoding="utf-8")
+            else:
+                save_as(figure, files.svg)
         files.caption.write_text(f"{caption}\n", encoding="utf-8")
     return figures

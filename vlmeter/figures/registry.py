@@ -14,7 +14,7 @@ A figure is a module with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -65,6 +65,37 @@ SIDE_BY_SIDE = {
     "side_by_side_software": "vlmeter.figures.side_by_side_software",
 }
 
+#: Every figure: name -> module.
+ALL_FIGURES = {**FIGURES, **SIDE_BY_SIDE}
+
+#: Figures that show cells of a kind, by that kind; those of none are of whatever a study has.
+_OF_KIND: Mapping[str, Sequence[str]] = {
+    "prefill": (
+        "first_token_by_size",
+        "vision_by_tokens",
+        "vision_by_crops",
+        "first_token_by_tokens",
+        "two_methods",
+        "three_clocks",
+        "two_factors",
+        "notes_series",
+    ),
+    "generation": (
+        "decode_log",
+        "decode_linear",
+        "decode_zoom",
+        "prefill_and_decode",
+        "prefill_share",
+        "total_by_length",
+        "decode_steps",
+        "inter_token",
+    ),
+    "requests": ("latency_histogram", "latency_cdf", "latency_tail"),
+}
+
+#: Figures of work and floors, which a subject has on a device whose limits are measured.
+_OF_LIMITS = ("flops_latency", "flops_or_roofline", "limits")
+
 #: Figures whose table has work and floors beside the measured times (`roofline.beside`).
 WITH_ROOFLINE = frozenset(
     {"component_profile", "flops_latency", "flops_or_roofline", "limits", "side_by_side_software"}
@@ -78,6 +109,19 @@ WITH_ANSWERS = frozenset(
 
 #: What a figure says that it needs where a study has not asked for what it shows; a report does not mention it then.
 NOT_ASKED = "the study did not ask for it"
+
+
+#: Forms of a figure: with what there is to be seen in it, as text and for the workflow's own report; and for slides.
+WITH_CAPTIONS, IN_PRINT = ("svg", "txt", "rst"), ("png", "pdf")
+
+#: What the caption of a figure begins with that cannot be drawn.
+NOT_DRAWN = "Not drawn: "
+
+
+def figures_asked(kinds: Collection[str], *, has_limits: bool) -> list[str]:
+    """Names of the figures that cells of these kinds can fill, before any is measured, in the order of the report."""
+    away = {name for kind, names in _OF_KIND.items() if kind not in kinds for name in names}
+    return [name for name in FIGURES if name not in away and (has_limits or name not in _OF_LIMITS)]
 
 
 class FigureModule(Protocol):
@@ -105,23 +149,21 @@ class FigureModule(Protocol):
 
 def get_figure(name: str) -> FigureModule:
     """Return a figure's module by name."""
-    known = {**FIGURES, **SIDE_BY_SIDE}
-    if name not in known:
-        raise UserError(f"figure {name!r} is not known; legal: {', '.join(known)}")
-    return cast(FigureModule, import_module(known[name]))
+    if name not in ALL_FIGURES:
+        raise UserError(f"figure {name!r} is not known; legal: {', '.join(ALL_FIGURES)}")
+    return cast(FigureModule, import_module(ALL_FIGURES[name]))
 
 
-def draw_or_explain(table: pd.DataFrame, name: str, *, answers: Mapping[str, Any] | None = None) -> tuple[Figure, str]:
-    """Draw a figure and caption it; where it cannot be drawn, both say why.
+def draw_or_explain(
+    table: pd.DataFrame, name: str, *, answers: Mapping[str, Any] | None = None
+) -> tuple[Figure | None, str]:
+    """Draw a figure and caption it; where it cannot be drawn there is none, and the caption says why.
 
     answers: of the table's subject, or of every subject for a figure that sets them side by side.
-    A workflow that declared the figure's file before anything was measured gets its file either way.
     """
-    from vlmeter.figures.style import explanation
-
     figure = get_figure(name)
     own: dict[str, Any] = {"answers": answers} if name in WITH_ANSWERS else {}
     reason = figure.needs(table, **own)
     if reason is not None:
-        return explanation(figure.TITLE, reason), f"Not drawn: {reason}."
+        return None, f"{NOT_DRAWN}{reason}."
     return figure.draw(table, **own), figure.caption(table, **own)

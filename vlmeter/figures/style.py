@@ -112,18 +112,6 @@ def new_figure(
     return figure, list(axes[:, 0])
 
 
-def explanation(title: str, reason: str) -> Figure:
-    """A figure that says why there is none."""
-    import textwrap
-
-    with styled():
-        figure, (axes,) = new_figure(height_in=1.6)
-        axes.set_axis_off()
-        axes.set_title(title)
-        axes.text(0, 0.8, "Not drawn: " + textwrap.fill(reason, 90) + ".", va="top", transform=axes.transAxes)
-    return figure
-
-
 #: File formats of figures, with what would make two files of one figure differ.
 _METADATA: Mapping[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},

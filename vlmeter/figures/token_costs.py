@@ -60,6 +60,7 @@ def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
                 ha="left" if left else "right",
             )
         axes.set_yticks(places, [f"{answer.question}\n({answer.clock})" for answer, _ in priced])
+        axes.set_ylabel("one more token")
         axes.set_xlabel("time (ms), logarithmic")
         axes.grid(axis="y", visible=False)
         style.log_axis(axes.xaxis)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from vlmeter.figures.registry import FIGURES, NOT_ASKED, get_figure
+from vlmeter.figures.registry import FIGURES, NOT_ASKED, NOT_DRAWN, get_figure
 from vlmeter.figures.style import FAINT, INK, MUTED
 
 
@@ -73,20 +73,18 @@ class FigureView:
     src: Markup | None
 
 
-#: What `figures.registry.draw_or_explain` starts a caption with where there is nothing to draw.
-_NOT_DRAWN = "Not drawn: "
-
-
 def figure_views(files: Mapping[str, FigureFiles], names: Iterable[str] = FIGURES) -> list[FigureView]:
     """The figures of a subject, in the order of the registry; those not drawn say why, unless nobody asked."""
     views = []
     for name in names:
         module = get_figure(name)
+        if name not in files:
+            continue
         caption, src = "this figure was not made", None
-        if name in files and files[name].caption.exists() and files[name].svg.exists():
+        if files[name].caption.exists() and files[name].svg.exists():
             caption = files[name].caption.read_text(encoding="utf-8").strip()
-            if caption.startswith(_NOT_DRAWN):
-                caption = caption.removeprefix(_NOT_DRAWN).removesuffix(".")
+            if caption.startswith(NOT_DRAWN):
+                caption = caption.removeprefix(NOT_DRAWN).removesuffix(".")
             else:
                 src = Markup(_data_uri(follow_the_reader(files[name].svg.read_text(encoding="utf-8"))))
         if caption == NOT_ASKED:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from vlmeter.figures.registry import IN_PRINT, WITH_CAPTIONS
 from vlmeter.study.layout import Layout
-
-#: In which forms a figure is kept; the last is what there is to be seen in it.
-FIGURE_FORMS = ("svg", "png", "pdf", "txt")
 
 
 def page_files() -> list[Path]:
@@ -28,9 +26,10 @@ def products_of(
     figures: their names by subject, or by what stands in its place. on_devices: the subjects whose device has limits.
     """
     drawn = [
-        tuple(layout.figure(place, name, form) for form in FIGURE_FORMS)
+        tuple(layout.figure(place, name, form) for form in forms)
         for place, names in figures.items()
         for name in names
+        for forms in (WITH_CAPTIONS, IN_PRINT)
     ]
     limits = [(path,) for subject in on_devices for path in (layout.ceilings(subject), layout.work(subject))]
     return [

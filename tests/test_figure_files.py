@@ -1,0 +1,81 @@
+"""Figures as files: one process for all of a subject, a caption for each, nothing drawn where there is nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from tests.support.fakes import FakeRunner
+from tests.support.roofline import with_floors
+from tests.support.tables import LATENCY, CpuLikeRunner, table_of
+from vlmeter.analysis.answers import answers_of
+from vlmeter.figures.files import not_drawn, subject_tables, write_captions, write_figures
+from vlmeter.figures.registry import FIGURES, figures_asked, get_figure
+from vlmeter.table import kinds
+
+
+@pytest.fixture(scope="module")
+def one_cell(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("one")
+    return table_of(folder, runner=CpuLikeRunner(), vision={"tilings": ["2x2"]}, output=None)
+
+
+def test_every_figure_is_asked_for_by_a_study_that_has_everything() -> None:
+    everything = {kinds.PREFILL, kinds.GENERATION, kinds.REQUESTS}
+    assert figures_asked(everything, has_limits=True) == list(FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"output": None}, kinds.PREFILL),
+        ({"vision": None}, kinds.GENERATION),
+        ({"vision": None, "output": None, "latency": LATENCY}, kinds.REQUESTS),
+    ],
+)
+def test_what_a_study_does_not_ask_for_could_not_be_drawn_of_it(options: dict, kind: str, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    """The list that is made before anything is measured leaves out nothing that there would have been."""
+    table = with_floors(table_of(tmp_path, runner=FakeRunner(), **options))
+    asked = figures_asked({kind}, has_limits=True)
+    for name in set(FIGURES) - set(asked):
+        assert get_figure(name).needs(table) is not None, name
+    assert any(get_figure(name).needs(table) is None for name in asked)
+
+
+def test_without_limits_no_figure_of_floors_is_asked_for() -> None:
+    asked = figures_asked({kinds.PREFILL}, has_limits=False)
+    assert not {"limits", "flops_latency", "flops_or_roofline"} & set(asked)
+    assert "first_token_by_size" in asked
+
+
+def test_what_cannot_be_drawn_says_why_in_a_line_and_leaves_no_picture(one_cell: pd.DataFrame, tmp_path: Path) -> None:
+    names = ["vision_by_tokens", "three_clocks"]
+    captions = write_figures(
+        names, subject_tables(one_cell, None, "fake"), tmp_path, answers=answers_of(one_cell), forms=["svg", "png"]
+    )
+    assert not captions["vision_by_tokens"].startswith("Not drawn")
+    assert (tmp_path / "vision_by_tokens.png").stat().st_size > 1000
+    assert captions["three_clocks"].startswith("Not drawn: ")
+    assert (tmp_path / "three_clocks.png").read_bytes() == b""
+    (text,) = ElementTree.parse(tmp_path / "three_clocks.svg").getroot()
+    assert text.text == captions["three_clocks"]
+    assert not_drawn(captions) == "not drawn, their captions say why: three_clocks"
+    assert not_drawn({"vision_by_tokens": "It rises."}) == ""
+
+
+def test_a_caption_is_kept_as_text_and_as_markup_that_says_the_same(tmp_path: Path) -> None:
+    write_captions({"one": "a_b * `c` | {{ d }}."}, tmp_path, start="Subject my_model. ")
+    assert (tmp_path / "one.txt").read_text() == "a_b * `c` | {{ d }}.\n"
+    marked = (tmp_path / "one.rst").read_text()
+    assert marked == "{% raw %}Subject my\\_model. a\\_b \\* \\`c\\` \\| {{ d }}.{% endraw %}\n"
+
+
+def test_a_figure_of_floors_has_them_beside_its_table(one_cell: pd.DataFrame) -> None:
+    from tests.support.reports import roofline_of
+
+    table_for = subject_tables(one_cell, roofline_of(one_cell), "fake")
+    assert "floor_ms" in table_for("limits")
+    assert "floor_ms" not in table_for("two_methods")
