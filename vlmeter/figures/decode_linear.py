@@ -44,7 +44,7 @@ def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
         token = (answers or answers_of(table))["output_token"]
         style.note(upper, f"k, {token.question}: {token.said()}\nR² = {law.line.r_squared:.6f}")
         residuals(lower, runs, law)
-        style.token_axis(lower, "output tokens N (the first comes out of the prefill)")
+        style.token_axis(lower, "output tokens N (the first comes out of the prefill)", at=runs["output_tokens"])
         style.title(upper, TITLE, table)
     return figure
 

@@ -38,18 +38,26 @@ def draw(table: pd.DataFrame) -> Figure:
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.0)
         labels = []
-        for quantity in (GENERATED, DECODE, PREFILL_SUM):
+        lengths = sorted({int(steps) + 1 for steps in runs["steps"]})
+        beside = 0.008 * max(lengths)  # intervals at one length stand side by side
+        for place, quantity in enumerate((GENERATED, DECODE, PREFILL_SUM)):
             data, colour = decode_runs.by_length(runs, quantity), style.colour_of(quantity)
             if data.empty:
                 continue
             reach = style.bars(data["value"], data["low"], data["high"])
             axes.errorbar(
-                data["output_tokens"], data["value"], yerr=reach, fmt="o-", markersize=4, color=colour, elinewidth=1
+                data["output_tokens"] + (place - 1) * beside,
+                data["value"],
+                yerr=reach,
+                fmt=("o-", "s--", "^:")[place],
+                markersize=4,
+                color=colour,
+                elinewidth=1,
             )
             labels.append((float(data["value"].iloc[-1]), quantity.label, colour))
         style.from_zero(axes)
         axes.set_xlim(left=0)
-        axes.set_xticks(sorted({int(steps) + 1 for steps in runs["steps"]}))
+        axes.set_xticks(lengths)
         axes.set_xlabel("output tokens")
         axes.set_ylabel("latency (ms)")
         style.label_ends(axes, labels)

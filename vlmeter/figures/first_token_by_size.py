@@ -76,7 +76,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_ylabel("image (px)")
         axes.set_xlabel("time from the opened picture to the first token (ms)")
         axes.grid(axis="y", visible=False)
-        figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 6), handlelength=1.2)
+        figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 4), handlelength=1.2)
         style.title(axes, TITLE, table)
     return figure
 

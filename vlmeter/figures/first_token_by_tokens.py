@@ -41,7 +41,7 @@ def draw(table: pd.DataFrame) -> Figure:
         x, width = style.beside(data["vision_tokens"].to_numpy(dtype=np.float64))
         parts = [quantity for quantity in WAITED if data[quantity.column].notna().any()]
         style.stack(axes, data, x, width, parts=parts, of="one first token")
-        style.token_axis(axes, "vision tokens (counted by the server)")
+        style.token_axis(axes, "vision tokens (counted by the server)", at=data["vision_tokens"])
         style.title(axes, TITLE, table)
     return figure
 

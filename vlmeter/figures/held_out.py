@@ -62,9 +62,13 @@ def draw(table: pd.DataFrame) -> Figure:
             parts[0] = parts[0].clip(lower=lowest)
             reach = style.bars(parts[0], np.maximum(parts[1], lowest / 10), parts[2])
             look: dict[str, Any] = {"fmt": mark, "markersize": 4, "color": hue, "elinewidth": 0.9, "markeredgewidth": 0}
-            upper.errorbar(x, parts[0], yerr=reach, label=f"{quantity.label}, {left_out} held out ({len(own)})", **look)
+            drawn = upper.errorbar(
+                x, parts[0], yerr=reach, label=f"{quantity.label}, {left_out} held out ({len(own)})", **look
+            )
             errors = [100 * (own[f"predicted_{part}ms"] / own["measured_ms"] - 1) for part in ("", "low_", "high_")]
-            lower.errorbar(x, errors[0], yerr=style.bars(*errors), **look)
+            for bars in (drawn, lower.errorbar(x, errors[0], yerr=style.bars(*errors), **look)):
+                for interval in bars.lines[2]:
+                    interval.set_alpha(0.35)  # where many lie over one another, the points are still seen
             out = ~own["inside"].to_numpy(dtype=bool)
             lower.scatter(
                 x[out], errors[0][out], s=70, facecolors="none", edgecolors=style.INK, linewidths=0.9, zorder=4

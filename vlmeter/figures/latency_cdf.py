@@ -70,14 +70,15 @@ def _mark(axes: Axes, percent_done: float, estimate: Estimate, unit: float) -> N
     axes.errorbar(
         [estimate.value / unit], [percent_done], xerr=reach, fmt="o", markersize=4, color=style.INK, elinewidth=1.6
     )
-    below = percent_done > 97 or percent_done < 60
+    # beside the interval's end, and not across it
+    end = (estimate.high if not np.isnan(estimate.high) else estimate.value) / unit
     axes.annotate(
         f"P{percent_done:.0f}",
-        (estimate.value / unit, percent_done),
+        (end, percent_done),
         textcoords="offset points",
-        xytext=(5, -9 if below else -4),
+        xytext=(5, 0),
         ha="left",
-        va="top" if below else "center",
+        va="center",
         fontsize=8,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )

@@ -27,6 +27,10 @@ def needs(table: pd.DataFrame) -> str | None:
     return distribution.sample_of(table).too_few
 
 
+#: Height of the first percentile's line, over the highest bar; each next one is shorter.
+FIRST_HEIGHT = 1.5
+
+
 def _limit(sample: distribution.Sample) -> float:
     """End of the axis."""
     found = distribution.percentiles(*sample.by_run())
@@ -57,23 +61,25 @@ def draw(table: pd.DataFrame) -> Figure:
                 label=FIRST_TOKEN.label,
             )
         top = axes.get_ylim()[1]
-        axes.set_ylim(0, top * 1.42)
+        axes.set_ylim(0, top * (FIRST_HEIGHT + 0.04))
         axes.set_xlim(0, limit / unit)
-        height = 1.4
+        height = FIRST_HEIGHT
         for fraction, estimate in distribution.percentiles(*sample.by_run()).items():
             if estimate is None:
                 continue
             axes.plot([estimate.value / unit] * 2, [0, top * height], color=style.INK, linewidth=1, linestyle="--")
             span = (estimate.low / unit, min(limit, estimate.high) / unit)
-            axes.axvspan(*span, color=style.INK, alpha=0.08, linewidth=0)
-            right = estimate.value > 0.55 * limit
+            band = axes.axvspan(*span, color=style.INK, alpha=0.08, linewidth=0)
+            if height == FIRST_HEIGHT:
+                band.set_label("95 % interval of a percentile")
+            # a label stands on the side that no later line crosses: lines get shorter to the right
             text = f"P{100 * fraction:.0f} {with_interval(estimate, 'ms')}"
-            style.label_line(axes, text, estimate.value / unit, top * height, on_the_left=right)
-            height -= 0.09
+            style.label_line(axes, text, estimate.value / unit, top * height, on_the_left=estimate.value > 0.6 * limit)
+            height -= 0.11
         axes.set_xlabel(f"latency ({unit_name})")
         axes.set_ylabel("requests")
         axes.grid(axis="x", visible=False)
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.045), ncols=2, borderaxespad=0)
+        figure.legend(loc="outside lower center", ncols=3)
         style.title(axes, TITLE, table)
     return figure
 

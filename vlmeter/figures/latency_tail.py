@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from vlmeter.analysis import distribution
@@ -20,6 +22,9 @@ NAME = "latency_tail"
 TITLE = "What makes slow requests slow"
 SECTION = "distribution"
 
+#: Output lengths that have a colour of their own each; more are a scale.
+MOST_STEPS = 8
+
 #: What a bar says, in words that fit beside it.
 WORDS: Mapping[str, str] = {**distribution.FACTORS, "rest": "none of these"}
 
@@ -32,6 +37,11 @@ def needs(table: pd.DataFrame) -> str | None:
     """Requests that differ, and enough of them."""
     found = _explained(table)
     return found.reason if isinstance(found, Unknown) else None
+
+
+def step_colours(count: int) -> ListedColormap:
+    """So many colours from dark to light, told apart in grey as well."""
+    return ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.95, count)))
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -71,15 +81,12 @@ def draw(table: pd.DataFrame) -> Figure:
         unit, unit_name = style.time_unit(float(measured.max()))
         ends = [float(min(fitted.min(), measured.min())) / unit, float(max(fitted.max(), measured.max())) / unit]
         lower.plot(ends, ends, color=style.MUTED, linewidth=1)
-        dots = lower.scatter(
-            fitted / unit,
-            measured / unit,
-            c=requests["generated_tokens"].to_numpy(dtype=np.float64),
-            cmap="viridis",
-            s=12,
-            linewidths=0,
-            zorder=3,
-        )
+        tokens = requests["generated_tokens"].to_numpy(dtype=np.float64)
+        lengths = np.unique(tokens)
+        # lengths that double would all but one be of nearly one colour: each has a step of its own
+        steps = np.searchsorted(lengths, tokens) if len(lengths) <= MOST_STEPS else tokens
+        colours = step_colours(len(lengths)) if len(lengths) <= MOST_STEPS else "viridis"
+        dots = lower.scatter(fitted / unit, measured / unit, c=steps, cmap=colours, s=14, linewidths=0, zorder=3)
         worst = np.argsort(-measured, kind="stable")[: distribution.SLOWEST]
         lower.scatter(
             fitted[worst] / unit, measured[worst] / unit, s=46, facecolors="none", edgecolors=style.INK, linewidths=0.9
@@ -90,10 +97,14 @@ def draw(table: pd.DataFrame) -> Figure:
         bar = figure.colorbar(dots, ax=lower, shrink=0.8, pad=0.02)
         bar.set_label("output tokens")
         bar.ax.yaxis.set_major_locator(style.whole_numbers())
-        upper.set_title(TITLE, pad=44)
+        if len(lengths) <= MOST_STEPS:
+            dots.set_clim(-0.5, len(lengths) - 0.5)
+            bar.set_ticks(np.arange(len(lengths)).tolist(), labels=[f"{length:,.0f}" for length in lengths])
+            bar.ax.minorticks_off()
+        upper.set_title(TITLE, pad=56)
         upper.text(
             0,
-            1.22,
+            1.24,
             style.subject_line(table),
             transform=upper.transAxes,
             fontsize=8,

@@ -100,6 +100,10 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
+#: Share of the limit in percent from which the axis shows all of it; below, that would waste half of the panel.
+HALF = 50.0
+
+
 def _draw_shares(axes: Axes, prefills: dict[Quantity, pd.DataFrame]) -> None:
     labels = []
     for quantity, rows in prefills.items():
@@ -108,12 +112,14 @@ def _draw_shares(axes: Axes, prefills: dict[Quantity, pd.DataFrame]) -> None:
         x, y = by_size.index.to_numpy(dtype=float), 100 * by_size.to_numpy(dtype=float)
         axes.plot(x, y, "o-", color=colour, markersize=3.5, linewidth=width)
         labels.append((100 * float(by_size.iloc[-1]), quantity.label, colour))
-    axes.axhline(100, color=style.MUTED, linewidth=0.8, linestyle="--")
     top = max((label[0] for label in labels), default=0.0)
-    axes.set_ylim(0, max(120.0, 1.2 * top))
-    style.token_axis(axes, "prompt tokens")
+    axes.set_ylim(0, max(112.0, 1.2 * top) if top > HALF else 1.3 * top)
+    sizes = [float(size) for rows in prefills.values() for size in rows["prompt_tokens"]]
+    style.token_axis(axes, "prompt tokens", at=sizes)
     axes.set_ylabel("share of the physical limit (%)")
-    style.note(axes, "floor over measured time; dashed: as fast as this device can be")
+    if top > HALF:
+        axes.axhline(100, color=style.MUTED, linewidth=0.8, linestyle="--")
+    style.note(axes, "floor over measured time; 100 % is as fast as this device can be")
     style.label_ends(axes, labels)
 
 
@@ -125,17 +131,19 @@ def _draw_ladder(axes: Axes, ladder: list[_Rung]) -> None:
     axes.set_ylim(-0.6, len(ladder) - 0.4)
     for place, rung in zip(places, ladder, strict=True):
         colour = style.colour_of(rung.quantity)
+        on_the_left = rung.floor_ms * rung.median_ms < min(times) * max(times)
         axes.plot([rung.floor_ms, rung.median_ms], [place, place], color=colour, linewidth=2.5, alpha=0.45)
         axes.plot([rung.floor_ms], [place], "|", color=colour, markersize=13, markeredgewidth=2)
         axes.plot([rung.median_ms], [place], "o", color=colour, markersize=6)
-        axes.annotate(
-            f"{significant(rung.times, 2)} x the floor",
-            ((rung.median_ms * rung.floor_ms) ** 0.5, place),
-            xytext=(0, 8),
+        said = axes.annotate(
+            f"{significant(rung.times, 2)} x the floor, {percent(1 / rung.times)} of the limit",
+            (rung.floor_ms if on_the_left else rung.median_ms, place),
+            xytext=(-3 if on_the_left else 3, 8),
             textcoords="offset points",
-            ha="center",
+            ha="left" if on_the_left else "right",
             fontsize=7.5,
         )
+        said.set_in_layout(False)  # inside the axes, it takes no room from them
         axes.annotate(
             f"MFU {percent(rung.mfu_fraction)}\nMBU {percent(rung.mbu_fraction)}",
             (1.02, place),

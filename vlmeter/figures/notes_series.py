@@ -16,7 +16,7 @@ from vlmeter.models.molmo1 import NAME as MOLMO
 from vlmeter.models.molmo1.geometry import CROP_PX, DEFAULT_MAX_CROPS, Geometry, geometry, size_for_tiling
 
 NAME = "notes_series"
-TITLE = "Crops of 336k x 336 images, and of exact ones"
+TITLE = "Crops of images of 336 · k x 336 px, and of exact ones"
 SECTION = "vision"
 
 
@@ -55,7 +55,7 @@ def draw(table: pd.DataFrame) -> Figure:
         for crops in missed(table):
             image = next(image for image in exact if image.crops == crops)
             axes.annotate(
-                f"{image.width_px} px: {crops} crops, {image.vision_tokens:,} tokens",
+                f"{image.width_px:,} px: {crops} crops, {image.vision_tokens:,} tokens",
                 (image.width_px, crops),
                 textcoords="offset points",
                 xytext=(9, -3),
@@ -66,11 +66,11 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_locator(MultipleLocator(1))
         ends = [notes[-1].width_px, *(1.5 * image.width_px for image in exact if image.crops in missed(table))]
         axes.set_xlim(0, 1.05 * max(ends))  # what is written beside a point takes a third of the width
-        axes.set_xlabel("width of the image (px), height 336 px")
+        style.token_axis(axes, "width of the image (px), height 336 px")
         axes.set_ylabel("crops (the global one included)")
         last = exact[-1]
         axes.annotate(
-            "exact: 224k + 112",
+            "exact: 224 · k + 112",
             (last.width_px, last.crops),
             textcoords="offset points",
             xytext=(0, 8),
@@ -79,7 +79,7 @@ def draw(table: pd.DataFrame) -> Figure:
             fontsize=8,
         )
         axes.annotate(
-            "notes: 336k",
+            "multiples: 336 · k",
             (notes[-1].width_px, notes[-1].crops),
             textcoords="offset points",
             xytext=(0, 8),

@@ -46,7 +46,8 @@ def draw(table: pd.DataFrame) -> Figure:
                 linewidth=1,
                 elinewidth=1.2,
             )
-            axes.set_ylabel(f"{quantity.label} ({name})")
+            scale = "linear, from 0" if quantity is PREFILL_SUM else "logarithmic"
+            axes.set_ylabel(f"{quantity.label} ({name})\n{scale}")
         style.from_zero(upper)
         style.log_axis(lower.xaxis, at={int(steps) + 1 for steps in runs["steps"]})
         style.log_axis(lower.yaxis)

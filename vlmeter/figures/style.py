@@ -171,14 +171,29 @@ def whole_numbers() -> MaxNLocator:
     return MaxNLocator(integer=True)
 
 
-def token_axis(axes: Axes, label: str) -> None:
-    """Label the x axis as one of tokens: whole numbers, and some room about a single one."""
+#: Two ticks are at least so far apart, as a fraction of the axis: five digits of one do not touch the other's.
+TICK_GAP_FRACTION = 0.075
+
+
+def token_axis(axes: Axes, label: str, *, at: Iterable[float] = ()) -> None:
+    """Label the x axis as one of tokens: ticks `at` what was measured, else at whole numbers; room about a single."""
     low, high = axes.get_xlim()
     if high - low < 10:
         axes.set_xlim((low + high) / 2 - 10, (low + high) / 2 + 10)
-    axes.xaxis.set_major_locator(whole_numbers())
+    axes.xaxis.set_major_locator(FixedLocator(apart(at, axes.get_xlim())) if list(at) else whole_numbers())
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     axes.set_xlabel(label)
+
+
+def apart(values: Iterable[float], ends: tuple[float, float]) -> list[float]:
+    """Choose of measured values those that have room for a tick each, the last and the first among them."""
+    ordered = sorted({float(value) for value in values}, reverse=True)
+    gap = TICK_GAP_FRACTION * abs(ends[1] - ends[0])
+    chosen: list[float] = []
+    for value in [ordered[0], ordered[-1], *ordered[1:-1]]:
+        if all(abs(value - other) >= gap for other in chosen):
+            chosen.append(value)
+    return sorted(chosen)
 
 
 def from_zero(axes: Axes) -> None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from vlmeter.analysis import decode_runs
 from vlmeter.figures import style
-from vlmeter.numbers.units import duration, significant
+from vlmeter.numbers.units import duration
 from vlmeter.table.quantities import DECODE, GENERATED, LANGUAGE, VISION
 
 NAME = "total_by_length"
@@ -30,22 +30,23 @@ def draw(table: pd.DataFrame) -> Figure:
     total = decode_runs.by_length(runs, GENERATED)
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.2)
+        unit, unit_name = style.time_unit(float(total["value"].max()))
         x = np.arange(len(total))
         base = np.zeros(len(total))
         labels = []
         for quantity in PARTS:
-            height = decode_runs.by_length(runs, quantity)["value"].to_numpy(dtype=np.float64) / 1000
+            height = decode_runs.by_length(runs, quantity)["value"].to_numpy(dtype=np.float64) / unit
             colour = style.colour_of(quantity)
             axes.bar(x, height, 0.72, bottom=base, color=colour)
             labels.append((float(base[-1] + height[-1] / 2), quantity.label, colour))
             base = base + height
-        value = total["value"].to_numpy(dtype=np.float64) / 1000
-        reach = style.bars(value, total["low"] / 1000, total["high"] / 1000)
+        value = total["value"].to_numpy(dtype=np.float64) / unit
+        reach = style.bars(value, total["low"] / unit, total["high"] / unit)
         axes.errorbar(x, value, yerr=reach, fmt="none", ecolor=style.INK, elinewidth=1)
-        for place, seconds, above in zip(x.tolist(), value, reach[1], strict=True):
+        for place, height_of, above in zip(x.tolist(), value, reach[1], strict=True):
             axes.annotate(
-                f"{significant(seconds, 2)} s",
-                (place, seconds + above),
+                duration(unit * height_of),
+                (place, height_of + above),
                 textcoords="offset points",
                 xytext=(0, 3),
                 ha="center",
@@ -55,7 +56,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_ylim(0, float((value + reach[1]).max()) * 1.1)
         axes.set_xlim(-0.6, len(x) - 0.4)
         axes.set_xlabel("output tokens")
-        axes.set_ylabel(f"{GENERATED.label} (s)")
+        axes.set_ylabel(f"{GENERATED.label} ({unit_name})")
         axes.grid(axis="x", visible=False)
         style.label_ends(axes, labels)
         style.title(axes, TITLE, table)
