@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,9 @@ def wait_s(checkout: Path, content: Mapping[str, Any], *, cores: int = 2) -> flo
         copy_of(checkout, folder)
         (folder / "study.yaml").write_text(yaml.safe_dump(dict(content)), encoding="utf-8")
         command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--configfile", "study.yaml"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        # the library is the copy's own
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
         results = folder / "results" / content["study"]

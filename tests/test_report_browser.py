@@ -64,8 +64,10 @@ def page(browser: Browser, report: Path) -> Iterator[Page]:
 
 
 def chart(page: Page) -> Any:
-    """Wait for the chart, and return what it shows."""
+    """Wait for the chart, and return what it shows; on a phone its section is unfolded first."""
     page.locator("#explore").scroll_into_view_if_needed()
+    if page.locator("#explore.folded").count():
+        page.locator("#explore .fold").click()
     expect(page.locator("#chart .main-svg").first).to_be_visible(timeout=20_000)
     return page.evaluate("({data: chart.data, layout: chart.layout})")
 
@@ -121,9 +123,86 @@ def test_the_answers_are_on_the_first_screen(page: Page) -> None:
         box = cards.nth(place).bounding_box()
         assert box is not None
         assert box["y"] + box["height"] <= 900
-    expect(page.locator(".answers .trust")).to_be_in_viewport()
-    expect(page.locator(".answers .banner")).to_be_in_viewport()
-    expect(page.locator(".shares")).to_be_in_viewport()
+    assert len({cards.nth(place).bounding_box()["y"] for place in range(4)}) == 1, "four in a row"  # type: ignore[index]
+    expect(page.locator(".what")).to_contain_text("random weights")
+    expect(page.locator("#fake-first_token_by_size")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("width_px", [390, 1000, 1400])
+def test_no_word_of_menu_cards_and_headings_is_cut(browser: Browser, report: Path, width_px: int) -> None:
+    """Text boxes lie inside the window and inside what holds them, and the menu shows all of its links."""
+    with opened(browser, report, width_px=width_px) as (page, _):
+        cut = page.evaluate(
+            """() => [...document.querySelectorAll("nav a, .card > *, h1, h2, h3, h4, .key li")]
+                .filter((part) => part.getClientRects().length)
+                .filter((part) => {
+                    const box = part.getBoundingClientRect();
+                    return box.left < 0 || box.right > innerWidth || part.scrollWidth > part.clientWidth + 1
+                        && getComputedStyle(part).display !== "inline";
+                })
+                .map((part) => part.textContent.trim())"""
+        )
+        assert cut == []
+
+
+@pytest.mark.parametrize("width_px", [390, 1000])
+def test_what_is_wider_than_the_page_says_that_it_scrolls(browser: Browser, report: Path, width_px: int) -> None:
+    with opened(browser, report, width_px=width_px) as (page, _):
+        page.evaluate("document.querySelectorAll('.folded').forEach((part) => fold(part, false))")
+        page.wait_for_timeout(200)
+        silent, loud = page.evaluate(
+            """() => {
+                const parts = [...document.querySelectorAll(".scroll, .frame")].filter((part) => part.clientWidth);
+                const wide = (part) => part.scrollWidth > part.clientWidth + 1;
+                const says = (part) => !part.previousElementSibling.hidden;
+                return [parts.filter((part) => wide(part) && !says(part)).length,
+                    parts.filter((part) => !wide(part) && says(part)).length];
+            }"""
+        )
+        assert (silent, loud) == (0, 0)
+
+
+def test_on_a_phone_sections_are_folded_and_a_link_or_a_tap_opens_them(browser: Browser, report: Path) -> None:
+    with opened(browser, report, width_px=390) as (page, _):
+        assert page.evaluate("document.documentElement.scrollHeight") < 8000
+        expect(page.locator(".answers .card").first).to_be_visible()
+        expect(page.locator("#claims .claims")).to_be_hidden()
+        page.locator("nav a[href='#claims']").click()
+        expect(page.locator("#claims .claims").first).to_be_visible()
+        button = page.locator("#vision .fold")
+        assert button.get_attribute("aria-expanded") == "false"
+        button.click()
+        assert button.get_attribute("aria-expanded") == "true"
+        expect(page.locator("#fake-vision_by_tokens")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_their_ground(browser: Browser, report: Path, scheme: str) -> None:
+    """WCAG 2.2 asks for 4.5 to 1."""
+    with opened(browser, report, color_scheme=scheme) as (page, _):
+        found = page.evaluate(
+            """() => {
+                const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+                const light = ([r, g, b]) => [r, g, b].map((part) => part / 255)
+                    .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+                    .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+                const ground = (part) => {
+                    for (; part; part = part.parentElement) {
+                        const colour = rgb(getComputedStyle(part).backgroundColor);
+                        if (colour.length < 4 || colour[3] > 0) return colour;
+                    }
+                    return [255, 255, 255];
+                };
+                const words = "nav a, .card p, .card h4, .note, .badge, .trust, caption, th, .hint";
+                return [...document.querySelectorAll(words)]
+                    .map((part) => {
+                        const both = [light(rgb(getComputedStyle(part).color)), light(ground(part))];
+                        const ends = both.sort((a, b) => b - a);
+                        return [(ends[0] + 0.05) / (ends[1] + 0.05), part.className || part.tagName];
+                    }).filter(([ratio]) => ratio < 4.5);
+            }"""
+        )
+        assert found == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -194,6 +194,10 @@ def test_costs_are_the_answers_of_the_first_screen_in_words_beside_their_points(
             assert any(answer.value in line.get_xdata() for line in axes.lines)
 
 
+def test_costs_say_on_which_clock_a_vision_token_is_told(table: pd.DataFrame) -> None:
+    assert "Vision tokens are told in time between marks." in get_figure("side_by_side_costs").caption(table)
+
+
 def test_a_cost_that_is_not_known_is_said_with_its_reason(one: pd.DataFrame) -> None:
     whole = as_model(one, "whole", "qwen2_5_vl", slower=1, tokens=1).assign(
         crops=pd.array([1] * len(one), dtype="Int64")

@@ -59,7 +59,7 @@ def total_is_the_sum(data: Data) -> Finding:
 
 
 def hooks_above_subtraction(data: Data) -> Finding:
-    """The notes found hooks 3.31 to 93.13 ms above subtraction."""
+    """LLM prefill between marks is longer than the whole minus vision run alone."""
     difference = prefill_cells.pooled(data.cells, METHOD_DIFFERENCE_WALL)
     if isinstance(difference, Unknown):
         return cannot_tell(difference.reason)
@@ -76,7 +76,7 @@ def hooks_above_subtraction(data: Data) -> Finding:
 
 
 def subtraction_falls(data: Data) -> Finding:
-    """The notes' puzzle: by subtraction, LLM prefill falls as vision tokens grow."""
+    """The puzzle of docs/anomaly.md: by subtraction, LLM prefill falls as vision tokens grow."""
     found = data.subtraction_falls
     if isinstance(found, Unknown):
         return cannot_tell(found.reason)
@@ -255,20 +255,20 @@ def token_table_exact(data: Data) -> Finding:
 
 
 def notes_token_table(data: Data) -> Finding:
-    """The notes' table: 1 x 2 gives 480 vision tokens, and from 1 x 8 on there are 1344."""
+    """A table that is going round: 1 x 2 gives 480 vision tokens, and from 1 x 8 on there are 1,344."""
     tiled = _tiled(data)
     if tiled is None:
         return cannot_tell("no cell with a tiling of Molmo's was measured")
     ones = tiled[(tiled["tiling_h"] == 1) & tiled["tiling_w"].isin(list(NOTES_TABLE_TOKENS))]
     if ones.empty:
-        return cannot_tell("none of the tilings that the notes' table gets wrong was measured")
+        return cannot_tell("none of these tilings was measured")
     counted = {int(row["tiling_w"]): int(row["vision_tokens"]) for row in ones.to_dict("records")}
     unlike = {k: tokens for k, tokens in sorted(counted.items()) if tokens != NOTES_TABLE_TOKENS[k]}
     evidence = tuple(Evidence(f"vision tokens of 1x{k}", tokens, None, None, "tokens") for k, tokens in counted.items())
     if not unlike:
-        return Finding("holds", "The counted vision tokens are those of the notes' table.", evidence)
+        return Finding("holds", "The vision tokens that were counted are these.", evidence)
     said = "; ".join(f"1x{k} has {tokens:,}, not {NOTES_TABLE_TOKENS[k]:,}" for k, tokens in unlike.items())
-    return Finding("does not hold", f"The notes' token table is not what the model's inputs hold: {said}.", evidence)
+    return Finding("does not hold", f"The model's inputs hold other counts: {said}.", evidence)
 
 
 def has_tilings(data: Data) -> bool:

@@ -72,7 +72,7 @@ def caption(table: pd.DataFrame, answers: Mapping[str, Answers] | None = None) -
     clocks: dict[str, list[str]] = {}
     for name, costs in found.items():
         if "vision_token" in costs and costs["vision_token"].is_known:
-            clocks.setdefault(costs["vision_token"].note.partition(";")[2].partition(";")[0].strip(), []).append(name)
+            clocks.setdefault(costs["vision_token"].clock, []).append(name)
     if len(clocks) == 1:
         sentences.append(f"Vision tokens are told in {next(iter(clocks))}.")
     elif clocks:

@@ -80,7 +80,7 @@ def caption(table: pd.DataFrame, answers: Answers | None = None) -> str:
     said = "; ".join(f"{answer.question} {answer.said()}" for answer, _ in _priced(answers))
     text = f"{said[0].upper()}{said[1:]}. "
     if (vision := answers.get("vision_token")) is not None:
-        text += f"A vision token is told {vision.note}. "
+        text += f"Of a vision token: {vision.note}. "
     ratio = answers.get("output_over_vision")
     if ratio is not None and ratio.is_known:
         text += f"One output token costs as much as {ratio.said()} vision tokens. "

@@ -259,15 +259,49 @@ $("#table-json").addEventListener("click", async () => {
   save("table.json", "application/json", JSON.stringify(rows, null, 1));
 });
 
+/* ---- what is wider than the page says so ---- */
+
+function sayWidth(part) {
+  const hint = part.previousElementSibling;
+  const say = () => { hint.hidden = part.scrollWidth <= part.clientWidth + 1; };
+  new ResizeObserver(say).observe(part);
+  say();
+}
+$$(".hint + .scroll, .hint + .frame").forEach(sayWidth);
+
+/* ---- on a phone, sections but the answers are folded, and their headings open them ---- */
+
+function fold(section, shut) {
+  section.classList.toggle("folded", shut);
+  $(".fold", section)?.setAttribute("aria-expanded", !shut);
+  if (!shut) dispatchEvent(new Event("resize")); // the chart has had no width until now
+}
+
+function makeFolds() {
+  $$("main > section:not(.answers)").forEach((section) => {
+    const heading = $("h2", section);
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "fold" });
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => fold(section, !section.classList.contains("folded")));
+    fold(section, true);
+  });
+}
+if (matchMedia("(max-width: 40rem)").matches) makeFolds();
+
 /* A link to something folded away, and printing, unfold it. */
 const unfold = () => {
   for (let part = document.getElementById(location.hash.slice(1)); part; part = part.parentElement) {
     if (part.tagName === "DETAILS") part.open = true;
+    if (part.classList.contains("folded")) fold(part, false);
   }
 };
 addEventListener("hashchange", unfold);
 unfold();
-addEventListener("beforeprint", () => $$("details").forEach((part) => (part.open = true)));
+addEventListener("beforeprint", () => {
+  $$("details").forEach((part) => (part.open = true));
+  $$(".folded").forEach((part) => fold(part, false));
+});
 
 /* The chart's library is large: it is unpacked when the reader comes near. */
 new IntersectionObserver((seen, observer) => {
