@@ -386,6 +386,20 @@ def test_uneven_decode_steps_are_said_and_leave_the_verdict(exact: pd.DataFrame)
     assert unevenness.ratio == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.parametrize(("waves", "said"), [(1, True), (8, False)])
+def test_rounds_that_resemble_the_ones_before_are_said_and_leave_the_verdict(
+    exact: pd.DataFrame, waves: int, said: bool
+) -> None:
+    """One slow wave through twenty rounds is a correlation; eight waves, rounds that alternate, are none."""
+    series = (10 + np.sin(np.linspace(0, 2 * np.pi * waves, 20, endpoint=False) + 0.3)).tolist()
+    wavy = exact.assign(
+        samples_ms=[series if isinstance(own, np.ndarray | list) else own for own in exact["samples_ms"]]
+    )
+    found = conditions.trust(wavy)
+    assert found.verdict == "quiet"
+    assert any("rounds resemble the ones before them (correlation 0.9)" in reason for reason in found.reasons) == said
+
+
 def test_steps_that_grow_with_the_context_are_not_uneven(exact: pd.DataFrame) -> None:
     growing = with_steps(exact, lambda place: 1 + place / 30)
     assert conditions.trust(growing).reasons == ("no disturbance was seen",)

@@ -36,11 +36,10 @@ from vlmeter.numbers.intervals import (
     Variance,
     add_variances,
     holm,
-    median_inflation,
     median_standard_error,
     pooled_serial_correlation,
-    serial_correlation,
 )
+from vlmeter.numbers.medians import median_inflation, serial_correlation
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is found, and what is not
@@ -511,7 +510,7 @@ def test_samples_that_resemble_each_other_count_for_less() -> None:
     series[:, 0] = rng.normal(size=4000)
     for place in range(1, count):
         series[:, place] = rho * series[:, place - 1] + math.sqrt(1 - rho**2) * rng.normal(size=4000)
-    found = pooled_serial_correlation([serial_correlation(one) for one in series[:400]], [count] * 400)
+    found = pooled_serial_correlation([serial_correlation(one.tolist()) for one in series[:400]], [count] * 400)
     assert found == pytest.approx(rho, abs=0.05)
     independent = np.median(rng.normal(size=(4000, count)), axis=1).var()
     assert median_inflation(rho, count) == pytest.approx(np.median(series, axis=1).var() / independent, rel=0.12)
@@ -521,7 +520,7 @@ def test_samples_that_resemble_each_other_count_for_less() -> None:
 def test_short_series_without_correlation_are_told_to_have_none() -> None:
     rng = np.random.default_rng(0)
     series = rng.normal(size=(400, 8))
-    assert pooled_serial_correlation([serial_correlation(one) for one in series], [8] * 400) < 0.05
+    assert pooled_serial_correlation([serial_correlation(one.tolist()) for one in series], [8] * 400) < 0.05
     assert pooled_serial_correlation([], []) == 0
 
 

@@ -170,17 +170,20 @@ def test_a_noisy_cell_stops_at_max_samples() -> None:
     assert (result.stop_reason, len(result.rounds)) == ("max_samples", 15)
 
 
-def test_sampling_ends_with_the_first_round_that_makes_both_whole_passes_precise() -> None:
+def test_sampling_ends_with_the_first_look_at_which_both_whole_passes_are_precise() -> None:
+    """A look at 10 rounds, at 20, at 40: one after every round would end with whatever is narrow by chance."""
     cell = vision_cell(max_samples=500, relative_half_width_fraction=0.004)
     result = measured(cell, FakeRunner(noise_fraction=0.02))
 
     def precise_after(rounds: int) -> bool:
         return all(
-            median_estimate(walls(result, arm)[:rounds]).relative_half_width <= 0.004 for arm in ("plain", "hooks")
+            median_estimate(walls(result, arm)[:rounds], in_order=True).relative_half_width <= 0.004
+            for arm in ("plain", "hooks")
         )
 
     assert result.stop_reason == "precise"
-    assert 10 < len(result.rounds) == next(n for n in range(10, 500) if precise_after(n))
+    assert 10 < len(result.rounds) == next(n for n in (10, 20, 40, 80, 160, 320) if precise_after(n))
+    assert any(precise_after(n) for n in range(10, len(result.rounds))), "an earlier round would have done by chance"
 
 
 def test_a_slow_cell_stops_at_its_time_cap_even_before_min_samples() -> None:

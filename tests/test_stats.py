@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate, median_ranks
+from vlmeter.numbers.intervals import serial_correlations
+from vlmeter.numbers.medians import (
+    MIN_SAMPLES_FOR_PERCENTILE,
+    Estimate,
+    correlation_in_order,
+    median_estimate,
+    median_inflation,
+    median_ranks,
+    serial_correlation,
+)
 
 
 def test_interval_is_where_a_bootstrap_of_many_draws_ends_up() -> None:
@@ -87,3 +96,59 @@ def test_least_samples_for_a_percentile_are_those_with_a_95_percent_upper_bound(
     count = MIN_SAMPLES_FOR_PERCENTILE[fraction]
     assert 1 - fraction**count >= 0.95
     assert 1 - fraction ** (count - 1) < 0.95
+
+
+# --- samples in a row ---------------------------------------------------------------------------------------
+
+
+def in_a_row(count: int, *, correlation: float, seed: int) -> list[float]:
+    rng = np.random.default_rng(seed)
+    found = [rng.standard_normal()]
+    for _ in range(count - 1):
+        found.append(correlation * found[-1] + math.sqrt(1 - correlation**2) * rng.standard_normal())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("correlation", "least", "as_independent"), [(0.0, 0.95, 0.98), (0.3, 0.93, 0.92), (0.6, 0.9, 0.82)]
+)
+def test_samples_that_resemble_each_other_have_a_wider_interval(
+    correlation: float, least: float, as_independent: float
+) -> None:
+    series = [in_a_row(40, correlation=correlation, seed=seed) for seed in range(600)]
+    held = [median_estimate(one, in_order=True).contains(0.0) for one in series]
+    assert np.mean(held) > least
+    assert np.mean([median_estimate(one).contains(0.0) for one in series]) < as_independent
+
+
+def test_the_order_of_samples_counts_only_where_it_is_said_to_mean_something() -> None:
+    rising = [float(value) for value in range(30)]
+    shuffled = np.random.default_rng(1).permutation(rising).tolist()
+    assert median_estimate(rising) == median_estimate(shuffled)
+    assert median_estimate(rising, in_order=True).high > median_estimate(shuffled, in_order=True).high
+
+
+def test_an_interval_never_reaches_beyond_the_samples() -> None:
+    for count in (5, 10, 50, 401, 2000):
+        ranks = median_ranks(count, correlation=0.95)
+        assert ranks is not None
+        assert 0 <= ranks[0] < ranks[1] <= count - 1
+
+
+def test_a_correlation_is_rid_of_its_bias_and_never_below_zero() -> None:
+    assert correlation_in_order(-0.5, 20) == 0
+    assert correlation_in_order(math.nan, 20) == 0
+    assert correlation_in_order(0.99, 20) == pytest.approx(0.95)
+    found = [correlation_in_order(serial_correlation(in_a_row(40, correlation=0.6, seed=n)), 40) for n in range(400)]
+    assert np.mean(found) == pytest.approx(0.58, abs=0.03), "ranks of normal values correlate a little less than these"
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 5.0, 4.0], [1.0, 1.0, 2.0, 2.0, 1.0, 3.0], [1.0] * 6, [1.0, 2.0]])
+def test_one_series_and_many_have_the_same_serial_correlation(values: list[float]) -> None:
+    many = serial_correlations(np.array([values, values[::-1]]))
+    assert many == pytest.approx([serial_correlation(values), serial_correlation(values[::-1])], nan_ok=True)
+
+
+def test_independent_samples_are_worth_what_they_are() -> None:
+    assert median_inflation(0.0, 40) == 1
+    assert median_inflation(0.6, 40) == pytest.approx(2.86, abs=0.01)

@@ -17,6 +17,7 @@ from vlmeter.analysis.reading import (
     Samples,
     Unknown,
     median_in,
+    median_in_order,
     median_of,
     of_subject,
     paired_estimate,
@@ -108,15 +109,15 @@ def _decode_of_run(rows: pd.DataFrame) -> pd.DataFrame:
         waited = samples.total(name, (PREFILL_SUM, *AROUND))
         first = waited + inputs if waited is not None and inputs is not None and len(waited) == len(steps) else None
         estimates = {
-            DECODE: median_of(steps),
-            PREFILL_SUM: median_of(prefill),
-            VISION: median_of(samples.get(name, VISION)),
-            LANGUAGE: median_of(samples.get(name, LANGUAGE)),
-            OUTSIDE: median_of(None if prefill is None else samples.total(name, AROUND)),
-            WAIT: median_of(waited),
-            GENERATED: median_of(total),
-            INPUTS_WALL: median_of(inputs),
-            FIRST_TOKEN: median_of(first),
+            DECODE: median_in_order(steps),
+            PREFILL_SUM: median_in_order(prefill),
+            VISION: median_in_order(samples.get(name, VISION)),
+            LANGUAGE: median_in_order(samples.get(name, LANGUAGE)),
+            OUTSIDE: median_in_order(None if prefill is None else samples.total(name, AROUND)),
+            WAIT: median_in_order(waited),
+            GENERATED: median_in_order(total),
+            INPUTS_WALL: median_in_order(inputs),
+            FIRST_TOKEN: median_in_order(first),
             SHARE: paired_estimate(paired_ratio, prefill, total),
             OF_DECODE: paired_estimate(paired_ratio, prefill, steps),
         }

@@ -24,10 +24,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats as distributions
 
+from vlmeter.analysis.prefill_cells import over
 from vlmeter.analysis.reading import Unknown, of_subject, rows_of
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import over_runs_of_the_same, percentile_over_runs
-from vlmeter.numbers.intervals import Array, Fit, fit_linear
+from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
@@ -201,7 +202,10 @@ def conditions(sample: Sample) -> str:
 
 
 def tail_over_middle(*by_run: Array) -> Estimate | Unknown:
-    """P99 over P50 of the requests of each run, with an interval; with fewer than 299 requests there is no P99."""
+    """P99 over P50 of the requests of each run, with the intervals of both; below 299 requests there is no P99.
+
+    A bootstrap over so few requests hardly ever draws a P99 above the largest: its intervals held 91 % of the time.
+    """
     found = [_tail_over_middle(np.asarray(values, dtype=np.float64)) for values in by_run]
     unknown = next((one for one in found if isinstance(one, Unknown)), None)
     return unknown or over_runs_of_the_same([one for one in found if isinstance(one, Estimate)])
@@ -210,11 +214,10 @@ def tail_over_middle(*by_run: Array) -> Estimate | Unknown:
 def _tail_over_middle(data: Array) -> Estimate | Unknown:
     if len(data) < MIN_SAMPLES_FOR_PERCENTILE[0.99]:
         return Unknown(too_few(0.99, len(data)))
-    drawn = np.random.default_rng(0).integers(0, len(data), size=(REPLICATES, len(data)))
-    ends = np.quantile(data[drawn], [0.5, 0.99], axis=1)
-    low, high = _interval(ends[1] / ends[0])
-    middle, tail = np.quantile(data, [0.5, 0.99])
-    return Estimate(float(tail / middle), low, high)
+    middle, tail = percentile_estimate(data, 0.5), percentile_estimate(data, 0.99)
+    assert middle is not None
+    assert tail is not None
+    return over(tail, middle)
 
 
 def _interval(draws: Array) -> tuple[float, float]:

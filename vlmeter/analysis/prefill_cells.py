@@ -19,6 +19,7 @@ from vlmeter.analysis.reading import (
     Unknown,
     cells_of,
     estimate_of,
+    median_in_order,
     median_of,
     of_subject,
     paired_estimate,
@@ -130,7 +131,7 @@ def _cells_of_run(rows: pd.DataFrame) -> pd.DataFrame:
         name = str(cell["cell_id"])
         row: dict[str, Any] = {field: cell[field] for field in _CELL_FIELDS}
         taken = {quantity: samples.get(name, quantity) for quantity in IN_CELLS if quantity.rows or quantity.parts}
-        values = {quantity: median_of(own) for quantity, own in taken.items()}
+        values = {quantity: median_in_order(own) for quantity, own in taken.items()}
         values[FIRST_TOKEN] = paired_estimate(paired_sum, taken[INPUTS_WALL], taken[PLAIN_WALL])
         for from_, less, left, apart in _SUBTRACTIONS:
             if (whole := taken[from_]) is not None and (part := taken[less]) is not None:
@@ -145,7 +146,7 @@ def _cells_of_run(rows: pd.DataFrame) -> pd.DataFrame:
         ):
             values[how] = paired_estimate(paired_ratio, of, taken[whole_pass], minus=1)
         if taken[PREFILL_SUM] is not None and (outside := samples.total(name, AROUND)) is not None:
-            values[OUTSIDE] = median_of(outside)
+            values[OUTSIDE] = median_in_order(outside)
             values[OUTSIDE_SHARE] = paired_estimate(paired_ratio, outside, spans)
         values[WALL_OVER_BUSY] = over(values[PLAIN_WALL], values[BUSY_PREFILL])
         for quantity in IN_CELLS:

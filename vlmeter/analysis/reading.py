@@ -88,9 +88,14 @@ class Samples:
         return np.sum(np.array(found), axis=0) if found else None
 
 
-def median_of(samples: Array | None) -> Estimate:
-    """Median of samples with its interval; no estimate without samples."""
-    return NO_ESTIMATE if samples is None or not len(samples) else median_estimate(samples.tolist())
+def median_of(values: Array | None) -> Estimate:
+    """Median of values that stand in no order, such as one of each cell; no estimate without any."""
+    return NO_ESTIMATE if values is None or not len(values) else median_estimate(values.tolist())
+
+
+def median_in_order(samples: Array | None) -> Estimate:
+    """Median of one cell's samples, in the order of its rounds; no estimate without samples."""
+    return NO_ESTIMATE if samples is None or not len(samples) else median_estimate(samples.tolist(), in_order=True)
 
 
 def median_in(frame: pd.DataFrame, quantity: Quantity) -> Estimate:
@@ -110,7 +115,7 @@ def paired_estimate(
 
 def paired_sum(samples: Array, others: Array) -> Estimate:
     """Median of the sums of two series, round by round."""
-    return median_of(samples + others)
+    return median_in_order(samples + others)
 
 
 def put_estimate(row: dict[str, Any], quantity: Quantity, estimate: Estimate) -> None:

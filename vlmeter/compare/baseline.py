@@ -30,8 +30,8 @@ from vlmeter.analysis.conditions import sentinel, trust
 from vlmeter.analysis.reading import subjects_of
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
-from vlmeter.numbers.intervals import NORMAL_REACH, Array, serial_correlation
-from vlmeter.numbers.medians import median_estimate
+from vlmeter.numbers.intervals import NORMAL_REACH, Array
+from vlmeter.numbers.medians import median_estimate, serial_correlation
 from vlmeter.table.files import has_column, read_table
 from vlmeter.table.kinds import REQUESTS
 from vlmeter.table.quantities import RowKey, is_of_a_server, is_repeat
@@ -351,8 +351,8 @@ def _plain(value: Any) -> str | int | bool:
 
 def repeats_of(key: RowKey, samples: Array) -> Repeats:
     """Describe repeats of one duration; samples in ms, in the order in which they were taken."""
-    estimate = median_estimate(samples.tolist())
-    serial = serial_correlation(samples)
+    estimate = median_estimate(samples.tolist(), in_order=True)
+    serial = serial_correlation(samples.tolist())
     kept = samples
     if len(samples) > MOST_SAMPLES:
         kept = np.quantile(samples, (np.arange(MOST_SAMPLES) + 0.5) / MOST_SAMPLES)

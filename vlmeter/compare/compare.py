@@ -62,10 +62,10 @@ from vlmeter.numbers.intervals import (
     Array,
     Variance,
     add_variances,
-    median_inflation,
     median_standard_error,
     pooled_serial_correlation,
 )
+from vlmeter.numbers.medians import median_inflation
 from vlmeter.table.quantities import DEVICE_ALONE, WHOLE_CELL, RowKey, is_another_at_a_server, is_busy
 
 #: ASSUME: what a session is believed to err by (standard deviation) before the sentinel is heard, and how many looks

@@ -55,12 +55,12 @@ class Measurement:
         arm = self.judged[-1] if self.judged else None
         if arm is None or not self.timings.get(arm):
             return None
-        return median_estimate([timing.wall_ms for timing in self._trusted(arm)])
+        return median_estimate([timing.wall_ms for timing in self._trusted(arm)], in_order=True)
 
     def precision(self) -> float:
         """Largest relative half width among the arms that are judged: what sampling has to bring down."""
         return max(
-            median_estimate([timing.wall_ms for timing in self._trusted(arm)]).relative_half_width
+            median_estimate([timing.wall_ms for timing in self._trusted(arm)], in_order=True).relative_half_width
             for arm in self.judged
             if self.timings.get(arm)
         )

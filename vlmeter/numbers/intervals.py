@@ -57,12 +57,12 @@ def percentile_estimate(samples: Sequence[float] | Array, fraction: float) -> Es
 
 def paired_difference(samples: Array, others: Array) -> Estimate:
     """Median of `samples - others`, round by round; raises ValueError on unlike lengths."""
-    return median_estimate((_as_pairs(samples, others)[0] - others).tolist())
+    return median_estimate((_as_pairs(samples, others)[0] - others).tolist(), in_order=True)
 
 
 def paired_ratio(samples: Array, others: Array) -> Estimate:
     """Median of `samples / others`, round by round; raises ValueError on unlike lengths."""
-    return median_estimate((_as_pairs(samples, others)[0] / others).tolist())
+    return median_estimate((_as_pairs(samples, others)[0] / others).tolist(), in_order=True)
 
 
 def _as_pairs(samples: Array, others: Array) -> tuple[Array, Array]:
@@ -99,25 +99,14 @@ def median_standard_error(samples: Array, *, count: int | None = None) -> float:
     return math.sqrt(float(weights @ (ordered - centre) ** 2))
 
 
-def _ranks(samples: Array) -> Array:
-    """Ranks, the mean of their places for equal ones; samples that differ are ranked much sooner than by scipy."""
-    order = np.argsort(samples, kind="stable")
-    if len(samples) < 2 or np.all(np.diff(samples[order]) > 0):
-        ranks = np.empty(len(samples))
-        ranks[order] = np.arange(1, len(samples) + 1)
-        return ranks
-    return np.asarray(distributions.rankdata(samples), dtype=np.float64)
-
-
-def serial_correlation(samples: Array) -> float:
-    """Rank correlation of each sample with the one before; NaN below five samples or where they do not vary.
-
-    It errs downwards in short series: a mean was taken off (see `pooled_serial_correlation`).
-    """
-    ranks = _ranks(samples)
-    ranks = ranks - ranks.mean()
-    total = float(ranks @ ranks)
-    return float(ranks[1:] @ ranks[:-1]) / total if len(samples) >= 5 and total > 0 else math.nan
+def serial_correlations(series: Array) -> Array:
+    """Serial correlation of every row of [series, samples]: `medians.serial_correlation` of many series at once."""
+    ranks = distributions.rankdata(series, axis=1)
+    ranks = ranks - ranks.mean(axis=1, keepdims=True)
+    totals = np.sum(ranks**2, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.sum(ranks[:, 1:] * ranks[:, :-1], axis=1) / np.where(totals > 0, totals, np.nan)
+    return np.asarray(found if series.shape[1] >= MIN_SAMPLES_FOR_PERCENTILE[0.50] else np.full(len(series), np.nan))
 
 
 def pooled_serial_correlation(found: Sequence[float], counts: Sequence[int]) -> float:
@@ -133,18 +122,6 @@ def pooled_serial_correlation(found: Sequence[float], counts: Sequence[int]) -> 
     mean = float(np.average([value for value, _ in pairs], weights=weights))
     shortness = float(np.average([1 / count for _, count in pairs], weights=weights))
     return min(max((mean + shortness) / (1 - 4 * shortness), 0.0), 0.95) if shortness < 0.25 else 0.0
-
-
-@lru_cache(maxsize=4096)
-def median_inflation(correlation: float, count: int) -> float:
-    """Variance of a median of so many samples in a row, over that of as many independent ones.
-
-    For a first-order process. A median knows of each sample only on which side of it that lies, and signs correlate
-    less than values do: by 2/pi * asin(rho), the arcsine law of clipped noise.
-    """
-    lags = np.arange(1, count)
-    signs = 2 / math.pi * np.arcsin(correlation**lags)
-    return 1 + 2 * float(np.sum((1 - lags / count) * signs))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Ceilings(_Part):
 
 def ceiling_of(samples: list[float]) -> Ceiling:
     """Summarise samples (five or more) of a ceiling."""
-    estimate = median_estimate(samples)
+    estimate = median_estimate(samples, in_order=True)
     return Ceiling(value=estimate.value, low=estimate.low, high=estimate.high, samples=tuple(samples))
 
 

@@ -27,6 +27,8 @@ import pandas as pd
 from pydantic import ValidationError
 
 from vlmeter.common.errors import UserError
+from vlmeter.numbers.intervals import serial_correlations
+from vlmeter.numbers.medians import correlation_in_order
 from vlmeter.records.parts import Energy
 from vlmeter.records.record import RECORD_VERSION, Record, read_record
 from vlmeter.table.columns import COLUMNS, PANDAS, STATISTICS
@@ -359,8 +361,10 @@ def _summarise(samples: Sequence[Array | None]) -> dict[str, Array]:
         if values is not None and len(values):
             by_length[len(values)].append(place)
     for count, places in by_length.items():
-        ordered = np.sort(np.stack([values for place in places if (values := samples[place]) is not None]), axis=1)
+        taken = np.stack([values for place in places if (values := samples[place]) is not None])
+        correlations = np.array([correlation_in_order(found, count) for found in serial_correlations(taken).tolist()])
+        ordered = np.sort(taken, axis=1)
         for column in STATISTICS:
             if column.statistic is not None and count >= column.least:
-                result[column.name][places] = column.statistic(ordered)
+                result[column.name][places] = column.statistic(ordered, correlations)
     return result

@@ -30,8 +30,8 @@ Dtype = Literal["string", "integer", "float", "boolean", "list"]
 #: Where a cell's value stands in its record: a dotted path, or a function of the record.
 Path = str | Callable[["Record"], Any]
 
-#: What is made of sorted samples [rows, samples]: one value for each row.
-Statistic = Callable[[Array], Array]
+#: What is made of sorted samples [rows, samples] and of each row's correlation in order: one value for each row.
+Statistic = Callable[[Array, Array], Array]
 
 
 #: End of a column's name -> its unit.
@@ -97,7 +97,7 @@ def _of_gauge(gauge: Gauge[Any]) -> Column:
     return Column(gauge.name, "float", f"{gauge.words} ({gauge.over_rounds.name} over rounds)", over_rounds)
 
 
-def _median(ordered: Array) -> Array:
+def _median(ordered: Array, _: Array) -> Array:
     count = ordered.shape[1]
     return np.asarray((ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2)
 
@@ -105,15 +105,20 @@ def _median(ordered: Array) -> Array:
 def _end(which: int) -> Statistic:
     """Make the statistic that is one end of the median's interval, as in `numbers.medians.median_estimate`."""
 
-    def end(ordered: Array) -> Array:
-        ranks = median_ranks(ordered.shape[1])
-        return np.full(len(ordered), np.nan) if ranks is None else ordered[:, ranks[which]]
+    def end(ordered: Array, correlations: Array) -> Array:
+        found = np.full(len(ordered), np.nan)
+        for correlation in np.unique(correlations):
+            rows = correlations == correlation
+            ranks = median_ranks(ordered.shape[1], correlation=float(correlation))
+            if ranks is not None:
+                found[rows] = ordered[rows, ranks[which]]
+        return found
 
     return end
 
 
 def _quantile(fraction: float) -> Statistic:
-    return lambda ordered: np.asarray(np.quantile(ordered, fraction, axis=1))
+    return lambda ordered, _: np.asarray(np.quantile(ordered, fraction, axis=1))
 
 
 #: Columns that tables of before did not have; `vlmeter.table.files` says what they are in such a table.
@@ -306,20 +311,20 @@ STATISTICS = (
     Column(
         "low_ms",
         "float",
-        "lower end of the median's 95 % bootstrap interval; absent below 5 samples",
+        "lower end of the median's 95 % interval, for samples in a row; absent below 5 samples",
         statistic=_end(0),
         least=MIN_SAMPLES_FOR_PERCENTILE[0.50],
     ),
     Column(
         "high_ms",
         "float",
-        "upper end of the median's 95 % bootstrap interval; absent below 5 samples",
+        "upper end of the median's 95 % interval, for samples in a row; absent below 5 samples",
         statistic=_end(1),
         least=MIN_SAMPLES_FOR_PERCENTILE[0.50],
     ),
-    Column("mean_ms", "float", "mean", statistic=lambda ordered: ordered.mean(axis=1)),
-    Column("min_ms", "float", "smallest sample", statistic=lambda ordered: ordered[:, 0]),
-    Column("max_ms", "float", "largest sample", statistic=lambda ordered: ordered[:, -1]),
+    Column("mean_ms", "float", "mean", statistic=lambda ordered, _: ordered.mean(axis=1)),
+    Column("min_ms", "float", "smallest sample", statistic=lambda ordered, _: ordered[:, 0]),
+    Column("max_ms", "float", "largest sample", statistic=lambda ordered, _: ordered[:, -1]),
     Column(
         "p95_ms",
         "float",
