@@ -183,3 +183,16 @@ def test_what_does_not_vary_has_no_correlation() -> None:
     assert math.isnan(rank_correlation(X, ONES).value)
     assert math.isnan(rank_correlation(X[:1], X[:1]).value)
     assert math.isnan(rank_correlation(X[:3], X[:3]).low)
+
+
+def test_few_clusters_have_an_interval_that_holds_the_slope() -> None:
+    """Photographs that err by 5 %: the residual of one that pulls the fit to itself understates its error."""
+    sizes, photographs = np.tile([1.0, 2.0, 4.0, 8.0], 5), np.repeat(np.arange(5), 4)
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        own = 1 + 0.05 * rng.standard_normal(5)[photographs]
+        values = 3 * sizes * own + 0.05 * rng.standard_normal(20)
+        columns = {"slope": sizes, "constant": np.ones(20)}
+        held += fit_linear(columns, values, clusters=photographs, replicates=400)["slope"].contains(3.0)
+    assert held / 200 > 0.92
