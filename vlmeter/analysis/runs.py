@@ -78,9 +78,9 @@ def _pooled(rows: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
         whole = np.mean([own[:reached] for own in samples], axis=0)
     else:
         whole = np.concatenate(samples)
-    middle = over_runs([median_estimate(own.tolist()) for own in samples if len(own)])
+    middle = over_runs([median_estimate(own.tolist(), in_order=True) for own in samples if len(own)])
     first["samples_ms"] = whole
     for column in STATISTICS:
         if column.name in first and column.statistic is not None and len(whole) >= column.least:
-            first[column.name] = float(column.statistic(np.sort(whole)[None, :])[0])
+            first[column.name] = float(column.statistic(np.sort(whole)[None, :], np.zeros(1))[0])
     return first | {"median_ms": middle.value, "low_ms": middle.low, "high_ms": middle.high}

@@ -223,7 +223,7 @@ def _within(busy: Mapping[str, Estimate], times: Mapping[str, Estimate]) -> dict
 
 
 def _first_steps(row: Mapping[Any, Any]) -> Estimate:
-    return reading.median_of(np.asarray(row["samples_ms"], dtype=np.float64)[:FIRST_STEPS])
+    return reading.median_in_order(np.asarray(row["samples_ms"], dtype=np.float64)[:FIRST_STEPS])
 
 
 def _floor(rows: pd.DataFrame) -> tuple[float | None, str | None]:

@@ -9,10 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vlmeter.analysis.by_run import added_fits
+from vlmeter.analysis.by_run import added_fits, combined
 from vlmeter.analysis.decode_runs import FIRST_STEPS, pictures_in_words
 from vlmeter.analysis.prefill_cells import judge_bound, over, pooled
-from vlmeter.analysis.reading import Samples, Unknown, cells_of, median_of, of_subject, put_estimate, rows_of
+from vlmeter.analysis.reading import (
+    Samples,
+    Unknown,
+    cells_of,
+    median_in_order,
+    median_of,
+    of_subject,
+    put_estimate,
+    rows_of,
+)
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import over_runs_of_the_same, percentile_over_runs
 from vlmeter.numbers.intervals import Array, Fit, fit_linear
@@ -158,7 +167,11 @@ def served_tokens(table: pd.DataFrame, subject: str | None = None) -> pd.DataFra
 
     Whole and part are those of the same answer, round by round, so that the rest is theirs too.
     """
-    rows = of_subject(table, subject)
+    found = [_served_tokens_of_run(own) for own in runs_of(of_subject(table, subject))]
+    return combined(found, IN_TOKENS, key=("cell_id",))
+
+
+def _served_tokens_of_run(rows: pd.DataFrame) -> pd.DataFrame:
     samples = Samples(rows, kinds.GENERATION)
     found = []
     for cell in cells_of(rows, kinds.GENERATION).to_dict("records"):
@@ -167,10 +180,10 @@ def served_tokens(table: pd.DataFrame, subject: str | None = None) -> pd.DataFra
         if whole is None or inside is None or len(whole) != len(inside) or steps < 1:
             continue
         row: dict[str, Any] = {"cell_id": cell["cell_id"]}
-        put_estimate(row, SERVED_TOKEN, median_of(whole / steps))
-        put_estimate(row, DEVICE_STEP, median_of(inside / steps))
-        put_estimate(row, BETWEEN_STEPS, median_of((whole - inside) / steps))
-        put_estimate(row, TOKEN_OVER_STEP, median_of(whole / inside - 1))
+        put_estimate(row, SERVED_TOKEN, median_in_order(whole / steps))
+        put_estimate(row, DEVICE_STEP, median_in_order(inside / steps))
+        put_estimate(row, BETWEEN_STEPS, median_in_order((whole - inside) / steps))
+        put_estimate(row, TOKEN_OVER_STEP, median_in_order(whole / inside - 1))
         found.append(row)
     return pd.DataFrame(found, columns=["cell_id", *(name for quantity in IN_TOKENS for name in quantity.columns)])
 

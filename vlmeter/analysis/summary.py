@@ -15,7 +15,9 @@ import pandas as pd
 
 from vlmeter.analysis import conditions, reading
 from vlmeter.analysis.answers import Topic, answers_of
-from vlmeter.analysis.reading import Samples, Unknown, median_of
+from vlmeter.analysis.reading import Samples, Unknown, median_in_order
+from vlmeter.analysis.runs import runs_of
+from vlmeter.numbers.clusters import over_runs
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
@@ -84,7 +86,7 @@ def _summary(
     chosen: Sequence[str],
     roofline: pd.DataFrame | None,
 ) -> Summary:
-    samples = {kind: Samples(rows, kind) for kind in (kinds.GENERATION, kinds.PREFILL)}
+    samples = {kind: [Samples(own, kind) for own in runs_of(rows)] for kind in (kinds.GENERATION, kinds.PREFILL)}
     shown = [_of_image(title, images[title], samples[images[title]["kind"]]) for title in chosen if title in images]
     answered = _answers(rows, roofline)
     if len(images) == 1:  # a median over one image, which has no interval, would stand beside that image's own
@@ -158,11 +160,24 @@ def _chosen(images: Sequence[Mapping[str, Mapping[Any, Any]]]) -> list[str]:
     return [titles[i] for i in sorted({0, (len(titles) - 1) // 2, len(titles) - 1})] if titles else []
 
 
-def _of_image(title: str, cell: Mapping[Any, Any], samples: Samples) -> Section:
-    """The waits of one cell from the opened picture to the last token, in their order."""
+def _of_image(title: str, cell: Mapping[Any, Any], by_run: Sequence[Samples]) -> Section:
+    """The waits of a cell from the opened picture to the last token, in their order; by_run: its samples, run by run."""
+    told = [_waits(cell, samples) for samples in by_run]
+    names = dict.fromkeys(name for own in told for name in own)
+    lines = []
+    for name in names:
+        found = [own[name] for own in told if name in own]
+        line = found[0]
+        estimate = over_runs([one.found for one in found if isinstance(one.found, Estimate)])
+        lines.append(replace(line, found=estimate))
+    return Section(title, tuple(line for line in lines if not math.isnan(_value(line))), _counts(cell))
+
+
+def _waits(cell: Mapping[Any, Any], samples: Samples) -> dict[str, Line]:
+    """The waits of one cell in one run, by name."""
     name = str(cell["cell_id"])
     lines = [
-        Line(quantity.name, quantity.label, median_of(own), quantity.unit)
+        Line(quantity.name, quantity.label, median_in_order(own), quantity.unit)
         for quantity in (INPUTS_WALL, *AROUND[:-1], *PHASES, AROUND[-1])
         if (own := samples.get(name, quantity)) is not None
     ]
@@ -172,13 +187,13 @@ def _of_image(title: str, cell: Mapping[Any, Any], samples: Samples) -> Section:
     steps = None if is_prefill else samples.get(name, DECODE)
     if inputs is not None and whole is not None and len(inputs) == len(whole):
         first = inputs + whole
-        lines.append(Line(FIRST_TOKEN.name, FIRST_TOKEN.label, median_of(first), "ms"))
+        lines.append(Line(FIRST_TOKEN.name, FIRST_TOKEN.label, median_in_order(first), "ms"))
         if steps is not None and len(steps) == len(first):
             tokens = _tokens(cell)
-            each = median_of(steps / max(1, tokens - 1))
+            each = median_in_order(steps / max(1, tokens - 1))
             lines.append(Line("output_token", "each further token", each, "ms"))
-            lines.append(Line("request", f"all {plural(tokens, 'token')}", median_of(first + steps), "ms"))
-    return Section(title, tuple(line for line in lines if not math.isnan(_value(line))), _counts(cell))
+            lines.append(Line("request", f"all {plural(tokens, 'token')}", median_in_order(first + steps), "ms"))
+    return {line.name: line for line in lines}
 
 
 def _value(line: Line) -> float:
