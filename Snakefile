@@ -87,6 +87,7 @@ DUMMIES = made_pictures(CELLS)
 OWN_PICTURES = [local(str(path).replace("{", "{{").replace("}", "}}")) for path in own_pictures(CELLS)]
 SUBJECTS = list(STUDY.subjects)
 RUNS = range(STUDY.runs)
+SESSIONS = [(run, subject) for run in RUNS for subject in SUBJECTS]
 STATES = cell_states(STUDY, PLACES, CELLS)
 # Limits are those of a device that this machine holds, and of a model that runs on it.
 ON_DEVICES = [name for name, subject in STUDY.subjects.items() if has_limits(subject)]

@@ -13,7 +13,7 @@ for device_use, sharing in alike({name: STUDY.subjects[name] for name in ON_DEVI
         log:
             LAYOUT.log(f"measure_ceilings-{device_use}"),
         # before the long session, so that an interrupted study has its limits
-        priority: STUDY.runs + 9
+        priority: len(SESSIONS) + 1
         conda:
             "../envs/measure.yaml"
         # it has the machine to itself, as a measuring session does

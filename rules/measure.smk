@@ -52,6 +52,7 @@ rule check_counts:
         stale=COUNTS_MARK if OTHER_CODE else [],
     log:
         LAYOUT.log("check_counts-{subject}"),
+    priority: len(SESSIONS)
     localrule: True
     conda:
         "../envs/measure.yaml"
@@ -64,9 +65,9 @@ rule check_counts:
         "../scripts/check_counts.py"
 
 
-# The sessions of a study with several runs take turns, A B A B: an earlier run goes first, and the second run of a subject
-# waits until all subjects can begin their first. On a cluster they may run side by side.
-for run, subject_name in [(run, subject_name) for run in RUNS for subject_name in SUBJECTS]:
+# The sessions of a study with several runs take turns, A B A B: earlier ones go first, all counts before them, and the second
+# run of a subject waits until all subjects can begin their first. On a cluster they may run side by side.
+for place, (run, subject_name) in enumerate(SESSIONS):
     subject_cells = [cell for cell in CELLS if cell.subject == subject_name]
     gpus = session_gpus(STUDY.subjects[subject_name], gpus=GPUS)
     session = session_name(subject_name, run)
@@ -87,7 +88,7 @@ for run, subject_name in [(run, subject_name) for run in RUNS for subject_name i
             stale=[STALE_MARKS[session]] if session in STALE_MARKS else [],
         log:
             LAYOUT.log(f"measure-{session}"),
-        priority: STUDY.runs - 1 - run
+        priority: len(SESSIONS) - 1 - place
         conda:
             "../envs/measure.yaml"
         threads: session_threads(gpus, cores=CORES, of_gpus=GPUS)

@@ -161,7 +161,7 @@ def _chosen(images: Sequence[Mapping[str, Mapping[Any, Any]]]) -> list[str]:
 
 
 def _of_image(title: str, cell: Mapping[Any, Any], by_run: Sequence[Samples]) -> Section:
-    """The waits of a cell from the opened picture to the last token, in their order; by_run: its samples, run by run."""
+    """The waits of a cell from the opened picture to the last token, in order; by_run: its samples, run by run."""
     told = [_waits(cell, samples) for samples in by_run]
     names = dict.fromkeys(name for own in told for name in own)
     lines = []
