@@ -21,7 +21,8 @@ PYTHON_API: Mapping[str, tuple[str, ...]] = {
     "vlmeter.analysis.decode_runs": ("decode", "decode_law", "by_length"),
     "vlmeter.analysis.step_times": ("step_law", "step_bound", "inter_token_percentiles"),
     "vlmeter.analysis.distribution": ("sample_of", "percentiles", "explain", "slowest"),
-    "vlmeter.analysis.flops": ("points", "relations", "token_costs"),
+    "vlmeter.analysis.answers": ("Answer", "answers_of", "all_answers"),
+    "vlmeter.analysis.flops": ("points", "relations"),
     "vlmeter.analysis.prediction": ("predict",),
     "vlmeter.analysis.conditions": ("trust", "sentinel"),
 }
