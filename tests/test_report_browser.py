@@ -150,7 +150,7 @@ def test_what_is_wider_than_the_page_says_that_it_scrolls(browser: Browser, repo
     with opened(browser, report, width_px=width_px) as (page, _):
         page.evaluate("document.querySelectorAll('.folded').forEach((part) => fold(part, false))")
         page.wait_for_function(
-            """() => [...document.querySelectorAll(".scroll, .frame")].filter((part) => part.clientWidth)
+            """() => [...document.querySelectorAll(".scroll, .frame")].filter((part) => part.checkVisibility())
                 .every((part) => part.scrollWidth > part.clientWidth + 1 === !part.previousElementSibling.hidden)""",
             timeout=20_000,
         )
