@@ -20,7 +20,7 @@ from vlmeter.analysis.prediction import predict, prediction_rows
 from vlmeter.analysis.reading import Unknown
 from vlmeter.claims.registry import judge_all
 from vlmeter.compare.baseline import run_of_table
-from vlmeter.figures.registry import get_figure
+from vlmeter.figures.registry import NOT_ASKED, get_figure
 from vlmeter.numbers.words import with_interval
 from vlmeter.report.answers import share_bars
 from vlmeter.table.build import build_table
@@ -318,7 +318,7 @@ def test_the_stack_of_a_server_is_as_high_as_its_first_token(table: pd.DataFrame
     words = [text.get_text() for text in figure.findobj(Text)]
     assert any("served, fake device, random weights" in text for text in words)
     pyplot.close(figure)
-    assert module.needs(of(table, "eager")) == "no server was measured"
+    assert module.needs(of(table, "eager")) == NOT_ASKED
 
 
 def test_an_image_stands_in_a_server_beside_the_model_by_itself(table: pd.DataFrame) -> None:
