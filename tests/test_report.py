@@ -33,7 +33,7 @@ from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import with_interval
 from vlmeter.report.chart import DRAWN, questions
 from vlmeter.report.page import PAGE, render, write
-from vlmeter.report.pictures import DARK_COLOURS, follow_the_reader
+from vlmeter.report.pictures import DARK_COLOURS, FigureFiles, follow_the_reader
 from vlmeter.table.columns import COLUMNS
 from vlmeter.table.kinds import GENERATION, PREFILL
 from vlmeter.table.quantities import DECODE, PLAIN_WALL
@@ -494,14 +494,15 @@ def test_without_limits_environment_and_figures_the_page_says_that_they_are_miss
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
     inputs = inputs_of(tmp_path, table)
-    page = parse(render(replace(inputs, figures={})))
+    gone = FigureFiles(tmp_path / "gone.svg", tmp_path / "gone.txt")
+    page = parse(render(replace(inputs, figures={"fake": {"vision_by_tokens": gone}})))
     assert "limits were not measured" in missing_in(page)
     assert "Not known." in page.find("section", id="reproduce").text
     assert not page.find_all("figure")
     assert "this figure was not made" in page.find("section", id="vision").text
 
 
-@pytest.mark.parametrize("name", ["claims", "environments", "roofline", "table"])
+@pytest.mark.parametrize("name", ["answers", "claims", "environments", "roofline", "table"])
 def test_a_file_that_cannot_be_read_is_named(table: pd.DataFrame, tmp_path: Path, name: str) -> None:
     inputs = inputs_of(tmp_path, table, environment=ENVIRONMENT, roofline=roofline_of(table))
     path: Path = getattr(inputs, name)
