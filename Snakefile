@@ -143,6 +143,7 @@ wildcard_constraints:
     subject="|".join(map(re.escape, SUBJECTS)),
 
 
+include: "rules/common.smk"
 include: "rules/inputs.smk"
 include: "rules/measure.smk"
 include: "rules/limits.smk"

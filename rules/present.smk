@@ -5,17 +5,6 @@
 # for what it shows, and not for the same figures as PNG and PDF.
 
 
-def in_report(place, figure):
-    """A figure as Snakemake's own report has it; the caption is written when the figure is drawn."""
-    return report(
-        LAYOUT.figure(place, figure, "svg"),
-        caption=str(Path.cwd() / PLACES.figure(place, figure, "rst")),
-        category="Figures",
-        subcategory="subjects side by side" if place == ALL_SUBJECTS else place,
-        labels=lambda wildcards: {"figure": get_figure(figure).TITLE},
-    )
-
-
 for place, names in FIGURES_OF.items():
     of_whom = "side_by_side" if place == ALL_SUBJECTS else f"figures_{place}"
     in_words = "all subjects side by side" if place == ALL_SUBJECTS else place

@@ -40,7 +40,7 @@ def test_the_fits_are_those_of_the_report(gallery: Results) -> None:
     for name, place in (
         ("crop", ("costs", "crop")),
         ("vision_token", ("costs", "token")),
-        ("output_token", ("decode", "per_token")),
+        ("output_token", ("decode_line", "per_token")),
     ):
         answer = said[name].found
         assert not isinstance(answer, Unknown)
@@ -53,7 +53,7 @@ def test_every_fit_has_a_number_or_the_reason_why_not() -> None:
     assert list(fits.columns) == list(FIT_COLUMNS)
     assert set(fits["subject"]) == {"internvl-8b", "llava-onevision-7b", "molmo-7b-d", "molmo-7b-d-eager"}
     assert (fits["value"].isna() == (fits["unknown"] != "")).all()
-    of_internvl = fits[(fits["subject"] == "internvl-8b") & (fits["law"] == "prefill")]
+    of_internvl = fits[(fits["subject"] == "internvl-8b") & (fits["law"] == "prefill_plane")]
     assert set(of_internvl["unknown"]) == {"crops and tokens do not vary independently of each other in these cells"}
 
 

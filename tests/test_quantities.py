@@ -42,10 +42,10 @@ NAMES |= {quantity.name for quantity in QUANTITIES.values() if quantity.unit == 
 COLUMNS = {column for quantity in QUANTITIES.values() for column in quantity.columns if column != quantity.name}
 
 #: Assignments that give a figure its own name and section, and list figures by name.
-OF_FIGURES = ("NAME", "SECTION", "FIGURES", "SIDE_BY_SIDE")
+OF_FIGURES = ("NAME", "SECTION", "FIGURES", "SIDE_BY_SIDE", "_OF_KIND")
 
-#: Literals that are words of the page and name nothing that was measured: a heading, and keys of the environment.
-WORDS = {("report/page.py", "device")}
+#: Literals that are words of the page and name nothing that was measured: a heading, a topic, a section, a key.
+WORDS = {("report/page.py", word) for word in ("device", "wait", "vision")}
 
 
 def named(path: Path) -> list[str]:

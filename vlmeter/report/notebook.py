@@ -60,9 +60,9 @@ class Results:
     def fits(self) -> pd.DataFrame:
         """One row per subject, law and term: the number with its 95 % interval, and what it rests on.
 
-        law: "costs" (of a crop and a token, each told by its part of the model), "prefill" (a plane over crops and
-        prompt tokens), "decode" (over steps, relative least squares), "decode_log_log" (its slope over steps),
-        "decode_step" (over the context); time: which time it is about; points: what the fit rests on; unknown: why
+        law: "costs" (of a crop and a token, each told by its part of the model), "prefill_plane" (over crops and
+        prompt tokens), "decode_line" (over steps, relative least squares), "decode_log_log" (its slope over steps),
+        "step_line" (over the context); time: which time it is about; points: what the fit rests on; unknown: why
         there is no number, where there is none.
         """
         rows = [row for name in self.subjects for row in _fits_of(self.table, name)]
@@ -133,11 +133,11 @@ def _fits_of(table: pd.DataFrame, subject: str) -> Iterator[dict[str, Any]]:
     yield row("costs", "crop", "ms", costs.crop, f"{clock.name} of the vision side", None)
     yield row("costs", "token", "ms", costs.token, f"{clock.name} of {costs.token_is_of}", None)
     plane = two_factor(cells, clock.quantity)
-    yield from rows("prefill", {"crop": "ms", "token": "ms", "constant": "ms"}, plane, clock.name)
+    yield from rows("prefill_plane", {"crop": "ms", "token": "ms", "constant": "ms"}, plane, clock.name)
     law: DecodeLaw | Unknown = decode_law(runs)
     line, power = (law, law) if isinstance(law, Unknown) else (law.line, law.power)
-    yield from rows("decode", {"per_token": "ms", "constant": "ms"}, line, "device time with gaps")
+    yield from rows("decode_line", {"per_token": "ms", "constant": "ms"}, line, "device time with gaps")
     yield from rows("decode_log_log", {"slope": "times"}, power, "device time with gaps")
     steps: StepLaw | Unknown = step_law(table, subject)
     step = steps if isinstance(steps, Unknown) else steps.fit
-    yield from rows("decode_step", {"per_context_token": "ms", "constant": "ms"}, step, "device time with gaps")
+    yield from rows("step_line", {"per_context_token": "ms", "constant": "ms"}, step, "device time with gaps")

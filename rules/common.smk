@@ -1,0 +1,12 @@
+# What several rules say alike.
+
+
+def in_report(place, figure):
+    """A figure as Snakemake's own report has it; the caption is written when the figure is drawn."""
+    return report(
+        LAYOUT.figure(place, figure, "svg"),
+        caption=str(Path.cwd() / PLACES.figure(place, figure, "rst")),
+        category="Figures",
+        subcategory="subjects side by side" if place == ALL_SUBJECTS else place,
+        labels=lambda wildcards: {"figure": get_figure(figure).TITLE},
+    )
