@@ -111,6 +111,14 @@ def test_a_served_model_is_measured_at_its_address(call) -> None:
     assert subject.endpoint.url == "http://127.0.0.1:8000/v1"
 
 
+def test_runs_are_the_studys(call) -> None:
+    line = (*NANO, "--image", "336x336", "--output-tokens", "4", "--no-costs")
+    call(*line)
+    assert "runs" not in written()[1]
+    call(*line, "--runs", "2", "--name", "twice")
+    assert load_study(Path("results/twice/study.yaml")).runs == 2
+
+
 def test_the_same_line_again_goes_on_and_another_has_a_study_of_its_own(call) -> None:
     line = (*NANO, "--image", "336x336", "--output-tokens", "4")
     assert [call(*line)[0], call(*line)[0]] == [0, 0]

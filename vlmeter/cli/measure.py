@@ -74,6 +74,10 @@ def measure(
         bool,
         typer.Option("--costs/--no-costs", help="measure some more image sizes, for the cost of a crop and a token"),
     ] = True,
+    runs: Annotated[
+        int | None,
+        typer.Option("--runs", min=1, help="sessions, each in a process of its own; intervals hold how they differ"),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="name of the study; default: made of the model and what is asked")
     ] = None,
@@ -92,7 +96,9 @@ def measure(
     subject |= _way(backend, url)
     subject |= {"dtype": dtype or fitting_dtype(device), "device": device}
     asked = _requests(image or ["1344x1344"], output_tokens or [128], question or [])
-    content: dict[str, Any] = {"study": "draft", "subjects": {name_of(subject): subject}}
+    content: dict[str, Any] = {"study": "draft"}
+    content |= {} if runs is None else {"runs": runs}
+    content["subjects"] = {name_of(subject): subject}
     content["experiments"] = {"requests": asked}
     content["sampling"] = dict(SAMPLING)
     study = parse_study(content, source="measure")
