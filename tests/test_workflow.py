@@ -322,7 +322,9 @@ def test_another_workflow_may_take_in_all_of_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (outer.folder / "results" / "fake" / "table.parquet").exists()
     ran = outer.run("-n", "--configfile", "importer.yaml")
-    assert ran.lines("vlmeter: importer.yaml: key study is missing"), "its own configuration is taken for a study"
+    assert ran.code == 2
+    assert ran.lines("vlmeter: importer.yaml: "), "its own configuration is taken for a study"
+    assert "key study is missing" in ran.said
 
 
 # --- what was deleted -------------------------------------------------------------------------------
