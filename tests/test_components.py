@@ -68,7 +68,7 @@ def test_parameters_are_those_of_the_loaded_model_and_decode_adds_none(table: pd
 
 def test_without_requests_the_generations_are_profiled_and_without_these_the_prefills(tmp_path: Path) -> None:
     generations = profiled(table_of(tmp_path / "a"))
-    assert (generations.source, generations.has_decode) == ("generations on photographs", True)
+    assert (generations.source, generations.has_decode) == ("generations", True)
     prefills = profiled(table_of(tmp_path / "b", output=None))
     assert (prefills.source, prefills.count, prefills.has_decode) == ("prefills of dummy images", 12, False)
     assert set(prefills.parts["part"]) == set(PREFILL_PHASES)

@@ -171,7 +171,7 @@ def test_numbers_are_those_of_yaml_1_2(text: str, value: object, tmp_path: Path)
 def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
     said = refusal_of_text(f"study: {'a' * 101}\nsubjects: {{a: {{family: molmo, preset: nano}}}}\n", tmp_path)
     assert "is not legal; legal: letters, digits" in said
-    assert said.endswith("at most 100")
+    assert "at most 100" in said
 
 
 @pytest.mark.parametrize("value", ["012", "12:30"])

@@ -218,7 +218,8 @@ def test_no_number_of_prefills_is_made_of_two_formats(ran: Any) -> None:
     query = {"width_px": 200, "height_px": 200, "question_tokens": 20, "output_tokens": 1}
     assert predict(table, **query)["predictions"] == predict(own, **query)["predictions"]
     judged = [{claim.name: claim.statement for claim in judge_all(rows, "served")} for rows in (table, own)]
-    assert judged[0] == judged[1]
+    unlike = {name for name in judged[0] if judged[0][name] != judged[1][name]}
+    assert unlike == {"server_counts_are_the_plans"}, "counts are held to the plan in every format"
     moved = {name for name in FIGURES if draw_or_explain(table, name)[1] != draw_or_explain(own, name)[1]}
     assert moved - {"sentinel"} == {"first_token_by_format"}, "the sentinel is of the session, which had all cells"
 
