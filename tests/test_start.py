@@ -101,7 +101,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_run_ends_with_the_summary(called, capsys: pytest.CaptureFixture[str]) -> None:
     assert called("study.yaml", "--", "--cores", "2") == 0
     assert called.calls[0][-2:] == ["--cores", "2"]
-    assert "one more output token" in capsys.readouterr().out
+    assert "time per output token" in capsys.readouterr().out
 
 
 def test_a_dry_run_and_a_failed_one_show_nothing(called, capsys: pytest.CaptureFixture[str]) -> None:
