@@ -358,6 +358,7 @@ def test_the_noise_of_both_looks_counts(reference: Estimate, now: Estimate, drif
         "fake",
         study.subjects["fake"],
         [],
+        run=0,
         results=tmp_path,
         pictures=pictures_of(),
         machine=machine_of(FakeRunner()),

@@ -228,9 +228,10 @@ def _of_size(
 
 def _first_token_of_photographs(runs: pd.DataFrame, *, served: bool) -> Answer:
     first = runs.drop_duplicates("image_index").dropna(subset=[FIRST_TOKEN.column])
+    looked_at = pictures_in_words(first) if len(first) else ""
     return Answer(
         name=FIRST_TOKEN.name,
-        question=f"{FIRST_TOKEN.label}, photographs",
+        question=f"{FIRST_TOKEN.label}, {looked_at.partition(' ')[2]}" if looked_at else FIRST_TOKEN.label,
         found=with_runs(first, lambda own: median_in(own, FIRST_TOKEN))
         if len(first)
         else Unknown("no generation was measured", "see the cells without numbers"),
@@ -240,7 +241,7 @@ def _first_token_of_photographs(runs: pd.DataFrame, *, served: bool) -> Answer:
         topic="wait",
         source="measured",
         cells=tuple(first["cell_id"]),
-        note=f"median over {pictures_in_words(first)}; {_UP_TO_IT[served]}" if len(first) else "",
+        note=f"median over {looked_at}; {_UP_TO_IT[served]}" if looked_at else "",
     )
 
 
