@@ -35,6 +35,8 @@ from vlmeter.table.build import build_table
 from vlmeter.table.columns import COLUMNS
 from vlmeter.table.files import read_table, write_table
 
+pytestmark = pytest.mark.xdist_group("workflow")
+
 VISION: dict[str, Any] = {"vision_tokens": {"tilings": ["1x1", "1x2", "2x2", "1x3", "2x3", "3x4"]}}
 
 
@@ -277,7 +279,6 @@ def test_a_number_of_runs_that_is_none_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("workflow")
 @pytest.mark.timeout(1800)
 def test_runs_of_two_subjects_take_turns_and_a_run_more_measures_that_run_alone(tmp_path: Path) -> None:
     from tests.support.workflow import fake_study as workflow_study

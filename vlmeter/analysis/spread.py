@@ -74,5 +74,6 @@ def wide_cells(table: pd.DataFrame, subject: str | None = None) -> dict[str, flo
                 own = next((one for one in wholes if one is not None and len(one) >= 5), None)
                 if own is not None:
                     low, middle, high = np.quantile(own, (0.25, 0.5, 0.75))
-                    found[cell] = max(found.get(cell, 0.0), float((high - low) / middle))
+                    if middle > 0:  # a duration of zero has no ratio
+                        found[cell] = max(found.get(cell, 0.0), float((high - low) / middle))
     return {cell: spread for cell, spread in found.items() if spread > WIDE_FRACTION}
