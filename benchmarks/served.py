@@ -271,11 +271,11 @@ def against_bench(server: Server, layout: Layout, options: argparse.Namespace) -
             fields = taken.fields(output_tokens=BENCH_TOKENS)
             exchange = client.ask(encode(Chat(model, QUESTION, sent(size), fields)))
             check_answer(exchange.answer, prompt_tokens=None, output_tokens=BENCH_TOKENS)
-            first_ms, last_ms = exchange.answer.first_token_ms, exchange.answer.last_token_ms
+            first_ms, total_ms = exchange.time_to_first_token_ms, exchange.total_ms
             assert first_ms is not None
-            assert last_ms is not None
-            seen.first_ms.append(first_ms - exchange.began_ms)
-            seen.step_ms.append((last_ms - first_ms) / (BENCH_TOKENS - 1))
+            assert total_ms is not None
+            seen.first_ms.append(first_ms)
+            seen.step_ms.append((total_ms - first_ms) / (BENCH_TOKENS - 1))
             return exchange
 
         ours = {size: Seen([], []) for size in options.sizes}

@@ -17,23 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.support.comparisons import compared, drawn, results_of
+from tests.support.fuzz import anything
 from vlmeter.common.errors import UserError
 from vlmeter.compare.baseline import Run, read_runs, write_baseline
 from vlmeter.table.files import read_table
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-5, 5)
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=4)
-    | st.sampled_from(["ok", "a\nb", "\ud800", 0.0, -1.0]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
-    max_leaves=4,
-)
+VALUES = anything(longest_text=4, also=["ok", "a\nb", "\ud800", 0.0, -1.0])
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.fuzz import anything
 from tests.support.sessions import fake_study
 from tests.support.studies import run_fake, study_of
 from vlmeter.backends.endpoint.client import Exchange
@@ -37,17 +38,7 @@ FIELD = Path(__file__).parent / "data" / "field"
 
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-5, 5)
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=6)
-    | st.sampled_from(["ok", "a\nb", "\ud800", "1x1", "640x480", "1e3", "../x", 0.0, -1.0, 10**400]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=2),
-    max_leaves=4,
-)
+VALUES = anything(longest_text=6, also=["ok", "a\nb", "\ud800", "1x1", "640x480", "1e3", "../x", 0.0, -1.0, 10**400])
 
 #: What a file may hold instead of what belongs there.
 BYTES = st.binary(max_size=40) | st.sampled_from(

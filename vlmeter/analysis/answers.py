@@ -12,7 +12,7 @@ price is that of the whole prefill; a text token is then cheaper, and has a pric
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,14 +25,13 @@ from vlmeter.analysis.decode_runs import decode, decode_law, pictures_in_words
 from vlmeter.analysis.prediction_model import Query, learn
 from vlmeter.analysis.prefill_cells import (
     CostClock,
-    is_served,
     outside_share,
     over,
     part_costs,
     text_token_cost,
     vision_cells,
 )
-from vlmeter.analysis.reading import Unknown, median_in, median_of, of_subject
+from vlmeter.analysis.reading import Unknown, is_served, median_in, median_of, of_subject
 from vlmeter.analysis.roofline import beside
 from vlmeter.analysis.step_times import served_token
 from vlmeter.common.errors import UserError
@@ -132,10 +131,10 @@ def answers_of(table: pd.DataFrame, subject: str | None = None, *, roofline: pd.
     found: list[Answer] = []
     if kinds.PREFILL in asked:
         found += _first_token_by_size(rows, cells)
+    served = is_served(rows)
     if kinds.GENERATION in asked:
-        served = reading.is_served(rows)
         found += [_first_token_of_photographs(runs, served=served), _output_token(runs), *_device_step(rows)]
-    if kinds.PREFILL in asked and is_served(cells):
+    if kinds.PREFILL in asked and served:
         found += _outside(cells)
     if kinds.REQUESTS in asked:
         found += _slow_request(distribution.sample_of(rows))
@@ -457,8 +456,3 @@ def _limits(table: pd.DataFrame) -> list[Answer]:
 def known_of(answers: Mapping[str, Answers], name: str) -> dict[str, Estimate | Unknown]:
     """One answer of several subjects."""
     return {subject: estimate_in(own, name) for subject, own in answers.items()}
-
-
-def names_of(answers: Sequence[Answers]) -> list[str]:
-    """Names of the answers of several subjects, each once, in their order."""
-    return list(dict.fromkeys(name for own in answers for name in own))

@@ -36,11 +36,6 @@ def runs_of(rows: pd.DataFrame) -> list[pd.DataFrame]:
     return [own for _, own in rows.groupby("run", sort=True)]
 
 
-def run_count(rows: pd.DataFrame) -> int:
-    """How many runs the rows are of."""
-    return len(runs_of(rows))
-
-
 def pooled_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for the rows of all runs that are of the same thing, in their order; the table itself with one run.
 

@@ -15,7 +15,6 @@ import pandas as pd
 
 from vlmeter.analysis import conditions, reading
 from vlmeter.analysis.answers import Answers
-from vlmeter.analysis.prefill_cells import is_served
 from vlmeter.claims.base import Claim, Data, Finding
 from vlmeter.claims.decode import (
     constant_cost_per_token,
@@ -81,7 +80,7 @@ def of_requests(data: Data) -> bool:
 
 def of_a_server(data: Data) -> bool:
     """A claim about a served model."""
-    return data.has(PREFILL) and is_served(data.cells)
+    return data.has(PREFILL) and reading.is_served(data.table)
 
 
 def of_served_generations(data: Data) -> bool:

@@ -323,7 +323,6 @@ RATIO = _named("ratio", "growth", "decode time at one output length over that at
 SLOPE_STEPS = _named("slope_steps", "slope", "slope of decode time over decode steps in log-log", unit="times")
 SLOPE_TOKENS = _named("slope_tokens", "slope", "slope of decode time over output tokens in log-log", unit="times")
 AGREEMENT = _named("difference", "difference", "derived over direct decode time, minus 1", unit="fraction")
-STEP_OVER_FLOOR = _named("step_over_floor", "over its floor", "decode step over its floor", unit="times")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # How well the ways of measuring agree, and who sets the pace
