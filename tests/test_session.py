@@ -278,6 +278,15 @@ def test_drift_that_has_gone_is_measured_again_once_and_leaves_no_flag(tmp_path:
     assert (summary.remeasured, summary.drifted, summary.measured) == (2, 0, 8)
 
 
+def test_a_cell_that_is_measured_again_still_says_what_its_shape_took_to_be_ready(tmp_path: Path) -> None:
+    runner = ReadyRunner()
+    summary = run_fake(vision_study(), tmp_path, runner=runner, progress=slow_after(runner, 3, 1.2, back_after=5))
+    found = records(tmp_path, vision_study())
+    assert sum(bool(record.drift and record.drift.remeasured) for record in found.values()) == 2
+    assert {(record.seconds["compile"], record.seconds["capture"]) for record in found.values()} == {(3.0, 1.0)}
+    assert summary.seconds["compile"] == pytest.approx(3.0 * 8), "nothing is made ready, and counted, twice"
+
+
 def test_drift_that_stays_is_measured_again_once_and_then_flagged(tmp_path: Path) -> None:
     runner = FakeRunner(noise_fraction=NOISE)
     steps: list[Progress] = []

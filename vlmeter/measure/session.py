@@ -162,7 +162,7 @@ class _Session:
         self._fresh: list[tuple[Record, Path]] = []
         self._listings = installed_folder(results, study.study)
         self._done = 0
-        #: seconds that getting a cell's shape ready took when it was looked at as the sentinel, by cell
+        #: seconds that getting a cell's shape ready took before: as the sentinel, or measured the first time; by cell
         self._ready_early: dict[str, dict[str, float]] = {}
         self._measured = 0  # counts a cell that is measured twice twice
         self._reference: Estimate | None = None
@@ -365,6 +365,8 @@ class _Session:
                 self._spend(name, seconds)
             for name, seconds in self._ready_early.pop(cell.cell_id, {}).items():
                 measured.seconds[name] = measured.seconds.get(name, 0.0) + seconds
+            # measured again, the cell finds its shapes ready: the record still says what they took
+            self._ready_early[cell.cell_id] = {n: s for n, s in measured.seconds.items() if n in GETTING_READY}
             record = self._record(cell, measured, parameters=parameters_of(runner), position=position + offset)
             self._keep(record)
             records.append(record)
