@@ -24,7 +24,7 @@ from vlmeter.analysis import decode_runs, prefill_cells, reading, subjects
 from vlmeter.analysis.answers import answers_of
 from vlmeter.claims.registry import judge_all
 from vlmeter.claims.subjects import SIDE_BY_SIDE_CLAIMS, judge_side_by_side
-from vlmeter.figures import side_by_side
+from vlmeter.figures import side_by_side, side_by_side_decode
 from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, draw_or_explain, get_figure
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
@@ -221,15 +221,23 @@ def test_the_same_image_carries_the_vision_tokens_that_it_becomes_in_each(table:
 
 
 def test_steps_are_drawn_over_their_context_one_line_per_subject(table: pd.DataFrame) -> None:
+    """The line is broken where no context was measured: between the runs of two images."""
     _, lower = drawn(table, "side_by_side_decode").axes
+    looks = side_by_side.looks(table)
     for name, (contexts, values) in subjects.steps(table).items():
-        assert any(
-            len(line.get_xdata()) == len(contexts)
-            and np.allclose(line.get_xdata(), contexts)
-            and np.allclose(line.get_ydata(), values)
+        own = [
+            line.get_xydata()
             for line in lower.lines
-        )
+            if line.get_color() == looks[name].colour and line.get_transform().contains_branch(lower.transData)
+        ]
+        np.testing.assert_allclose(np.concatenate(own), np.column_stack([contexts, values]))
         assert name in texts(lower)
+
+
+def test_a_line_over_contexts_is_broken_between_the_runs_of_two_images() -> None:
+    found = side_by_side_decode.pieces(np.array([100.0, 101, 102, 103, 900, 901, 902]))
+    assert found == [slice(0, 4), slice(4, 7)]
+    assert side_by_side_decode.pieces(np.array([5.0])) == [slice(0, 1)]
 
 
 def test_twelve_subjects_look_unlike_each_other_and_follow_the_dark_page(one: pd.DataFrame) -> None:

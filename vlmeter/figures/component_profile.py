@@ -86,7 +86,8 @@ def _bars(
     for place, (name, own) in enumerate(shares.items()):
         x = places + width * (place - (len(shares) - 1) / 2)
         values = 100 * np.array([own[part] for part in parts])
-        axes.bar(x, values, 0.92 * width, color=style.COLOURS[LOOKS[name][0]], linewidth=0, label=LOOKS[name][1])
+        bar = style.filled(style.look(LOOKS[name][0]))
+        axes.bar(x, values, 0.92 * width, linewidth=0, label=LOOKS[name][1], **bar)
         for at, value in zip(x, values, strict=True):
             text = f"{value:.0f}" if value >= 0.95 else f"{value:.1f}" if value >= 0.05 else "<0.1"
             axes.annotate(

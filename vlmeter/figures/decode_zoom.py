@@ -41,7 +41,7 @@ def draw(table: pd.DataFrame) -> Figure:
         lengths = sorted({int(steps) + 1 for steps in runs["steps"]})
         beside = 0.008 * max(lengths)  # intervals at one length stand side by side
         for place, quantity in enumerate((GENERATED, DECODE, PREFILL_SUM)):
-            data, colour = decode_runs.by_length(runs, quantity), style.colour_of(quantity)
+            data, look = decode_runs.by_length(runs, quantity), style.look_of(quantity)
             if data.empty:
                 continue
             reach = style.bars(data["value"], data["low"], data["high"])
@@ -49,12 +49,13 @@ def draw(table: pd.DataFrame) -> Figure:
                 data["output_tokens"] + (place - 1) * beside,
                 data["value"],
                 yerr=reach,
-                fmt=("o-", "s--", "^:")[place],
+                fmt=look.mark,
+                linestyle=look.dash,
                 markersize=4,
-                color=colour,
+                color=look.colour,
                 elinewidth=1,
             )
-            labels.append((float(data["value"].iloc[-1]), quantity.label, colour))
+            labels.append((float(data["value"].iloc[-1]), quantity.label, look))
         style.from_zero(axes)
         axes.set_xlim(left=0)
         axes.set_xticks(lengths)

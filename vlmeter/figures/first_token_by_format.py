@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from vlmeter.analysis import encodings, prefill_cells
 from vlmeter.analysis.reading import estimate_of
 from vlmeter.figures import style
-from vlmeter.figures.side_by_side import MARKS, PALETTE, Look, label_lines
+from vlmeter.figures.side_by_side import MARKS, PALETTE, label_lines
+from vlmeter.figures.style import Look
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.units import duration, size
 from vlmeter.numbers.words import with_interval

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -48,11 +46,9 @@ def draw(table: pd.DataFrame) -> Figure:
         keys = []
         for part in parts:
             length = sizes[part.column].fillna(0.0).to_numpy(dtype=np.float64)
-            look: dict[str, Any] = {"color": style.colour_of(part), "linewidth": 0.4, "edgecolor": "white"}
-            if part is INPUTS_WALL:
-                look["hatch"] = "////"
-            axes.barh(rows, length, 0.72, left=end, **look)
-            keys.append(Patch(facecolor=look["color"], edgecolor="white", hatch=look.get("hatch"), label=part.label))
+            bar = style.filled(style.look_of(part), hatch=style.BEFORE if part is INPUTS_WALL else None)
+            axes.barh(rows, length, 0.72, left=end, linewidth=0.4, **bar)
+            keys.append(Patch(label=part.label, **bar))
             end = end + length
         reach = style.bars(whole, low, high)
         axes.errorbar(whole, rows, xerr=reach, fmt="D", markersize=3.2, color=style.INK, elinewidth=1)
@@ -76,7 +72,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_ylabel("image (px)")
         axes.set_xlabel("time from the opened picture to the first token (ms)")
         axes.grid(axis="y", visible=False)
-        figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 4), handlelength=1.2)
+        figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 4), handlelength=1.6)
         style.title(axes, TITLE, table)
     return figure
 

@@ -78,14 +78,15 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _scatter(axes: Axes, parts: pd.DataFrame, values: pd.Series[float]) -> None:
     for phase, own in parts.groupby("phase", sort=False):
-        colour = style.colour_of(QUANTITIES[str(phase)])
+        look = style.look_of(QUANTITIES[str(phase)])
         launch = (own["pace"] == "launch-bound").to_numpy(dtype=bool)
         axes.scatter(
             own["flops"],
             values[own.index],
             s=17,
-            facecolors=["white" if hollow else colour for hollow in launch],
-            edgecolors=colour,
+            marker=look.mark,
+            facecolors=["white" if hollow else look.colour for hollow in launch],
+            edgecolors=look.colour,
             linewidths=0.9,
             zorder=3,
         )
@@ -100,12 +101,13 @@ def _lines(axes: Axes, parts: pd.DataFrame) -> None:
         slope, constant = np.polyfit(size, value, 1)
         ends = np.array([size.min(), size.max()])
         line = np.exp(slope * ends + constant)
-        axes.plot(np.exp(ends), line, color=style.colour_of(QUANTITIES[str(phase)]), linewidth=1, alpha=0.6, zorder=2)
+        look = style.look_of(QUANTITIES[str(phase)])
+        axes.plot(np.exp(ends), line, look.dash, color=look.colour, linewidth=1, alpha=0.6, zorder=2)
 
 
-def _labels(parts: pd.DataFrame, values: pd.Series[float]) -> list[tuple[float, str, str]]:
+def _labels(parts: pd.DataFrame, values: pd.Series[float]) -> list[tuple[float, str, style.Look]]:
     return [
-        (float(values[own.index].iloc[-1]), flops.NAMES[str(phase)], style.colour_of(QUANTITIES[str(phase)]))
+        (float(values[own.index].iloc[-1]), flops.NAMES[str(phase)], style.look_of(QUANTITIES[str(phase)]))
         for phase, own in parts.groupby("phase", sort=False)
     ]
 

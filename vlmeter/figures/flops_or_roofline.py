@@ -56,10 +56,9 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.fill_between(ends, ends / 2, ends * 2, color=style.FAINT, alpha=0.45, linewidth=0, zorder=0)
             for phase, own in frame.groupby("phase", sort=False):
                 name = flops.NAMES[str(phase)]
-                colour = style.colour_of(QUANTITIES[str(phase)])
-                axes.scatter(
-                    own["latency_ms"], own[f"{model}_ms"], s=15, color=colour, label=name, linewidths=0, zorder=3
-                )
+                look = style.look_of(QUANTITIES[str(phase)])
+                dots = {"s": 17, "color": look.colour, "marker": look.mark, "linewidths": 0}
+                axes.scatter(own["latency_ms"], own[f"{model}_ms"], label=name, zorder=3, **dots)
             axes.set_xlim(ends)
             axes.set_ylim(ends)
             style.log_axis(axes.xaxis)

@@ -83,9 +83,8 @@ def _draw_pair(panels: Sequence[Axes], found: QuantityComparison, comparison: Co
         axes.set_xlabel("change of latency from A to B")
         axes.grid(axis="y", visible=False)
     title = panels[0]
-    title.set_title(f"B against A: {overall.verdict}", pad=18, loc="left")
     said = f"{pair_name(found)}, {plural(len(cells), 'cell')}, mean {change(overall)} ({interval(overall)})"
-    title.text(0, 1.0, said, transform=title.transAxes, fontsize=8, color=style.MUTED, va="bottom", ha="left")
+    style.under_title(title, f"B against A: {overall.verdict}", said)
 
 
 def _ends(effects: Sequence[Effect], overall: Effect, margin_fraction: float) -> tuple[float, float]:

@@ -21,11 +21,11 @@ NAME = "held_out"
 TITLE = "Predicted and measured, each cell held out"
 SECTION = "prediction"
 
-#: Image and quantity of `held_out.held_out`, in the order of the legend: what was held out, colour, mark.
-_LOOKS: Mapping[tuple[str, Quantity], tuple[str, Colour, str]] = {
-    ("dummy", FIRST_TOKEN): ("image size", "vermilion", "o"),
-    ("photograph", FIRST_TOKEN): ("photograph", "blue", "s"),
-    ("photograph", WHOLE_REQUEST): ("photograph", "green", "^"),
+#: Image and quantity of `held_out.held_out`, in the order of the legend: what was held out, colour.
+_LOOKS: Mapping[tuple[str, Quantity], tuple[str, Colour]] = {
+    ("dummy", FIRST_TOKEN): ("image size", "vermilion"),
+    ("photograph", FIRST_TOKEN): ("photograph", "blue"),
+    ("photograph", WHOLE_REQUEST): ("photograph", "green"),
 }
 
 
@@ -53,15 +53,21 @@ def draw(table: pd.DataFrame) -> Figure:
         # a bad fit may predict less than nothing, which a logarithmic axis cannot show
         above_zero = found["predicted_ms"] > 0
         lowest = min(ends[0], float((found.loc[above_zero, "predicted_ms"] / unit).min()) / 1.5)
-        for (image, quantity), (left_out, colour, mark) in _LOOKS.items():
+        for (image, quantity), (left_out, colour) in _LOOKS.items():
             own = found[(found["picture"] == image) & (found["quantity"] == quantity.name)]
             if own.empty:
                 continue
-            x, hue = own["measured_ms"] / unit, style.COLOURS[colour]
+            x, own_look = own["measured_ms"] / unit, style.look(colour)
             parts = [own[f"predicted_{part}ms"] / unit for part in ("", "low_", "high_")]
             parts[0] = parts[0].clip(lower=lowest)
             reach = style.bars(parts[0], np.maximum(parts[1], lowest / 10), parts[2])
-            look: dict[str, Any] = {"fmt": mark, "markersize": 4, "color": hue, "elinewidth": 0.9, "markeredgewidth": 0}
+            look: dict[str, Any] = {
+                "fmt": own_look.mark,
+                "markersize": 4,
+                "color": own_look.colour,
+                "elinewidth": 0.9,
+                "markeredgewidth": 0,
+            }
             drawn = upper.errorbar(
                 x, parts[0], yerr=reach, label=f"{quantity.label}, {left_out} held out ({len(own)})", **look
             )
@@ -99,7 +105,7 @@ def _limit_errors(axes: Axes, found: pd.DataFrame) -> None:
     """Show every error; an interval that reaches far beyond them all is cut off."""
     largest = float((100 * found["error_fraction"].abs()).max())
     reach = 100 * (found["predicted_high_ms"] / found["measured_ms"] - 1).abs()
-    top = min(float(reach.max()), max(3 * largest, 1.3 * float(reach.median()), 1.0))
+    top = max(largest, min(float(reach.max()), max(3 * largest, 1.3 * float(reach.median()), 1.0)))
     axes.set_ylim(-1.15 * top, 1.15 * top)
 
 

@@ -19,6 +19,9 @@ SECTION = "output"
 #: Steps beyond this percentile are counted rather than drawn, or they would squeeze the rest.
 DRAWN_FRACTION = 0.995
 
+#: Height of the first percentile's line, over the highest bar; each next one is shorter.
+FIRST_HEIGHT = 1.28
+
 
 def needs(table: pd.DataFrame) -> str | None:
     """A handful of steps."""
@@ -36,13 +39,15 @@ def draw(table: pd.DataFrame) -> Figure:
         bins = int(np.clip(np.sqrt(len(drawn)) * 2, 10, 80))
         axes.hist(drawn, bins=bins, color=style.colour_of(INTER_TOKEN), alpha=0.75, linewidth=0)
         top = axes.get_ylim()[1]
-        axes.set_ylim(0, top * 1.3)
-        height = 1.28
+        axes.set_ylim(0, top * (FIRST_HEIGHT + 0.02))
+        height = FIRST_HEIGHT
         for fraction, estimate in step_times.inter_token_percentiles(*step_times.inter_token_by_run(table)).items():
             if estimate is None:
                 continue
             axes.plot([estimate.value] * 2, [0, top * height], color=style.INK, linewidth=1, linestyle="--")
-            axes.axvspan(estimate.low, estimate.high, color=style.INK, alpha=0.1, linewidth=0)
+            band = axes.axvspan(estimate.low, estimate.high, color=style.INK, alpha=0.1, linewidth=0)
+            if height == FIRST_HEIGHT:
+                band.set_label("95 % interval of a percentile")
             right = estimate.value > (drawn.min() + max(limit, estimate.value)) / 2
             text = f"P{fraction * 100:.0f} {with_interval(estimate, 'ms')}"
             style.label_line(axes, text, estimate.value, top * height, on_the_left=right)
@@ -50,6 +55,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_xlabel("time from one token to the next (ms)")
         axes.set_ylabel("decode steps")
         axes.grid(axis="x", visible=False)
+        figure.legend(loc="outside lower center")
         style.title(axes, TITLE, table)
     return figure
 

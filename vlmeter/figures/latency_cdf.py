@@ -28,12 +28,12 @@ def needs(table: pd.DataFrame) -> str | None:
     return distribution.sample_of(table).too_few
 
 
-def _curves(requests: pd.DataFrame) -> list[tuple[str, str, Array]]:
+def _curves(requests: pd.DataFrame) -> list[tuple[str, style.Look, Array]]:
     found = []
     for quantity in CURVES:
         values = np.sort(requests[quantity.column].dropna().to_numpy(dtype=np.float64))
         if len(values) >= MIN_SAMPLES_FOR_PERCENTILE[0.5] and values[-1] > 0:
-            found.append((quantity.label, style.colour_of(quantity), values))
+            found.append((quantity.label, style.look_of(quantity), values))
     return found
 
 
@@ -44,11 +44,13 @@ def draw(table: pd.DataFrame) -> Figure:
     unit, unit_name = style.time_unit(max(float(values[-1]) for _, _, values in curves))
     with style.styled():
         figure, (upper, lower) = style.new_figure(2, height_in=6.2, ratios=(3, 2))
-        for name, colour, values in curves:
+        for name, look, values in curves:
             done = np.arange(1, len(values) + 1) / len(values)
-            upper.step(values / unit, 100 * done, where="post", color=colour, label=name)
-            lower.step(values / unit, 100 * (1 - done + 1 / len(values)), where="pre", color=colour)
+            upper.step(values / unit, 100 * done, where="post", color=look.colour, linestyle=look.dash, label=name)
+            longer = 100 * (1 - done + 1 / len(values))
+            lower.step(values / unit, longer, where="pre", color=look.colour, linestyle=look.dash)
         totals = curves[0][2]
+        lower.set_xlim(0, 1.05 * max(float(values[-1]) for _, _, values in curves) / unit)
         for fraction, estimate in distribution.percentiles(*sample.by_run()).items():
             if estimate is not None:
                 _mark(upper, 100 * fraction, estimate, unit)
@@ -59,7 +61,6 @@ def draw(table: pd.DataFrame) -> Figure:
         lower.set_ylim(100 / len(totals) * 0.8, 120)
         style.log_axis(lower.yaxis)
         lower.set_ylabel("requests that take longer (%)")
-        lower.set_xlim(left=0)
         lower.set_xlabel(f"latency ({unit_name})")
         style.title(upper, TITLE, table)
     return figure
@@ -70,14 +71,15 @@ def _mark(axes: Axes, percent_done: float, estimate: Estimate, unit: float) -> N
     axes.errorbar(
         [estimate.value / unit], [percent_done], xerr=reach, fmt="o", markersize=4, color=style.INK, elinewidth=1.6
     )
-    # beside the interval's end, and not across it
-    end = (estimate.high if not np.isnan(estimate.high) else estimate.value) / unit
+    # beside the interval's end, and not across it; where the axis ends there, at the other one
+    low, high = np.nan_to_num([estimate.low, estimate.high], nan=estimate.value) / unit
+    on_the_left = high > 0.93 * axes.get_xlim()[1]
     axes.annotate(
         f"P{percent_done:.0f}",
-        (end, percent_done),
+        (low if on_the_left else high, percent_done),
         textcoords="offset points",
-        xytext=(5, 0),
-        ha="left",
+        xytext=(-5 if on_the_left else 5, 0),
+        ha="right" if on_the_left else "left",
         va="center",
         fontsize=8,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},

@@ -56,18 +56,18 @@ def draw(table: pd.DataFrame) -> Figure:
         bars = (
             (
                 "gap",
-                style.COLOURS["vermilion"],
+                style.look("vermilion"),
                 f"of the gap from the middle to the slowest {percent(found.tail_fraction, 1)}",
             ),
-            ("variance", style.COLOURS["blue"], "of the variance of latency"),
+            ("variance", style.look("blue"), "of the variance of latency"),
         )
-        for place, (what, colour, label) in enumerate(bars):
+        for place, (what, look, label) in enumerate(bars):
             shares: Mapping[str, Estimate] = found.gap if what == "gap" else found.variance
             values, low, high = (
                 100 * np.array([getattr(shares[name], end) for name in names]) for end in ("value", "low", "high")
             )
             y = places + 0.38 * (place - 0.5)
-            upper.barh(y, values, 0.36, color=colour, label=label, linewidth=0)
+            upper.barh(y, values, 0.36, label=label, linewidth=0, **style.filled(look))
             upper.errorbar(values, y, xerr=style.bars(values, low, high), fmt="none", ecolor=style.INK, elinewidth=1)
         upper.set_yticks(places, [WORDS[name] for name in names])
         upper.invert_yaxis()
@@ -75,7 +75,7 @@ def draw(table: pd.DataFrame) -> Figure:
         upper.set_xlabel("share accounted for (%)")
         upper.set_ylabel("accounted for by")
         upper.grid(axis="y", visible=False)
-        upper.legend(loc="upper center", bbox_to_anchor=(0.42, 1.16), ncols=2)
+        upper.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.4, borderpad=0)
         requests = sample.requests.dropna(subset=[WHOLE_REQUEST.column])
         measured, fitted = requests[WHOLE_REQUEST.column].to_numpy(dtype=np.float64), found.fit.fitted
         unit, unit_name = style.time_unit(float(measured.max()))
@@ -101,17 +101,7 @@ def draw(table: pd.DataFrame) -> Figure:
             dots.set_clim(-0.5, len(lengths) - 0.5)
             bar.set_ticks(np.arange(len(lengths)).tolist(), labels=[f"{length:,.0f}" for length in lengths])
             bar.ax.minorticks_off()
-        upper.set_title(TITLE, pad=56)
-        upper.text(
-            0,
-            1.24,
-            style.subject_line(table),
-            transform=upper.transAxes,
-            fontsize=8,
-            color=style.MUTED,
-            va="bottom",
-            ha="left",
-        )
+        style.under_title(upper, TITLE, style.subject_line(table), above_pt=24)
     return figure
 
 

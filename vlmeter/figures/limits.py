@@ -91,12 +91,15 @@ _VALUES = ("median_ms", "floor_ms", "mfu_fraction", "mbu_fraction")
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw the share of the limit by prompt tokens, and a ladder of measured times over their floors."""
+    """Draw the share of the limit by prompt tokens where there are prefills, and times over their floors."""
+    prefills, ladder = _prefills(table), _ladder(table)
+    heights = [3.4] * bool(prefills) + [0.9 + 0.36 * len(ladder)]
     with style.styled():
-        figure, (above, below) = style.new_figure(2, height_in=6.4, ratios=(1.1, 1), share_x=False)
-        _draw_shares(above, _prefills(table))
-        _draw_ladder(below, _ladder(table))
-        style.title(above, TITLE, table)
+        figure, panels = style.new_figure(len(heights), height_in=sum(heights), ratios=heights, share_x=False)
+        if prefills:
+            _draw_shares(panels[0], prefills)
+        _draw_ladder(panels[-1], ladder)
+        style.title(panels[0], TITLE, table)
     return figure
 
 
@@ -108,11 +111,11 @@ def _draw_shares(axes: Axes, prefills: dict[Quantity, pd.DataFrame]) -> None:
     labels = []
     for quantity, rows in prefills.items():
         by_size = rows.groupby("prompt_tokens", sort=True)["floor_fraction"].median()
-        colour, width = style.colour_of(quantity), 2.2 if quantity is PLAIN_WALL else 1.3
+        look, width = style.look_of(quantity), 2.2 if quantity is PLAIN_WALL else 1.3
         x, y = by_size.index.to_numpy(dtype=float), 100 * by_size.to_numpy(dtype=float)
-        axes.plot(x, y, "o-", color=colour, markersize=3.5, linewidth=width)
-        labels.append((100 * float(by_size.iloc[-1]), quantity.label, colour))
-    top = max((label[0] for label in labels), default=0.0)
+        axes.plot(x, y, look.mark + "-", color=look.colour, markersize=4, markeredgewidth=0, linewidth=width)
+        labels.append((100 * float(by_size.iloc[-1]), quantity.label, look))
+    top = max(label[0] for label in labels)
     axes.set_ylim(0, max(112.0, 1.2 * top) if top > HALF else 1.3 * top)
     sizes = [float(size) for rows in prefills.values() for size in rows["prompt_tokens"]]
     style.token_axis(axes, "prompt tokens", at=sizes)
@@ -130,11 +133,12 @@ def _draw_ladder(axes: Axes, ladder: list[_Rung]) -> None:
     axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
     axes.set_ylim(-0.6, len(ladder) - 0.4)
     for place, rung in zip(places, ladder, strict=True):
-        colour = style.colour_of(rung.quantity)
+        look = style.look_of(rung.quantity)
+        colour = look.colour
         on_the_left = rung.floor_ms * rung.median_ms < min(times) * max(times)
         axes.plot([rung.floor_ms, rung.median_ms], [place, place], color=colour, linewidth=2.5, alpha=0.45)
         axes.plot([rung.floor_ms], [place], "|", color=colour, markersize=13, markeredgewidth=2)
-        axes.plot([rung.median_ms], [place], "o", color=colour, markersize=6)
+        axes.plot([rung.median_ms], [place], look.mark, color=colour, markersize=6)
         said = axes.annotate(
             f"{significant(rung.times, 2)} x the floor, {percent(1 / rung.times)} of the limit",
             (rung.floor_ms if on_the_left else rung.median_ms, place),
@@ -150,13 +154,12 @@ def _draw_ladder(axes: Axes, ladder: list[_Rung]) -> None:
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=7.5,
-            color=colour,
             annotation_clip=False,
         )
     axes.set_yticks(places, [rung.name for rung in ladder])
     axes.grid(axis="y", visible=False)
     axes.set_ylabel("phase")
-    axes.set_xlabel("time (ms): bar, the least that the device needs; dot, measured")
+    axes.set_xlabel("time (ms): stroke, the least that the device needs; mark, measured")
     style.log_axis(axes.xaxis)
 
 

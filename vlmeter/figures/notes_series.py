@@ -61,7 +61,6 @@ def draw(table: pd.DataFrame) -> Figure:
                 xytext=(9, -3),
                 va="center",
                 fontsize=7.5,
-                color=blue,
             )
         axes.yaxis.set_major_locator(MultipleLocator(1))
         ends = [notes[-1].width_px, *(1.5 * image.width_px for image in exact if image.crops in missed(table))]
@@ -75,7 +74,6 @@ def draw(table: pd.DataFrame) -> Figure:
             textcoords="offset points",
             xytext=(0, 8),
             ha="center",
-            color=blue,
             fontsize=8,
         )
         axes.annotate(
@@ -84,7 +82,6 @@ def draw(table: pd.DataFrame) -> Figure:
             textcoords="offset points",
             xytext=(0, 8),
             ha="right",
-            color=red,
             fontsize=8,
         )
         axes.set_ylim(1, last.crops + 1)

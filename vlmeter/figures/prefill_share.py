@@ -29,21 +29,20 @@ def draw(table: pd.DataFrame) -> Figure:
         figure, (axes,) = style.new_figure(height_in=3.8)
         x = np.arange(len(shares))
         value = 100 * shares["value"].to_numpy(dtype=np.float64)
-        red, green = style.colour_of(PREFILL_SUM), style.colour_of(DECODE)
-        axes.bar(x, value, 0.72, color=red)
-        axes.bar(x, 100 - value, 0.72, bottom=value, color=green)
+        prefill, decode = style.look_of(PREFILL_SUM), style.look_of(DECODE)
+        axes.bar(x, value, 0.72, linewidth=0, **style.filled(prefill))
+        axes.bar(x, 100 - value, 0.72, bottom=value, linewidth=0, **style.filled(decode))
         reach = style.bars(value, 100 * shares["low"], 100 * shares["high"])
         axes.errorbar(x, value, yerr=reach, fmt="none", ecolor=style.INK, elinewidth=1)
         for place, share, above in zip(x.tolist(), value, reach[1], strict=True):
             axes.text(
                 place,
-                min(share + above + 1.5, 93),
+                min(share + above + 2.5, 92),
                 f"{significant(share, 2)} %",
                 ha="center",
                 va="bottom",
                 fontsize=7.5,
-                color="white",
-                fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1},
             )
         axes.set_xticks(x, [f"{tokens:,}" for tokens in shares["output_tokens"]])
         axes.set_xlim(-0.6, len(x) - 0.4)
@@ -52,7 +51,8 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_ylabel("share of prefill + decode (%)")
         axes.grid(visible=False)
         last = float(value[-1])
-        style.label_ends(axes, [(last / 2, PREFILL_SUM.label, red), (50 + last / 2, DECODE.label, green)])
+        parts = [(last / 2, PREFILL_SUM.label, prefill), (50 + last / 2, DECODE.label, decode)]
+        style.label_ends(axes, parts, bars=True)
         style.title(axes, TITLE, table)
     return figure
 

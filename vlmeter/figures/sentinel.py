@@ -44,7 +44,7 @@ def draw(table: pd.DataFrame) -> Figure:
                     va="center",
                 )
         away = visits[visits["drifted"]]
-        axes.plot(away["position"], 100 * away["fraction"], "o", color=style.COLOURS["vermilion"], markersize=7)
+        axes.plot(away["position"], 100 * away["fraction"], "X", color=style.COLOURS["vermilion"], markersize=8)
         if not math.isnan(noise):
             axes.axhspan(-100 * noise, 100 * noise, color=style.FAINT, alpha=0.5, linewidth=0)
             style.note(axes, "grey: within the sentinel's own noise (median)", color=style.MUTED)

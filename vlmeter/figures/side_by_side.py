@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import conditions, reading, subjects
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
+from vlmeter.figures.style import Look
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
 
@@ -37,15 +37,6 @@ LISTED = 4
 
 #: Height of one subject's row, and of what stands about the rows of a panel, in inches.
 ROW_IN, PANEL_IN = 0.2, 0.75
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one subject is drawn."""
-
-    colour: str
-    mark: str
-    dash: str
 
 
 def looks(table: pd.DataFrame) -> dict[str, Look]:
@@ -214,9 +205,7 @@ def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], drawn: Mapp
 
 def title(axes: Axes, text: str, table: pd.DataFrame, shown: Sequence[str]) -> None:
     """Title an axes: what is shown, beneath it of whom, and who is missing."""
-    axes.set_title(text, pad=18)
-    line = _of_whom(table, shown)
-    axes.text(0, 1.0, line, transform=axes.transAxes, fontsize=8, color=style.MUTED, va="bottom", ha="left")
+    style.under_title(axes, text, _of_whom(table, shown))
 
 
 def _of_whom(table: pd.DataFrame, shown: Sequence[str]) -> str:

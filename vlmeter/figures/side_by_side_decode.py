@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +14,16 @@ from vlmeter.analysis import step_times, subjects
 from vlmeter.analysis.answers import Answers, all_answers, known_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import side_by_side, style
+from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import significant
 
 NAME = "side_by_side_decode"
 TITLE = "Decode by output token and by context"
 SECTION = "side_by_side"
+
+#: So many times as far apart as most contexts, two are not joined by a line.
+WIDE_GAPS = 8.0
 
 
 def per_token(table: pd.DataFrame, answers: Mapping[str, Answers] | None) -> dict[str, Estimate | Unknown]:
@@ -41,10 +47,9 @@ def draw(table: pd.DataFrame, answers: Mapping[str, Answers] | None = None) -> F
         for name, (contexts, values) in steps.items():
             look = drawn[name]
             every = max(1, len(values) // 12)
-            lower.plot(contexts, values, look.dash, color=look.colour, linewidth=1.3)
-            lower.plot(
-                contexts[::every], values[::every], look.mark, color=look.colour, markersize=4, markeredgewidth=0
-            )
+            for part in pieces(contexts):
+                line: dict[str, Any] = {"color": look.colour, "linewidth": 1.3, "markersize": 4, "markeredgewidth": 0}
+                lower.plot(contexts[part], values[part], linestyle=look.dash, marker=look.mark, markevery=every, **line)
         if side_by_side.far_apart(np.concatenate([values for _, values in steps.values()])):
             lower.set_yscale("log")
             style.log_axis(lower.yaxis)
@@ -62,6 +67,13 @@ def draw(table: pd.DataFrame, answers: Mapping[str, Answers] | None = None) -> F
         ends = {name: (float(contexts[-1]), float(values[-1])) for name, (contexts, values) in steps.items()}
         side_by_side.label_lines(lower, ends, drawn)
     return figure
+
+
+def pieces(contexts: Array) -> list[slice]:
+    """Where a line is whole: between the runs of two images lie contexts that nobody measured."""
+    gaps = np.diff(contexts)
+    cuts = [0, *(np.flatnonzero(gaps > WIDE_GAPS * np.median(gaps)) + 1 if len(gaps) else []), len(contexts)]
+    return [slice(start, end) for start, end in pairwise(cuts)]
 
 
 def caption(table: pd.DataFrame, answers: Mapping[str, Answers] | None = None) -> str:

@@ -14,7 +14,7 @@ from vlmeter.analysis import software
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.software import Part, Task, Waterfall, Way
 from vlmeter.figures import side_by_side, style
-from vlmeter.figures.side_by_side import Look
+from vlmeter.figures.style import Look
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
 from vlmeter.table.quantities import MERGE

@@ -37,18 +37,25 @@ def draw(table: pd.DataFrame) -> Figure:
             height = data[part.column].astype("float64").fillna(0.0).to_numpy() / unit
             if not height.any():
                 continue
-            colour = style.colour_of(part)
-            hatch = "///" if part is waits.PARTS[0] else None
-            axes.bar(places, height, 0.85, bottom=base, color=colour, hatch=hatch, linewidth=0.4, edgecolor="white")
-            handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=part.label))
+            bar = style.filled(style.look_of(part), hatch=style.BEFORE if part is waits.PARTS[0] else None)
+            axes.bar(places, height, 0.85, bottom=base, linewidth=0.4, **bar)
+            handles.append(Patch(label=part.label, **bar))
             base = base + height
         axes.set_xticks(places, [str(name) for name in data["subject"]], rotation=30, ha="right")
         for image, rows in data.groupby("image", sort=False):
             middle = float(np.mean(places[rows.index]))
             top = float(base[rows.index].max())
+            named = str(image).removesuffix(" px")
             axes.annotate(
-                str(image), (middle, top), textcoords="offset points", xytext=(0, 4), ha="center", color=style.MUTED
+                named,
+                (middle, top),
+                textcoords="offset points",
+                xytext=(0, 4),
+                ha="center",
+                fontsize=8,
+                color=style.MUTED,
             )
+        style.note(axes, "over the bars: the image in px", color=style.MUTED)
         axes.legend(handles=handles[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         axes.set_ylim(0, float(base.max()) * 1.15)
         axes.grid(axis="x", visible=False)

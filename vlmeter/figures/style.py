@@ -1,16 +1,20 @@
 """How all figures look: one palette, one set of sizes, labels on the things that they name.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which readers with any common colour
-vision can tell apart; a quantity has the same colour in every figure. Figures are made without pyplot, so
-that drawing keeps no state and needs no display.
+vision can tell apart; a quantity has the same colour in every figure. Printed in grey some of them are alike: each
+colour has a mark, a line and a hatch of its own. Words are never coloured, since few of the colours can be read on
+white: a swatch stands before them. Figures are made without pyplot, so that drawing keeps no state and needs no
+display.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +24,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from vlmeter.analysis.conditions import trust
 from vlmeter.common.errors import UserError
@@ -45,9 +58,50 @@ COLOURS: Mapping[Colour, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn: its colour, and what tells it apart without colours."""
+
+    colour: str
+    mark: str
+    dash: str
+    hatch: str = ""
+
+
+#: Colours that are told apart in grey are filled plainly: ink, blue, green, orange. The others are hatched.
+_LOOKS: Mapping[Colour, tuple[str, str, str]] = {
+    "ink": ("o", "-", ""),
+    "grey": ("h", ":", "----"),
+    "blue": ("s", "-", ""),
+    "sky": ("X", "--", "||||"),
+    "orange": ("^", "-.", ""),
+    "purple": ("P", ":", "xxxx"),
+    "green": ("D", "--", ""),
+    "vermilion": ("v", "-.", "\\\\\\\\"),
+}
+
+#: Hatch of what happens before the model begins.
+BEFORE = "////"
+
+
 def colour_of(quantity: Quantity) -> str:
     """Colour of a quantity, the same in every figure."""
     return COLOURS[quantity.colour]
+
+
+def look(colour: Colour) -> Look:
+    """How what has this colour is drawn."""
+    return Look(COLOURS[colour], *_LOOKS[colour])
+
+
+def look_of(quantity: Quantity) -> Look:
+    """How a quantity is drawn, the same in every figure."""
+    return look(quantity.colour)
+
+
+def filled(own: Look, *, hatch: str | None = None) -> dict[str, Any]:
+    """Options of a bar that is drawn so; `hatch` instead of its own."""
+    return {"facecolor": own.colour, "hatch": own.hatch if hatch is None else hatch, "edgecolor": "white"}
 
 
 RC: Mapping[str, Any] = {
@@ -77,6 +131,7 @@ RC: Mapping[str, Any] = {
     "legend.fontsize": 8,
     "lines.linewidth": 1.6,
     "errorbar.capsize": 0,
+    "hatch.linewidth": 0.7,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.hashsalt": "vlmeter",
@@ -109,6 +164,8 @@ def new_figure(
     axes = figure.subplots(
         rows, 1, squeeze=False, sharex=share_x, gridspec_kw={"height_ratios": list(ratios) or [1] * rows}
     )
+    for own in axes[:, 0]:
+        own.yaxis.set_major_formatter(Grouped())
     return figure, list(axes[:, 0])
 
 
@@ -152,6 +209,15 @@ def _plain(value: float, _: object = None) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:.{max(1, -math.floor(math.log10(value)))}f}"
 
 
+class Grouped(ScalarFormatter):
+    """Numbers of a linear axis, thousands apart by a comma as everywhere else."""
+
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        """Return a tick's label."""
+        text = super().__call__(value, pos)
+        return f"{value:,.0f}" if abs(value) >= 1000 and value == round(value) and text else text
+
+
 def log_axis(axis: Any, *, at: Iterable[float] | None = None) -> None:
     """Give a logarithmic axis ticks that read as numbers; `at` places them (powers of two, say)."""
     if at is not None:
@@ -171,8 +237,8 @@ def whole_numbers() -> MaxNLocator:
     return MaxNLocator(integer=True)
 
 
-#: Two ticks are at least so far apart, as a fraction of the axis: five digits of one do not touch the other's.
-TICK_GAP_FRACTION = 0.075
+#: Two ticks are at least so far apart, as a fraction of the axis, by the characters of a label and the room about it.
+TICK_CHARACTER_FRACTION, TICK_ROOM_FRACTION = 0.0115, 0.0175
 
 
 def token_axis(axes: Axes, label: str, *, at: Iterable[float] = ()) -> None:
@@ -180,7 +246,8 @@ def token_axis(axes: Axes, label: str, *, at: Iterable[float] = ()) -> None:
     low, high = axes.get_xlim()
     if high - low < 10:
         axes.set_xlim((low + high) / 2 - 10, (low + high) / 2 + 10)
-    axes.xaxis.set_major_locator(FixedLocator(apart(at, axes.get_xlim())) if list(at) else whole_numbers())
+    measured = list(at)
+    axes.xaxis.set_major_locator(FixedLocator(apart(measured, axes.get_xlim())) if measured else whole_numbers())
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     axes.set_xlabel(label)
 
@@ -188,7 +255,8 @@ def token_axis(axes: Axes, label: str, *, at: Iterable[float] = ()) -> None:
 def apart(values: Iterable[float], ends: tuple[float, float]) -> list[float]:
     """Choose of measured values those that have room for a tick each, the last and the first among them."""
     ordered = sorted({float(value) for value in values}, reverse=True)
-    gap = TICK_GAP_FRACTION * abs(ends[1] - ends[0])
+    longest = max(len(_plain(value)) for value in ordered)
+    gap = (TICK_ROOM_FRACTION + TICK_CHARACTER_FRACTION * longest) * abs(ends[1] - ends[0])
     chosen: list[float] = []
     for value in [ordered[0], ordered[-1], *ordered[1:-1]]:
         if all(abs(value - other) >= gap for other in chosen):
@@ -212,7 +280,7 @@ def points(axes: Axes, x: Any, frame: pd.DataFrame, quantity: Quantity, **option
     """Draw a quantity of an analysis frame as points with their intervals, in its colour and unit."""
     values, low, high = (frame[column] for column in quantity.columns)
     style: dict[str, Any] = {
-        "fmt": "o",
+        "fmt": look_of(quantity).mark,
         "markersize": 4,
         "elinewidth": 1,
         "markeredgewidth": 0,
@@ -223,17 +291,20 @@ def points(axes: Axes, x: Any, frame: pd.DataFrame, quantity: Quantity, **option
 
 
 def label_ends(
-    axes: Axes, labels: Sequence[tuple[float, str, str]], *, x: float | None = None, gap: float = 0.052
+    axes: Axes, labels: Sequence[tuple[float, str, Look]], *, bars: bool = False, gap: float = 0.052
 ) -> None:
-    """Write labels (y in data, text, colour) at the right edge of the axes, apart from one another.
+    """Write labels (y in data, text, look) at the right edge of the axes, apart from one another, a swatch before each.
 
-    `gap` is the least distance as a fraction of the axes' height. Only after the limits are set.
+    bars: the swatch is a piece of a bar, else a mark. `gap` is the least distance as a fraction of the axes' height.
+    Only after the limits are set.
     """
     if not labels:
         return
     to_axes = axes.transData + axes.transAxes.inverted()
-    anchor = axes.get_xlim()[1] if x is None else x
-    placed = sorted((float(to_axes.transform((anchor, y))[1]), text, colour) for y, text, colour in labels)
+    anchor = axes.get_xlim()[1]
+    placed = sorted(
+        ((float(to_axes.transform((anchor, y))[1]), text, own) for y, text, own in labels), key=lambda one: one[0]
+    )
     heights = np.array([height for height, _, _ in placed])
     for place in range(1, len(heights)):
         heights[place] = max(heights[place], heights[place - 1] + gap)
@@ -242,21 +313,23 @@ def label_ends(
         heights[-1] -= over
         for place in range(len(heights) - 2, -1, -1):
             heights[place] = min(heights[place], heights[place + 1] - gap)
-    for height, (true, text, colour) in zip(heights, placed, strict=True):
-        moved = abs(height - true) > 0.004
+    for height, (true, text, own) in zip(heights, placed, strict=True):
+        line = [(1.003, true), (1.022, height)]
+        axes.plot(*zip(*line, strict=True), color=own.colour, linewidth=0.7, transform=axes.transAxes, clip_on=False)
+        if bars:
+            piece = Rectangle((1.024, height - 0.4 * gap), 0.022, 0.8 * gap, transform=axes.transAxes, clip_on=False)
+            piece.set(**filled(own), linewidth=0.4)
+            axes.add_artist(piece)
+        else:
+            mark: dict[str, Any] = {"color": own.colour, "markersize": 4.5, "markeredgewidth": 0}
+            axes.plot([1.034], [height], own.mark, transform=axes.transAxes, clip_on=False, **mark)
         axes.annotate(
             text,
-            xy=(1.0, true),
-            xytext=(1.025, height),
+            (1.055, height),
             xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=colour,
             fontsize=8,
             va="center",
             ha="left",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkB": 0, "relpos": (0, 0.5)}
-            if moved
-            else None,
             annotation_clip=False,
         )
 
@@ -290,7 +363,9 @@ def label_line(axes: Axes, text: str, x: float, y: float, *, on_the_left: bool) 
 def beside(sizes: Array) -> tuple[Array, float]:
     """Place bars at their sizes, moved apart just so far that none hides another; returns places and a bar's width."""
     reach = float(sizes.max() - sizes.min()) or max(float(sizes.max()), 1.0)
-    width = min(reach / 38, 0.5 * reach / max(len(sizes) - 1, 1))
+    gaps = np.diff(np.unique(sizes))
+    room = 0.8 * float(gaps.min()) if len(gaps) else reach
+    width = min(max(reach / 38, min(reach / 12, room)), 0.5 * reach / max(len(sizes) - 1, 1))
     places = sizes.astype(np.float64)
     for _ in range(200):
         close = np.maximum(1.08 * width - np.diff(places), 0.0) / 2
@@ -322,9 +397,8 @@ def stack(
     labels = []
     for phase in parts:
         height = data[phase.column].fillna(0.0).to_numpy(dtype=np.float64) / unit
-        colour = colour_of(phase)
-        axes.bar(x, height, width, bottom=base, color=colour, linewidth=0.4, edgecolor="white")
-        labels.append((float(base[-1] + height[-1] / 2), phase.label, colour))
+        axes.bar(x, height, width, bottom=base, linewidth=0.4, **filled(look_of(phase)))
+        labels.append((float(base[-1] + height[-1] / 2), phase.label, look_of(phase)))
         base = base + height
     plain = data[PLAIN_WALL.column].to_numpy(dtype=np.float64) / unit
     reach = bars(plain, data[PLAIN_WALL.low] / unit, data[PLAIN_WALL.high] / unit)
@@ -337,7 +411,7 @@ def stack(
             textcoords="offset points",
             xytext=(0, 4),
             ha="center",
-            fontsize=6.5,
+            fontsize=7,
             color=MUTED,
         )
     axes.set_ylim(0, float(top.max()) * 1.18)
@@ -345,7 +419,7 @@ def stack(
     axes.set_ylabel(f"latency of {of} ({name})")
     axes.grid(axis="x", visible=False)
     note(axes, f"{marks}\nnumbers above the bars: crops" if crops else marks)
-    label_ends(axes, labels)
+    label_ends(axes, labels, bars=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -365,7 +439,28 @@ def subject_line(table: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-def title(axes: Axes, text: str, table: pd.DataFrame) -> None:
-    """Title an axes: what is shown, and beneath it of whom."""
-    axes.set_title(text, pad=18)
-    axes.text(0, 1.0, subject_line(table), transform=axes.transAxes, fontsize=8, color=MUTED, va="bottom", ha="left")
+#: Characters of a line beneath a title that fit over the axes.
+LINE_CHARACTERS = 88
+
+
+def title(axes: Axes, text: str, table: pd.DataFrame, *, characters: int = LINE_CHARACTERS) -> None:
+    """Title an axes: what is shown, and beneath it of whom; `characters` fit into a line of that."""
+    under_title(axes, text, subject_line(table), characters=characters)
+
+
+def under_title(axes: Axes, text: str, under: str, *, characters: int = LINE_CHARACTERS, above_pt: float = 3.0) -> None:
+    """Title an axes, with a line beneath that is broken where it is too long; `above_pt` lie below it."""
+    lines = textwrap.wrap(under, characters)
+    axes.set_title(text, pad=above_pt + 5 + 10.5 * len(lines))
+    axes.annotate(
+        "\n".join(lines),
+        (0, 1.0),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        xytext=(0, above_pt),
+        fontsize=8,
+        color=MUTED,
+        va="bottom",
+        ha="left",
+        annotation_clip=False,
+    )

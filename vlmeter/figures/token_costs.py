@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,6 +21,9 @@ SECTION = "flops"
 #: Answers that are the price of a token.
 TOKENS = ("vision_token", "text_token", "output_token")
 
+#: Characters of a line in which a price's clock is named.
+CLOCK_CHARACTERS = 30
+
 
 def needs(table: pd.DataFrame, answers: Answers | None = None) -> str | None:
     """Two kinds of token with a price, to compare."""
@@ -35,7 +40,7 @@ def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
     """Draw every price with its interval on a logarithmic axis, and how many of the cheapest token it buys."""
     priced = _priced(answers or answers_of(table))
     with style.styled():
-        figure, (axes,) = style.new_figure(height_in=1.5 + 0.5 * len(priced))
+        figure, (axes,) = style.new_figure(height_in=1.5 + 0.6 * len(priced))
         axes.set_xscale("log")
         values = [cost.value for _, cost in priced]
         ends = [end for _, cost in priced for end in (cost.low, cost.high) if end > 0]
@@ -43,10 +48,17 @@ def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
         axes.set_ylim(-0.6, len(priced) - 0.4)
         places = np.arange(len(priced))[::-1]
         for place, (answer, cost) in zip(places, priced, strict=True):
-            colour = style.colour_of(QUANTITIES[answer.quantity])
+            look = style.look_of(QUANTITIES[answer.quantity])
             reach = style.bars([cost.value], [cost.low], [cost.high])
             axes.errorbar(
-                [cost.value], [place], xerr=reach, fmt="o", markersize=7, color=colour, elinewidth=1.6, capsize=3
+                [cost.value],
+                [place],
+                xerr=reach,
+                fmt=look.mark,
+                markersize=7,
+                color=look.colour,
+                elinewidth=1.6,
+                capsize=3,
             )
             times = cost.value / min(values)
             said = answer.said() + (f"  =  {significant(times, 2)} x the cheapest" if times > 1 else "")
@@ -59,12 +71,15 @@ def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
                 fontsize=7.5,
                 ha="left" if left else "right",
             )
-        axes.set_yticks(places, [f"{answer.question}\n({answer.clock})" for answer, _ in priced])
-        axes.set_ylabel("one more token")
+        clocks = [textwrap.fill(f"({answer.clock})", CLOCK_CHARACTERS) for answer, _ in priced]
+        axes.set_yticks(
+            places, [f"{answer.question}\n{clock}" for (answer, _), clock in zip(priced, clocks, strict=True)]
+        )
+        axes.set_ylabel("token")
         axes.set_xlabel("time (ms), logarithmic")
         axes.grid(axis="y", visible=False)
         style.log_axis(axes.xaxis)
-        style.title(axes, TITLE, table)
+        style.title(axes, TITLE, table, characters=style.LINE_CHARACTERS - CLOCK_CHARACTERS // 3)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The whole of a generation in seconds, stacked: what a user waits for."""
+"""The whole of a generation, stacked: what a user waits for."""
 
 from __future__ import annotations
 
@@ -36,29 +36,30 @@ def draw(table: pd.DataFrame) -> Figure:
         labels = []
         for quantity in PARTS:
             height = decode_runs.by_length(runs, quantity)["value"].to_numpy(dtype=np.float64) / unit
-            colour = style.colour_of(quantity)
-            axes.bar(x, height, 0.72, bottom=base, color=colour)
-            labels.append((float(base[-1] + height[-1] / 2), quantity.label, colour))
+            look = style.look_of(quantity)
+            axes.bar(x, height, 0.72, bottom=base, linewidth=0.4, **style.filled(look))
+            labels.append((float(base[-1] + height[-1] / 2), quantity.label, look))
             base = base + height
         value = total["value"].to_numpy(dtype=np.float64) / unit
         reach = style.bars(value, total["low"] / unit, total["high"] / unit)
-        axes.errorbar(x, value, yerr=reach, fmt="none", ecolor=style.INK, elinewidth=1)
+        axes.errorbar(x, value, yerr=reach, fmt="D", markersize=3, color=style.INK, elinewidth=1, markeredgewidth=0)
         for place, height_of, above in zip(x.tolist(), value, reach[1], strict=True):
             axes.annotate(
                 duration(unit * height_of),
                 (place, height_of + above),
                 textcoords="offset points",
-                xytext=(0, 3),
+                xytext=(0, 5),
                 ha="center",
                 fontsize=7.5,
             )
         axes.set_xticks(x, [f"{tokens:,}" for tokens in total["output_tokens"]])
-        axes.set_ylim(0, float((value + reach[1]).max()) * 1.1)
+        axes.set_ylim(0, float((value + reach[1]).max()) * 1.2)
         axes.set_xlim(-0.6, len(x) - 0.4)
         axes.set_xlabel("output tokens")
         axes.set_ylabel(f"{GENERATED.label} ({unit_name})")
         axes.grid(axis="x", visible=False)
-        style.label_ends(axes, labels)
+        style.note(axes, "diamonds: median of the whole with 95 % interval;\nparts of a bar: medians of their own")
+        style.label_ends(axes, labels, bars=True)
         style.title(axes, TITLE, table)
     return figure
 

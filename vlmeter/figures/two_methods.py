@@ -53,19 +53,21 @@ def draw(table: pd.DataFrame) -> Figure:
         figure, (upper, lower) = style.new_figure(2, height_in=5.4, ratios=(3, 2))
         x = cells["prompt_tokens"].to_numpy(dtype=np.float64)
         step = max((x.max() - x.min()) / 300, 0.2)
-        series = [(SUBTRACTION_WALL, METHOD_DIFFERENCE_WALL, "s", step)]
+        series = [(SUBTRACTION_WALL, METHOD_DIFFERENCE_WALL, step)]
         if two_clocks:
-            series.append((SUBTRACTION_DEVICE, METHOD_DIFFERENCE_DEVICE, "^", 0.0))
-        style.points(upper, x - step, cells, LANGUAGE, color=style.COLOURS["blue"], label="hooks (device events)")
-        for left, apart, mark, moved in series:
-            style.points(upper, x + moved, cells, left, fmt=mark, label=f"subtraction ({left.label})")
-            style.points(lower, x + moved, cells, apart, fmt=mark, label=f"by {apart.label}")
+            series.append((SUBTRACTION_DEVICE, METHOD_DIFFERENCE_DEVICE, 0.0))
+        hooks = style.look("blue")
+        by_hooks = {"color": hooks.colour, "fmt": hooks.mark, "label": "hooks (device events)"}
+        style.points(upper, x - step, cells, LANGUAGE, **by_hooks)
+        for left, apart, moved in series:
+            style.points(upper, x + moved, cells, left, label=f"subtraction ({left.label})")
+            style.points(lower, x + moved, cells, apart, label=f"by {apart.label}")
         _mark_fall(upper, table, cells)
         upper.set_ylabel(f"{LANGUAGE.label} ({LANGUAGE.unit})")
         upper.legend(loc="upper left")
         lower.axhline(0, color=style.MUTED, linewidth=0.8)
         lower.set_ylabel("hooks - subtraction (ms)")
-        style.token_axis(lower, "prompt tokens (vision, special and text tokens)")
+        style.token_axis(lower, "prompt tokens (vision, special and text tokens)", at=x)
         if two_clocks:
             lower.legend(loc="best")
         style.title(upper, TITLE, table)
@@ -85,7 +87,7 @@ def _mark_fall(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame) -> None:
         arrowprops={"arrowstyle": "->", "color": red, "linewidth": 1.2},
     )
     text = f"arrow: by subtraction the LLM prefill falls by {duration(worst.drop_ms)}"
-    style.note(axes, text, x=0.98, y=0.03, ha="right", va="bottom", color=red)
+    style.note(axes, text, x=0.98, y=0.03, ha="right", va="bottom")
 
 
 #: What the methods do where vision can be run alone.
