@@ -19,6 +19,7 @@ from tests.support.fakes import FakeRunner
 from tests.support.reports import inputs_of, roofline_of
 from tests.support.tables import LATENCY, OF_SERVERS, table_of
 from vlmeter.analysis import prefill_cells
+from vlmeter.figures import style
 from vlmeter.figures.registry import FIGURES
 from vlmeter.report.page import write
 from vlmeter.report.pictures import DARK_COLOURS
@@ -31,6 +32,12 @@ pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
 
 #: What a report with every figure may weigh; mail servers take ten.
 LARGEST_BYTES = 8e6
+
+#: Widths at which people read the page, in CSS px.
+READ_AT_PX = (390, 1000, 1400)
+
+#: Smallest letters of a figure (tests/test_figure_looks.py).
+LEAST_POINTS = 7.0
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +135,85 @@ def test_the_answers_are_on_the_first_screen(page: Page) -> None:
     expect(page.locator("#fake-first_token_by_size")).to_be_in_viewport()
 
 
-@pytest.mark.parametrize("width_px", [390, 1000, 1400])
+@pytest.mark.parametrize("width_px", READ_AT_PX)
+def test_figures_have_their_real_size_and_so_do_their_letters(browser: Browser, report: Path, width_px: int) -> None:
+    """As wide as they were drawn and not much wider; what is wider than its column lies in a frame that scrolls."""
+    with opened(browser, report, width_px=width_px) as (page, _):
+        page.evaluate("document.querySelectorAll('.folded').forEach((part) => fold(part, false))")
+        shown = page.evaluate(
+            """() => [...document.querySelectorAll("figure")].map((figure) => {
+                const [image, frame] = [figure.querySelector("img"), figure.querySelector(".frame")];
+                return [figure.id, image.getBoundingClientRect().width, frame.getBoundingClientRect().width,
+                    figure.getBoundingClientRect().width, getComputedStyle(frame).overflowX];
+            })"""
+        )
+    assert len(shown) == len(OF_MODELS)
+    drawn_px = 96 * style.WIDTH_IN
+    for name, image_px, frame_px, column_px, overflow in shown:
+        least_letters_px = LEAST_POINTS * 96 / 72 * image_px / drawn_px
+        assert least_letters_px >= 9, f"{name} is {image_px} px wide"
+        assert image_px <= 1.1 * drawn_px, name
+        assert frame_px <= column_px <= width_px, name
+        assert image_px <= frame_px + 1 or overflow == "auto", name
+
+
+#: Boxes of the words that are seen, by the elements whose own they are; what scrolls is looked at by itself.
+BOXES_JS = """() => {
+    const found = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        const own = node.parentElement;
+        if (!node.textContent.trim() || !own.checkVisibility({ visibilityProperty: true })) continue;
+        if (own.closest("script, style, option, .scroll, pre, .skip, #chart")) continue;
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        for (const box of range.getClientRects())
+            found.push({ text: node.textContent.trim().slice(0, 40), left: box.left, right: box.right,
+                top: box.top + scrollY, bottom: box.bottom + scrollY });
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("width_px", READ_AT_PX)
+def test_no_words_of_the_page_overlap_or_lie_beside_the_screen(browser: Browser, report: Path, width_px: int) -> None:
+    with opened(browser, report, width_px=width_px) as (page, _):
+        page.evaluate("document.querySelectorAll('.folded').forEach((part) => fold(part, false))")
+        page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+        page.wait_for_timeout(300)
+        boxes = sorted(page.evaluate(BOXES_JS), key=lambda box: box["top"])
+    assert len(boxes) > 500
+    assert [box["text"] for box in boxes if box["left"] < 0 or box["right"] > width_px + 0.5] == []
+    over = []
+    for place, one in enumerate(boxes):
+        for other in boxes[place + 1 :]:
+            if other["top"] > one["bottom"] - 3:
+                break  # lines may be a little closer than the letters are high
+            if min(one["right"], other["right"]) - max(one["left"], other["left"]) > 1:
+                over.append((one["text"], other["text"]))
+    assert over == []
+
+
+def test_code_in_a_sentence_is_code_and_a_size_stays_in_one_line(page: Page) -> None:
+    assert page.locator("main").evaluate("main => main.innerText.includes('`')") is False
+    assert page.locator(".trust code").all_inner_texts() == ["runs: 3", "runs: 3"]
+    sizes = page.locator(".card .size")
+    assert sizes.count() > 0
+    assert {sizes.nth(place).evaluate("size => size.getClientRects().length") for place in range(sizes.count())} == {1}
+
+
+def test_every_series_of_the_chart_has_a_mark_of_its_own(page: Page) -> None:
+    shown = chart(page)["data"]
+    for box in page.locator("#controls [name=phase]").all():
+        box.check()
+    shown = chart(page)["data"]
+    marks = [trace["marker"]["symbol"] for trace in shown]
+    assert len(set(marks)) == len(marks) > 5
+    glyphs = page.locator("#controls .mark").all_inner_texts()
+    assert len(set(glyphs)) == len(glyphs) == page.locator("#controls [name=phase]").count()
+
+
+@pytest.mark.parametrize("width_px", READ_AT_PX)
 def test_no_word_of_menu_cards_and_headings_is_cut(browser: Browser, report: Path, width_px: int) -> None:
     """Text boxes lie inside the window and inside what holds them, and the menu shows all of its links."""
     with opened(browser, report, width_px=width_px) as (page, _):
@@ -189,8 +274,9 @@ def test_words_stand_out_from_their_ground(browser: Browser, report: Path, schem
                     }
                     return [255, 255, 255];
                 };
-                const words = "nav a, .card p, .card h4, .note, .badge, .trust, caption, th, .hint";
-                return [...document.querySelectorAll(words)]
+                const own = (part) => [...part.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+                return [...document.querySelectorAll("body *")]
+                    .filter((part) => own(part) && part.checkVisibility() && !part.closest("#chart, script, .mark"))
                     .map((part) => {
                         const both = [light(rgb(getComputedStyle(part).color)), light(ground(part))];
                         const ends = both.sort((a, b) => b - a);

@@ -30,20 +30,39 @@ DRAWN: Mapping[Kind, Sequence[Quantity]] = {
     kinds.GENERATION: (DECODE, DECODE_STEP, *PHASES, INPUTS_WALL),
 }
 
+#: Marks in the order of DRAWN, as plotly calls them and as letters: more of them than quantities of a kind, so that two
+#: of one colour, or of colours that a reader sees alike, are told apart.
+SYMBOLS = (
+    ("circle", "\u25cf"),
+    ("square", "\u25a0"),
+    ("diamond", "\u25c6"),
+    ("triangle-up", "\u25b2"),
+    ("triangle-down", "\u25bc"),
+    ("cross", "\u271a"),
+    ("x", "\u2716"),
+    ("hexagon", "\u2b22"),
+    ("star", "\u2605"),
+    ("pentagon", "\u2b1f"),
+    ("triangle-left", "\u25c0"),
+    ("triangle-right", "\u25b6"),
+)
+
 _DRAWN_AT_FIRST = (PLAIN_WALL, VISION_ENCODER, LLM_BLOCKS, DECODE)
 
 
 def series() -> dict[str, list[dict[str, Any]]]:
-    """What the page's script needs of each quantity: words, colour, its rows, whether it is shown at first."""
+    """What the page's script needs of each quantity: words, colour and mark, its rows, whether it is shown at first."""
     return {
         kind: [
             {
                 "label": quantity.words,
                 "colour": css_variable(colour_of(quantity)),
+                "symbol": symbol,
+                "glyph": glyph,
                 **quantity.rows[kind]._asdict(),
                 "shown": quantity in _DRAWN_AT_FIRST,
             }
-            for quantity in quantities
+            for quantity, (symbol, glyph) in zip(quantities, SYMBOLS, strict=False)
         ]
         for kind, quantities in DRAWN.items()
     }

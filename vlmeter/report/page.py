@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from vlmeter import __version__
 from vlmeter.analysis import reading
@@ -199,14 +200,27 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+#: What a sentence of the analysis marks as code, and an image's size.
+_CODE, _SIZE = re.compile(r"`([^`]+)`"), re.compile(r"\b\d+ x \d+(?: px)?\b")
+
+
+def said(sentence: str) -> Markup:
+    """A sentence of the analysis as HTML: `code` as such, and a size of an image in one line."""
+    text = str(escape(sentence))
+    text = _SIZE.sub(r'<span class="size">\g<0></span>', text)
+    return Markup(_CODE.sub(r"<code>\1</code>", text))
+
+
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["said"] = said
+    return environment
 
 
 def _packed(text: str) -> str:

@@ -133,12 +133,12 @@ async function makeChart() {
     const along = kindOf(experiment) === "generation" ? ["output_tokens", "vision_tokens", "prompt_tokens", "crops"]
       : ["vision_tokens", "prompt_tokens", "crops"];
     options("along", along.map((name) => [name, COUNTS[name]]));
-    const boxes = series[kindOf(experiment)].map(({ label, colour, shown }, n) => {
+    const boxes = series[kindOf(experiment)].map(({ label, colour, glyph, shown }, n) => {
       const box = document.createElement("label");
       const input = Object.assign(document.createElement("input"), { type: "checkbox", name: "phase", value: n, checked: shown });
-      const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
-      swatch.style.background = colour;
-      box.append(input, swatch, label);
+      const mark = Object.assign(document.createElement("span"), { className: "mark", ariaHidden: true, textContent: glyph });
+      mark.style.color = colour;
+      box.append(input, mark, label);
       return box;
     });
     $(".phases", form).replaceChildren($(".phases legend", form), ...boxes);
@@ -149,7 +149,7 @@ async function makeChart() {
     const style = getComputedStyle(document.documentElement);
     const rows = rowsOf(experiment.value).filter((i) => columns.subject[i] === subject.value);
     const chosen = $$("[name=phase]:checked", form).map((box) => series[kindOf(experiment.value)][box.value]);
-    return chosen.flatMap(({ label, colour, arm, phase, clock }) => {
+    return chosen.flatMap(({ label, colour, symbol, arm, phase, clock }) => {
       const own = rows
         .filter((i) => columns.arm[i] === arm && columns.phase[i] === phase && columns.clock[i] === clock)
         .sort((a, b) => columns[along.value][a] - columns[along.value][b]);
@@ -164,7 +164,7 @@ async function makeChart() {
         y: number("median_ms"),
         error_y: { type: "data", symmetric: false, array: span("high_ms", 1), arrayminus: span("low_ms", -1), thickness: 1, width: 0 },
         mode: "markers",
-        marker: { color: style.getPropertyValue(colour.slice(4, -1)).trim(), size: 7 },
+        marker: { color: style.getPropertyValue(colour.slice(4, -1)).trim(), size: 8, symbol },
         text: own.map((i) => hover(columns, i)),
         hovertemplate: `<b>${label}</b><br>%{text}<extra></extra>`,
       };
