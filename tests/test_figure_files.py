@@ -7,13 +7,14 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tests.support.fakes import FakeRunner
 from tests.support.roofline import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter.analysis.answers import answers_of
 from vlmeter.figures.files import not_drawn, subject_tables, write_captions, write_figures
-from vlmeter.figures.registry import FIGURES, figures_asked, get_figure
+from vlmeter.figures.registry import ALL_FIGURES, FIGURES, figures_asked, get_figure
 from vlmeter.table import kinds
 
 
@@ -79,3 +80,17 @@ def test_a_figure_of_floors_has_them_beside_its_table(one_cell: pd.DataFrame) ->
     table_for = subject_tables(one_cell, roofline_of(one_cell), "fake")
     assert "floor_ms" in table_for("limits")
     assert "floor_ms" not in table_for("two_methods")
+
+
+def test_pictures_of_the_documentation_keep_their_colours_and_can_be_made_again() -> None:
+    """Reduced to a palette, two series had one colour."""
+    from tools.gallery import DOCS, TABLES
+
+    found = sorted(DOCS.rglob("*.png"))
+    assert len(found) > 10
+    for path in found:
+        with Image.open(path) as image:
+            assert image.mode == "RGB", path
+    made = [path for path in found if path.stem in ALL_FIGURES]
+    assert {path.parent for path in made} == {DOCS / folder for folder in TABLES}
+    assert all((DOCS / folder / table).exists() for folder, table in TABLES.items())
