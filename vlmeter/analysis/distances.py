@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from vlmeter.analysis.reading import rows_of
+from vlmeter.analysis.runs import runs_of
+from vlmeter.numbers.clusters import added
 from vlmeter.numbers.medians import Estimate, median_estimate
 from vlmeter.table import kinds
 from vlmeter.table.kinds import Kind
@@ -40,7 +42,18 @@ _WITH_FLOOR: Sequence[tuple[Quantity, Kind]] = (
 
 
 def distances_of(table: pd.DataFrame) -> list[Distance]:
-    """Set the phases of one subject beside their floors; the table has work beside it (`roofline.beside`)."""
+    """Set the phases of one subject beside their floors; the table has work beside it (`roofline.beside`).
+
+    Of several runs distances are told of each by itself too, for the intervals.
+    """
+    by_run = [{one.quantity: one.times for one in _distances_of(own)} for own in runs_of(table)]
+    return [
+        replace(one, times=added(one.times, [own[one.quantity] for own in by_run if one.quantity in own]))
+        for one in _distances_of(table)
+    ]
+
+
+def _distances_of(table: pd.DataFrame) -> list[Distance]:
     found = []
     known = table[(table["source"] == "measured") & (table["floor_ms"] > 0)]
     for quantity, kind in _WITH_FLOOR:

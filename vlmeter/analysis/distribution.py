@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -24,10 +24,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats as distributions
 
+from vlmeter.analysis.by_run import added_fits
 from vlmeter.analysis.prefill_cells import over
 from vlmeter.analysis.reading import Unknown, of_subject, rows_of
 from vlmeter.analysis.runs import runs_of
-from vlmeter.numbers.clusters import over_runs_of_the_same, percentile_over_runs
+from vlmeter.numbers.clusters import added, over_runs_of_the_same, percentile_over_runs
 from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.numbers.words import plural
@@ -259,9 +260,50 @@ def explain(sample: Sample) -> Explanation | Unknown:
     The share of variance is what a factor adds to R squared, averaged over all orders in which the factors may come in
     (Lindeman, Merenda and Gold 1980, section 4.4), since large pictures have many crops and many tokens. Its share of
     the gap is found in the same way: a fit on some factors expects so much of it, from what they are on the average in
-    the tail and in the middle. Requests of one photograph are resampled together, where some come more than once.
+    the tail and in the middle. Requests of one photograph are resampled together, where some come more than once. Of
+    several runs all is told of each by itself too, for the intervals; unknown where a run does not tell it.
     """
     found = sample.requests.dropna(subset=[WHOLE_REQUEST.column])
+    across = _explain(found)
+    frames = runs_of(found)
+    if isinstance(across, Unknown) or len(frames) < 2:
+        return across
+    by_run = [_in_run(own, across) for own in frames]
+    told = [one for one in by_run if not isinstance(one, Unknown)]
+    if len(told) < len(by_run):
+        return next(one for one in by_run if isinstance(one, Unknown))
+    return replace(
+        across,
+        fit=added_fits(across.fit, [one.fit for one in told]),
+        variance={name: added(share, [one.variance[name] for one in told]) for name, share in across.variance.items()},
+        gap={name: added(share, [one.gap[name] for one in told]) for name, share in across.gap.items()},
+        gap_ms=added(across.gap_ms, [one.gap_ms for one in told]),
+    )
+
+
+def _in_run(found: pd.DataFrame, across: Explanation) -> Explanation | Unknown:
+    """What one of several runs says by itself of the factors of all, without intervals."""
+    names = across.factors
+    values = found[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
+    design = found[names].to_numpy(dtype=np.float64)
+    columns = {**{name: design[:, place] for place, name in enumerate(names)}, "constant": np.ones(len(found))}
+    try:
+        fit = fit_linear(columns, values, replicates=2)
+    except ValueError as error:
+        return Unknown(f"one of the runs by itself does not tell it: {error}")
+    gap_ms, gap = gap_shares(design, values, across.tail_fraction)
+    variance = variance_shares(design, values)
+    parts = ("rest", *names)
+    return replace(
+        across,
+        fit=fit,
+        variance={name: Estimate(float(variance[place]), math.nan, math.nan) for place, name in enumerate(parts)},
+        gap={name: Estimate(float(gap[place]), math.nan, math.nan) for place, name in enumerate(parts)},
+        gap_ms=Estimate(gap_ms, math.nan, math.nan),
+    )
+
+
+def _explain(found: pd.DataFrame) -> Explanation | Unknown:
     least = MIN_SAMPLES_FOR_PERCENTILE[0.95]
     if len(found) < least:
         return Unknown(f"to take a tail apart wants {least} requests, and there are {len(found)}")
@@ -283,12 +325,12 @@ def explain(sample: Sample) -> Explanation | Unknown:
     for rows in _resamples(clusters):
         if np.linalg.matrix_rank(_centred(design[rows])) < len(names):
             continue
-        draws["variance"].append(_variance_shares(design[rows], values[rows]))
-        gap_ms, gap_shares = _gap_shares(design[rows], values[rows], tail_fraction)
-        draws["gap"].append(gap_shares)
+        draws["variance"].append(variance_shares(design[rows], values[rows]))
+        gap_ms, gap = gap_shares(design[rows], values[rows], tail_fraction)
+        draws["gap"].append(gap)
         gaps.append(gap_ms)
-    gap_ms, gap_shares = _gap_shares(design, values, tail_fraction)
-    shares = {"variance": _variance_shares(design, values), "gap": gap_shares}
+    gap_ms, gap = gap_shares(design, values, tail_fraction)
+    shares = {"variance": variance_shares(design, values), "gap": gap}
     estimates = {
         what: {
             name: Estimate(float(shares[what][place]), *_interval(np.array(draws[what])[:, place]))
@@ -347,7 +389,7 @@ def _resamples(clusters: npt.NDArray[Any]) -> list[npt.NDArray[np.intp]]:
     return [np.concatenate([members[label] for label in chosen]) for chosen in drawn]
 
 
-def _variance_shares(design: Array, values: Array) -> Array:
+def variance_shares(design: Array, values: Array) -> Array:
     """Shares of variance: what is left, then each factor's."""
     joint = np.cov(np.column_stack([design, values]), rowvar=False)
     total = float(joint[-1, -1])
@@ -356,7 +398,7 @@ def _variance_shares(design: Array, values: Array) -> Array:
     return _shared_out(lambda chosen: float(joint[chosen, -1] @ _slopes(joint, chosen)) / total, design.shape[1])
 
 
-def _gap_shares(design: Array, values: Array, tail_fraction: float) -> tuple[float, Array]:
+def gap_shares(design: Array, values: Array, tail_fraction: float) -> tuple[float, Array]:
     """Gap between the means of tail and middle in ms, and the shares: what is left, then each factor's."""
     ranks = distributions.rankdata(values, method="ordinal") / len(values)
     tail, middle = ranks > 1 - tail_fraction, (ranks > MIDDLE[0]) & (ranks <= MIDDLE[1])

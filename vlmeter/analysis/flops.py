@@ -13,14 +13,18 @@ of one cell, and the lengths of one photograph, err together.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from vlmeter.analysis import prefill_cells, reading, step_times
+from vlmeter.analysis.by_run import BY_RUN, frames_by_run
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, rows_of
+from vlmeter.analysis.runs import runs_of
+from vlmeter.numbers.clusters import added
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
 from vlmeter.table import kinds
@@ -67,9 +71,24 @@ def points(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Un
     device-bound, cannot tell).
 
     Phases are taken from the pass with marks (device time); a whole prefill is that without (wall time); a request is a
-    generation with marks (wall time). A photograph's prefill is the same at every output length and counts once.
+    generation with marks (wall time). A photograph's prefill is the same at every output length and counts once. Of
+    several runs the times are means, and BY_RUN is a column more.
     """
     rows = reading.of_subject(table, subject)
+    found = _points(rows)
+    frames = [own for run in runs_of(rows) if not isinstance(own := _points(run), Unknown)]
+    if isinstance(found, Unknown) or len(frames) < 2:
+        return found
+    key, told = ["cell_id", "phase", "output_tokens"], [name for name in _COLUMNS if name.startswith("latency")]
+    by_run: dict[Any, dict[int, dict[Any, Any]]] = {}
+    for run, frame in enumerate(frames):
+        for *point, values in zip(*(frame[name] for name in key), frame[told].to_dict("records"), strict=True):
+            by_run.setdefault(tuple(point), {})[run] = values
+    told_of = [by_run.get(tuple(point), {}) for point in zip(*(found[name] for name in key), strict=True)]
+    return found.assign(by_run=pd.Series(told_of, index=found.index, dtype=object))
+
+
+def _points(rows: pd.DataFrame) -> pd.DataFrame | Unknown:
     if "floor_ms" not in rows:
         return Unknown("work and the device's ceilings were not measured")
     rows = rows[rows["flops"].notna() & (rows["flops"] > 0) & (rows["floor_ms"] > 0) & (rows["median_ms"] > 0)]
@@ -93,7 +112,7 @@ def points(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Un
     for mine, theirs in (("latency_ms", "median_ms"), ("latency_low_ms", "low_ms"), ("latency_high_ms", "high_ms")):
         frame[mine] = found[theirs]
     frame["floor_bound"] = found["bound"]
-    frame["pace"] = _paces(table, frame)
+    frame["pace"] = _paces(rows, frame)
     order = [*PARTS, *WHOLES]
     frame["place"] = [order.index(phase) for phase in frame["phase"]]
     return frame.sort_values(["place", "flops", "cell_id", "output_tokens"])[list(_COLUMNS)].reset_index(drop=True)
@@ -181,14 +200,33 @@ RELATION_QUANTITIES = {
     "r_squared": "share of the variance of log latency that the line in log-log explains",
 }
 
+#: Where some of them end, whatever an interval over few runs says.
+_ENDS = {"pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0), "r_squared": (0.0, 1.0)}
+
 
 def relations(found: pd.DataFrame) -> pd.DataFrame:
     """Say how FLOPs and latency go together among `points`, phase by phase and over several.
 
     One row per phase of PARTS, over all PARTS ("parts"), per whole, and over all WHOLES ("wholes"). Columns: phase,
-    points, cells, smallest_flops, largest_flops, and RELATION_QUANTITIES with their bootstrap intervals over cells;
-    absent where FLOPs do not vary.
+    points, cells, smallest_flops, largest_flops, and RELATION_QUANTITIES with their bootstrap intervals over cells, of
+    several runs with what differs between them; absent where FLOPs do not vary.
     """
+    rows = _relations(found)
+    frames = frames_by_run(found) if BY_RUN in found else []
+    by_run = [{row["phase"]: row for row in _relations(own)} for own in frames]
+    for row in rows:
+        for quantity in RELATION_QUANTITIES:
+            told = [reading.estimate_in(own[row["phase"]], quantity, "") for own in by_run if row["phase"] in own]
+            whole = added(reading.estimate_in(row, quantity, ""), told)
+            least, most = _ENDS.get(quantity, (-math.inf, math.inf))
+            low, high = np.clip([whole.low, whole.high], least, most).tolist()
+            row |= {quantity: whole.value, f"{quantity}_low": low, f"{quantity}_high": high}
+    columns = ["phase", "points", "cells", "smallest_flops", "largest_flops"]
+    columns += [f"{name}{end}" for name in RELATION_QUANTITIES for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _relations(found: pd.DataFrame) -> list[dict[str, Any]]:
     groups: list[tuple[tuple[str, ...], str]] = [((phase,), phase) for phase in PARTS] + [(PARTS, "parts")]
     groups += [((phase,), phase) for phase in WHOLES] + [(WHOLES, "wholes")]
     rows = []
@@ -212,9 +250,7 @@ def relations(found: pd.DataFrame) -> pd.DataFrame:
             estimate = bootstrap.estimate(values[quantity])
             row |= {quantity: estimate.value, f"{quantity}_low": estimate.low, f"{quantity}_high": estimate.high}
         rows.append(row)
-    columns = ["phase", "points", "cells", "smallest_flops", "largest_flops"]
-    columns += [f"{name}{end}" for name in RELATION_QUANTITIES for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=columns)
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,11 +273,30 @@ class EqualFlops:
     largest_flops: float
 
 
+Told = TypeVar("Told")
+
+
 def equal_flops(found: pd.DataFrame) -> EqualFlops | Unknown:
     """Compare decoding with the LLM blocks of a prefill at equal FLOPs, among `points`.
 
-    The blocks' time at a decode run's FLOPs is read off between its neighbours, on logarithmic axes.
+    The blocks' time at a decode run's FLOPs is read off between its neighbours, on logarithmic axes. Cells of both are
+    drawn for the interval.
     """
+    across = _equal_flops(found)
+    times = _told_by_runs(found, _equal_flops, lambda one: one.times)
+    return across if isinstance(across, Unknown) else replace(across, times=added(across.times, times))
+
+
+def _told_by_runs(
+    found: pd.DataFrame, tell: Callable[[pd.DataFrame], Told | Unknown], of: Callable[[Told], Estimate]
+) -> list[Estimate]:
+    """What each run by itself says, of `points` of several; empty with one."""
+    if BY_RUN not in found:
+        return []
+    return [of(one) for own in frames_by_run(found) if not isinstance(one := tell(own), Unknown)]
+
+
+def _equal_flops(found: pd.DataFrame) -> EqualFlops | Unknown:
     decodes, blocks = (found[found["phase"] == phase.name] for phase in (DECODE, LLM_BLOCKS))
     if decodes.empty or blocks.empty:
         return Unknown("prefill and decode were not both measured")
@@ -261,9 +316,22 @@ def equal_flops(found: pd.DataFrame) -> EqualFlops | Unknown:
             for name in by_size
         }
         chosen, ends = decodes, (math.nan, math.nan)
-    times, floors = (chosen[name].to_numpy(dtype=np.float64) / other[name] for name in ("latency_ms", "floor_ms"))
-    bootstrap = _Bootstrap(chosen["group"])
-    estimate = bootstrap.estimate(_weighted_median(bootstrap.draws, times))
+    bootstrap = _Bootstrap(pd.concat([chosen["group"], blocks["group"]]))
+    of_decodes, of_blocks = np.split(bootstrap.draws, [len(chosen)], axis=1)
+    measured = chosen["latency_ms"].to_numpy(dtype=np.float64)
+    sides = blocks["flops"].to_numpy(dtype=np.float64), blocks["latency_ms"].to_numpy(dtype=np.float64)
+    if len(inside):
+        drawn = (of_blocks @ (sides[0][:, None] == sizes)) > 0
+        known = np.log(sizes), np.log(by_size["latency_ms"].to_numpy(dtype=np.float64))
+        others = np.array(
+            [np.interp(at, *(side[one] for side in known)) if one.any() else at * np.nan for one in drawn]
+        )
+        ratios = measured / np.exp(others)
+    else:
+        rates = _weighted_median(of_blocks, sides[1] / sides[0])
+        ratios = measured / (chosen["flops"].to_numpy(dtype=np.float64) * rates[:, None])
+    estimate = bootstrap.estimate(_weighted_median(of_decodes, ratios))
+    floors = chosen["floor_ms"].to_numpy(dtype=np.float64) / other["floor_ms"]
     return EqualFlops(estimate, float(np.median(floors)), bool(len(inside)), len(chosen), *ends)
 
 
@@ -280,6 +348,18 @@ class PaceCost:
 
 def pace_cost(found: pd.DataFrame) -> PaceCost | Unknown:
     """Compare what a FLOP of a prefill takes in launch-bound and in device-bound cells, among `points`."""
+    across = _pace_cost(found)
+    if isinstance(across, Unknown):
+        return across
+    return replace(
+        across,
+        launch_bound=added(across.launch_bound, _told_by_runs(found, _pace_cost, lambda one: one.launch_bound)),
+        device_bound=added(across.device_bound, _told_by_runs(found, _pace_cost, lambda one: one.device_bound)),
+        times=added(across.times, _told_by_runs(found, _pace_cost, lambda one: one.times)),
+    )
+
+
+def _pace_cost(found: pd.DataFrame) -> PaceCost | Unknown:
     whole = found[found["phase"] == "prefill"]
     costs = {
         pace: (1e9 * own["latency_ms"] / own["flops"]).to_numpy(dtype=np.float64) for pace, own in whole.groupby("pace")
@@ -343,6 +423,19 @@ def compare_models(found: pd.DataFrame) -> Models | Unknown:
     logarithms, since an error of half and one of double weigh the same; phases weigh the same however many points they
     have.
     """
+    across = _compare_models(found)
+    if isinstance(across, Unknown) or BY_RUN not in found:
+        return across
+    by_run = [one for own in frames_by_run(found) if not isinstance(one := _compare_models(own), Unknown)]
+    gains = [one.errors[across.best_flops].value - one.errors[across.best_roofline].value for one in by_run]
+    return replace(
+        across,
+        errors={model: added(error, [one.errors[model] for one in by_run]) for model, error in across.errors.items()},
+        gain=added(across.gain, [Estimate(gain, math.nan, math.nan) for gain in gains]),
+    )
+
+
+def _compare_models(found: pd.DataFrame) -> Models | Unknown:
     frame = found[found["phase"].isin(PARTS)].reset_index(drop=True)
     groups = frame["group"].to_numpy(dtype=str)
     if frame["phase"].nunique() < 2 or len(np.unique(groups)) < 3:

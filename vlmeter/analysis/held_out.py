@@ -15,6 +15,11 @@ from vlmeter.numbers.medians import CONFIDENCE, Estimate, median_estimate
 from vlmeter.numbers.units import percent
 from vlmeter.table.quantities import DECODE, FIRST_TOKEN, INPUTS_WALL, PLAIN_WALL, WHOLE_REQUEST, Quantity
 
+#: What is said beside held-out predictions of several runs.
+OF_RUNS = (
+    "means over the runs: what differs between runs is not in these intervals, as it is in those of `vlmeter predict`"
+)
+
 #: What is predicted for cells that were held out.
 PREDICTED = (FIRST_TOKEN, WHOLE_REQUEST)
 
@@ -24,7 +29,8 @@ def held_out(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | 
 
     Columns: group (what was held out), picture (dummy or photograph), quantity (name of one of PREDICTED), crops,
     prompt_tokens, output_tokens, predicted_ms with its interval (predicted_low_ms, predicted_high_ms), measured_ms,
-    error_fraction (predicted over measured, minus 1) and inside (whether the interval holds the measurement).
+    error_fraction (predicted over measured, minus 1) and inside (whether the interval holds the measurement). Of
+    several runs both are of means over them (`OF_RUNS`).
     """
     rows = reading.of_subject(table, subject)
     model = learn(rows)

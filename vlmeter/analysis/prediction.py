@@ -14,6 +14,7 @@ those fits differ at the request is the error of the fit (the jackknife; Efron a
 far a left-out cell lies from what the others predict is the spread of a single request. The interval of a prediction
 holds both, so it widens away from what was measured. The same leaving out says what the predictions are worth:
 `held_out`.
+Of several runs, how far the predictions of each by itself lie apart is in the interval too: a request comes in one run.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vlmeter.analysis.conditions import trust
 from vlmeter.analysis.held_out import PREDICTED, Accuracy, accuracy, held_out
 from vlmeter.analysis.prediction_model import Query, learn
 from vlmeter.analysis.reading import Unknown, is_served
+from vlmeter.analysis.runs import runs_of
 from vlmeter.common.errors import UserError
 from vlmeter.models.families.base import ImageOptions, ImageTokens, SubjectSpec
 from vlmeter.models.families.registry import get_family
@@ -123,6 +125,8 @@ def predict(
             "a server: preprocessing and copy are the client's, which encodes the picture; the wait for the first "
             "token holds upload, the server's own work on the inputs, the prefill and the way back"
         )
+    if len(runs_of(table)) > 1 and not model.by_run:
+        notes.append("a run by itself does not tell all of this: intervals do not hold what differs between runs")
     if (conditions := trust(table)).verdict != "quiet":
         notes.append(f"conditions of the study were {conditions.verdict}: {conditions.reasons[0]}")
     forecasts = {

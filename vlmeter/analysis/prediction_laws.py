@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats as distributions
 
+from vlmeter.numbers.clusters import reach_between
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
 
@@ -145,13 +146,18 @@ def learn_decode(seen: Observations) -> Law:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A predicted time and its errors, in ms: of the fit, and the spread of a single request about it."""
+    """A predicted time and its errors, in ms: of the fit, and the spread of a single request about it.
+
+    by_run_ms: what each of several runs predicts by itself. A request comes in a run of its own, so that how far runs
+    lie apart is an error of it, however many runs there were.
+    """
 
     value_ms: float
     fit_ms: float = 0.0
     spread_ms: float = 0.0
     freedom: float = math.inf
     by_host: bool = False
+    by_run_ms: tuple[float, ...] = ()
 
     @property
     def error_ms(self) -> float:
@@ -162,11 +168,17 @@ class Forecast:
     def interval(self) -> Estimate:
         """Prediction with its 95 % interval, by Student's t; no time is negative."""
         reach = float(distributions.t.ppf((1 + CONFIDENCE) / 2, self.freedom)) * self.error_ms
+        if len(self.by_run_ms) > 1:
+            runs = [Estimate(value, math.nan, math.nan) for value in self.by_run_ms]
+            reach = math.hypot(reach, reach_between(runs) * math.sqrt(len(runs) + 1))
         return Estimate(self.value_ms, max(0.0, self.value_ms - reach), self.value_ms + reach)
 
 
 def total(parts: Sequence[Forecast]) -> Forecast:
-    """Sum of parts that err independently; its degrees of freedom as of Welch and Satterthwaite."""
+    """Sum of parts that err independently; its degrees of freedom as of Welch and Satterthwaite.
+
+    A run that is slow is so in all of them: what each run says is added up run by run.
+    """
     variances = [part.error_ms**2 for part in parts]
     weighed = sum(variance**2 / part.freedom for variance, part in zip(variances, parts, strict=True))
     return Forecast(
@@ -175,6 +187,7 @@ def total(parts: Sequence[Forecast]) -> Forecast:
         math.hypot(*(part.spread_ms for part in parts)),
         sum(variances) ** 2 / weighed if weighed > 0 else math.inf,
         any(part.by_host for part in parts),
+        tuple(map(sum, zip(*(part.by_run_ms for part in parts), strict=True))),
     )
 
 
@@ -218,6 +231,10 @@ class Learnt:
     def group_count(self) -> int:
         """Groups of cells behind the law."""
         return len(np.unique(self.seen.groups))
+
+    def value_at(self, **features: float) -> float:
+        """Predict one request, without its errors."""
+        return float(self.law({name: np.array([value]) for name, value in features.items()})[0][0])
 
     def at(self, **features: float) -> Forecast:
         """Predict one request."""

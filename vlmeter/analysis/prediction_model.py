@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,7 @@ from vlmeter.analysis.prediction_laws import (
     total,
 )
 from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.intervals import Array
 from vlmeter.table import kinds
 from vlmeter.table.kinds import Kind
@@ -83,12 +84,14 @@ class Model:
     """All that a study says about requests of one subject; decode is unknown where nothing was generated.
 
     keys: of the study's experiments that the prefill and decode were learnt from, for who wants to measure more.
+    by_run: what each of several runs says by itself; empty with one, and where a run by itself says too little.
     """
 
     inputs: Learnt
     prefill: Learnt
     decode: Learnt | Unknown
     keys: Mapping[Kind, str]
+    by_run: tuple[Model, ...] = ()
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
@@ -145,18 +148,25 @@ class Model:
 
     def inputs_of(self, query: Query) -> Forecast:
         """Predict preprocessing and copy."""
-        return self.inputs.at(crops=float(query.crops), photograph=float(query.photograph))
+        features = {"crops": float(query.crops), "photograph": float(query.photograph)}
+        by_run = tuple(run.inputs.value_at(**features) for run in self.by_run)
+        return replace(self.inputs.at(**features), by_run_ms=by_run)
 
     def prefill_of(self, query: Query) -> Forecast:
         """Predict the prefill."""
-        return self.prefill.at(crops=float(query.crops), tokens=float(query.prompt_tokens))
+        features = {"crops": float(query.crops), "tokens": float(query.prompt_tokens)}
+        by_run = tuple(run.prefill.value_at(**features) for run in self.by_run)
+        return replace(self.prefill.at(**features), by_run_ms=by_run)
 
     def decode_of(self, query: Query) -> Forecast:
         """Predict all decode steps; no time for none."""
         if not query.steps:
-            return Forecast(0.0)
+            return Forecast(0.0, by_run_ms=(0.0,) * len(self.by_run))
         assert isinstance(self.decode, Learnt)
-        return self.decode.at(steps=float(query.steps), contexts=query.contexts)
+        features = {"steps": float(query.steps), "contexts": query.contexts}
+        laws = [run.decode for run in self.by_run]
+        by_run = tuple(law.value_at(**features) for law in laws if isinstance(law, Learnt))
+        return replace(self.decode.at(**features), by_run_ms=by_run)
 
     def first_token_of(self, query: Query) -> Forecast:
         """Predict the time to first token."""
@@ -167,7 +177,10 @@ class Model:
         return total([self.inputs_of(query), self.prefill_of(query), self.decode_of(query)])
 
     def without(self, group: str) -> Model | None:
-        """Return the model of a study in which a group was not measured; None if too little is left."""
+        """Return the model of a study in which a group was not measured; None if too little is left.
+
+        It predicts means over the runs of that study, which what differs between runs is no error of.
+        """
         parts = {name: part.without(group) for name, part in self.__dict__.items() if isinstance(part, Learnt)}
         if any(parts[name].group_count < FEWEST_GROUPS for name in ("inputs", "prefill")):
             return None
@@ -181,9 +194,22 @@ def learn(table: pd.DataFrame, subject: str | None = None) -> Model | Unknown:
     """Learn the laws of one subject from its table.
 
     The prefill is learnt from the vision-token cells if there are enough (photographs then test it), else from the
-    photographs; inputs are learnt from both.
+    photographs; inputs are learnt from both. Of several runs each is learnt by itself too, for the intervals.
     """
     rows = reading.of_subject(table, subject)
+    model, runs = _learn(rows), runs_of(rows)
+    if isinstance(model, Unknown) or len(runs) < 2:
+        return model
+    return replace(model, by_run=_alike([_learn(own) for own in runs], model.decode))
+
+
+def _alike(runs: Sequence[Model | Unknown | None], decode: Learnt | Unknown) -> tuple[Model, ...]:
+    """The models of runs, if each tells all that the model of all of them tells; else none."""
+    known = [run for run in runs if isinstance(run, Model) and isinstance(run.decode, type(decode))]
+    return tuple(known) if len(known) == len(runs) else ()
+
+
+def _learn(rows: pd.DataFrame) -> Model | Unknown:
     cells, runs = prefill_cells.vision_cells(rows), decode_runs.decode(rows)
     inputs = Learnt(learn_inputs, _inputs_seen(cells, runs))
     prefill = Learnt(learn_prefill, _prefill_seen(cells))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from vlmeter.analysis import held_out, prediction_model
 from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.runs import runs_of
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import plural
@@ -126,4 +127,6 @@ def caption(table: pd.DataFrame) -> str:
             f"{name[0].upper()}{name[1:]}: {plural(worth.count, 'prediction')}, {worth.said()} (nominally 95 %); the "
             f"farthest is {percent(float(own['error_fraction'].abs().max()))} off."
         )
+    if len(runs_of(table)) > 1:
+        sentences.append(f"Both are {held_out.OF_RUNS}.")
     return " ".join(sentences)

@@ -7,6 +7,7 @@ import pandas as pd
 from vlmeter.analysis import flops, held_out
 from vlmeter.analysis.reading import Unknown, estimate_in
 from vlmeter.analysis.roofline import beside
+from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.units import duration, metric, percent
 from vlmeter.report.grids import Grid, Value, count_value, estimate_value, word_value
 from vlmeter.table.quantities import QUANTITIES
@@ -81,7 +82,7 @@ def held_out_grid(table: pd.DataFrame, name: str) -> Grid:
         ("held out", "what was left out of the study: an image size, or an image with all its lengths"),
         ("predicted", "what of it"),
         ("output tokens", "tokens generated; 1 is the prefill alone"),
-        ("prediction", "with its 95 % interval"),
+        ("prediction", "with its 95 % interval" + (f"; {held_out.OF_RUNS}" if len(runs_of(table)) > 1 else "")),
         ("measured", "median"),
         ("error", "predicted over measured, minus 1"),
         ("interval holds", "whether the measurement lies within it"),
