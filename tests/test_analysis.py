@@ -401,6 +401,27 @@ def test_rounds_that_resemble_the_ones_before_are_said_and_leave_the_verdict(
     assert any("rounds resemble the ones before them (correlation 0.9)" in reason for reason in found.reasons) == said
 
 
+@pytest.mark.parametrize("wandering", [0, 1, 3])
+def test_cells_whose_rounds_resemble_each_other_more_than_the_others_are_counted(
+    exact: pd.DataFrame, wandering: int
+) -> None:
+    """One in a hundred goes that far by chance, so that one cell of these is none to speak of."""
+    wave = np.arcsin(np.sin(np.linspace(0, 2 * np.pi, 20, endpoint=False) + 0.3))
+    chosen = list(exact.loc[exact["kind"] == "prefill", "cell_id"].unique()[:wandering])
+    rng = np.random.default_rng(4)
+    samples = [
+        own
+        if not isinstance(own, np.ndarray | list)
+        else 10 + 0.1 * (wave if cell in chosen else rng.standard_normal(20))
+        for cell, own in zip(exact["cell_id"], exact["samples_ms"], strict=True)
+    ]
+    found = conditions.trust(exact.assign(samples_ms=samples))
+    said = [reason for reason in found.reasons if "resemble the ones before them" in reason]
+    assert found.verdict == "quiet"
+    assert len(said) == (wandering == 3)
+    assert not said or f"rounds of 3 of {exact['cell_id'].nunique()} cells" in said[0]
+
+
 def test_steps_that_grow_with_the_context_are_not_uneven(exact: pd.DataFrame) -> None:
     growing = with_steps(exact, lambda place: 1 + place / 30)
     assert conditions.trust(growing).reasons == ("no disturbance was seen",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,7 @@ from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.tables import records_of, rewrite, table_of
 from vlmeter.common.errors import UserError
 from vlmeter.measure.monitors import QuietMonitor
-from vlmeter.numbers.medians import median_estimate
+from vlmeter.numbers.resemblance import median_in_a_row, resemblance_in
 from vlmeter.records.parts import Reading
 from vlmeter.records.record import read_record
 from vlmeter.table.build import build_table
@@ -75,12 +76,17 @@ def test_a_row_is_named_by_its_key(table: pd.DataFrame) -> None:
 
 def test_every_series_of_every_record_is_a_row_with_its_samples(records: list[Path], table: pd.DataFrame) -> None:
     measured = rows(table, source="measured").set_index(["cell_id", "arm", "phase", "clock"]).sort_index()
-    for path in records:
-        record = read_record(path)
+    read = [read_record(path) for path in records]
+    of_all: dict[tuple[str, ...], list[Any]] = defaultdict(list)
+    for record in read:
+        for series in record.series:
+            of_all[(record.cell.kind, series.arm, series.phase, series.clock)].append(np.array(series.samples_ms))
+    for record in read:
         for series in record.series:
             row = measured.loc[(record.cell.cell_id, series.arm, series.phase, series.clock)]
             assert row["samples_ms"].tolist() == series.samples_ms
-            estimate = median_estimate(series.samples_ms, in_order=True)
+            like = resemblance_in(of_all[(record.cell.kind, series.arm, series.phase, series.clock)])
+            estimate = median_in_a_row(series.samples_ms, like=like)
             assert (row["median_ms"], row["low_ms"], row["high_ms"]) == (estimate.value, estimate.low, estimate.high)
             assert (row["min_ms"], row["max_ms"]) == (min(series.samples_ms), max(series.samples_ms))
             assert row["samples"] == row["rounds"] == len(series.samples_ms)

@@ -18,8 +18,8 @@ import pandas as pd
 
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, of_subject, rows_of
 from vlmeter.analysis.runs import runs_of
-from vlmeter.numbers.clusters import added
-from vlmeter.numbers.intervals import Array
+from vlmeter.numbers.clusters import added, t_reach
+from vlmeter.numbers.intervals import NORMAL_REACH, Array
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
 from vlmeter.table import kinds
 from vlmeter.table.kinds import Kind
@@ -168,8 +168,8 @@ def _profile(rows: pd.DataFrame, own: pd.DataFrame, cells: Sequence[str], *, kin
     prefill = [part for part in parts if part != DECODE.name]
     return Profile(
         parts=pd.DataFrame(found_rows),
-        time_share=_shares({part: samples[part] for part in parts}),
-        prefill_share=_shares({part: samples[part] for part in prefill}),
+        time_share=shares_of({part: samples[part] for part in parts}),
+        prefill_share=shares_of({part: samples[part] for part in prefill}),
         joules=_joules(rows, kind),
         source=name,
         count=len(samples[parts[0]]),
@@ -186,8 +186,11 @@ def _number(value: Any) -> float:
     return math.nan if value is None or pd.isna(value) else float(value)
 
 
-def _shares(samples: Mapping[str, Array]) -> dict[str, Estimate]:
-    """Share of each part's mean in the sum of means; the interval is a bootstrap over what was run."""
+def shares_of(samples: Mapping[str, Array]) -> dict[str, Estimate]:
+    """Share of each part's mean in the sum of means; the interval is a bootstrap over what was run.
+
+    Draws from few scatter by less than the few do about their truth: the interval is as much wider as Student's t is.
+    """
     values = np.array(list(samples.values()))
     whole = values.mean(axis=1)
     count = values.shape[1]
@@ -201,9 +204,11 @@ def _shares(samples: Mapping[str, Array]) -> dict[str, Estimate]:
     means = drawn @ values.T
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means / means.sum(axis=1, keepdims=True), [tail, 1 - tail], axis=0)
+    found = whole / whole.sum()
+    widen = t_reach(count - 1) / NORMAL_REACH * math.sqrt(count / (count - 1))
+    low, high = (np.clip(found + widen * (end - found), 0.0, 1.0) for end in (low, high))
     return {
-        part: Estimate(float(whole[place] / whole.sum()), float(low[place]), float(high[place]))
-        for place, part in enumerate(samples)
+        part: Estimate(float(found[place]), float(low[place]), float(high[place])) for place, part in enumerate(samples)
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom, norm
 
 from vlmeter.analysis.by_run import between_runs, told_by_run
 from vlmeter.analysis.decode_runs import decode
@@ -15,10 +17,12 @@ from vlmeter.analysis.reading import of_subject, whole_rows
 from vlmeter.analysis.runs import runs_of
 from vlmeter.analysis.spread import by_cell, cell_modes, wide_cells
 from vlmeter.analysis.step_times import UNEVEN_RATIO, StepBound, StepUnevenness, step_bound, step_unevenness
-from vlmeter.numbers.intervals import pooled_serial_correlation
+from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import serial_correlation
+from vlmeter.numbers.resemblance import ALONE, resemblance_of
 from vlmeter.numbers.units import deviation, duration_range, percent
 from vlmeter.numbers.words import plural
+from vlmeter.table import kinds
 from vlmeter.table.quantities import GENERATED, PLAIN_WALL
 
 
@@ -85,6 +89,45 @@ def runs_in_words(table: pd.DataFrame, subject: str | None = None) -> str:
     )
 
 
+def _resembling(rows: pd.DataFrame, cells: int) -> str:
+    """Say in which cells rounds resemble the ones before them by more than intervals know of; empty if in none.
+
+    Intervals know what the cells of a run say together (`numbers.resemblance`). A cell that goes beyond that by more
+    than chance would in one of a hundred is said if there are more of them than chance leaves.
+    """
+    beyond: dict[str, float] = {}
+    high: list[float] = []
+    for run in runs_of(rows):
+        fine = run[run["status"] == "ok"]
+        for kind in (kinds.PREFILL, kinds.GENERATION):
+            totals = whole_rows(fine[fine["kind"] == kind])
+            told = [(cell, serial_correlation(list(own)), len(own)) for cell, own in _rounds(totals)]
+            like = resemblance_of([value for _, value, _ in told], [number for _, _, number in told])
+            if like is ALONE:
+                high += [own for _, value, number in told if (own := like.of(value, number)) > RESEMBLING_ALONE]
+                continue
+            high += [like.pooled] if like.pooled > RESEMBLING else []
+            for cell, value, number in told:
+                if like.beyond(value, number) > norm.ppf(1 - _TAKEN_FOR):
+                    beyond[cell] = max(value, beyond.get(cell, value))
+    if high:
+        return (
+            f"rounds resemble the ones before them (correlation {max(high):.1f}) by more than so few can tell, so that "
+            "intervals of medians may be too narrow"
+        )
+    if len(beyond) > binom.ppf(1 - _SAID, cells * len(runs_of(rows)), _TAKEN_FOR):
+        most = max(beyond, key=beyond.__getitem__)
+        return (
+            f"rounds of {len(beyond)} of {plural(cells, 'cell')} resemble the ones before them more than those of the "
+            f"other cells do (most in {most}), so that the intervals of their medians may be too narrow"
+        )
+    return ""
+
+
+def _rounds(totals: pd.DataFrame) -> Iterator[tuple[str, Array]]:
+    return zip(totals["cell_id"].astype(str), totals["samples_ms"], strict=True)
+
+
 @dataclass(frozen=True)
 class Trust:
     """Whether the numbers may be trusted: "quiet", "disturbed" or "unusable", with the reasons."""
@@ -113,9 +156,13 @@ WIDE_SHARE = 0.25
 #: Cells with two modes that are named.
 NAMED_MODES = 3
 
-#: Correlation of a round with the one before above which intervals of medians hold less than 92 % of the time, though
-#: they are widened for it (benchmarks/coverage.py: 92 to 95 % at 0.3, 87 to 93 % at 0.6).
-RESEMBLING = 0.45
+#: Correlation of a round with the one before above which intervals of medians hold less than 93 % of the time, though
+#: they are widened for it: of a cell alone, and of a session whose cells tell it together (benchmarks/coverage.py).
+RESEMBLING_ALONE, RESEMBLING = 0.45, 0.85
+
+#: Chance of a cell to be taken for one whose rounds resemble each other more than the other cells' do, and chance to
+#: say so of a subject without any such cell.
+_TAKEN_FOR, _SAID = 0.01, 0.05
 
 
 def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
@@ -125,8 +172,8 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
     disturbed rounds are left out of its statistics). The whole is, too, if the sentinel varied from visit to visit.
     So it is if cells have two modes, whose median is the time of no run, or if many scatter widely.
     Uneven decode steps are said and change no verdict: they are in the intervals of what is told about decode, and
-    prefills need not be uneven for it. So are rounds that resemble the ones before them, which intervals are widened
-    for, though not wholly.
+    prefills need not be uneven for it. So are rounds that resemble the ones before them by more than the interval of
+    a cell can be widened for.
     """
     rows = of_subject(table, subject)
     totals = whole_rows(rows[rows["status"] == "ok"])
@@ -157,7 +204,10 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
         named = "; ".join(f"{one.cell_id}, {one.quantity.noun}: {one}" for one in modes[:NAMED_MODES])
         more = f"; and {len(modes) - NAMED_MODES} more" if len(modes) > NAMED_MODES else ""
         have = "has" if len(modes) == 1 else "have"
-        reasons.append(f"{len(modes)} of {plural(count, 'cell')} {have} two modes ({named}{more})")
+        reasons.append(
+            f"{len(modes)} of {plural(count, 'cell')} {have} two modes ({named}{more}); "
+            "other cells may have met one of two only, which no interval of theirs can know"
+        )
     wide = {cell: part for cell, part in wide_cells(rows).items() if cell not in {one.cell_id for one in modes}}
     if wide:
         widest = max(wide, key=wide.__getitem__)
@@ -165,13 +215,8 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
             f"rounds of {len(wide)} of {plural(count, 'cell')} scatter widely: the middle half of {widest} spans "
             f"{percent(wide[widest])} of its median"
         )
-    serial = [(serial_correlation(taken), len(taken)) for taken in map(list, totals["samples_ms"])]
-    resembling = pooled_serial_correlation([value for value, _ in serial], [count for _, count in serial])
-    if resembling > RESEMBLING:
-        reasons.append(
-            f"rounds resemble the ones before them (correlation {resembling:.1f}), so that intervals of medians hold "
-            "less often than they say"
-        )
+    if resembling := _resembling(rows, count):
+        reasons.append(resembling)
     steps = step_unevenness(rows)
     if isinstance(steps, StepUnevenness) and steps.ratio > UNEVEN_RATIO:
         pace = step_bound(rows)

@@ -35,6 +35,7 @@ from vlmeter.table.quantities import (
     DECODE,
     FIRST_TOKEN,
     GENERATED,
+    HOOKS_WALL,
     INPUTS_WALL,
     LANGUAGE,
     OF_DECODE,
@@ -90,6 +91,7 @@ def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
 
 def _decode_of_run(rows: pd.DataFrame) -> pd.DataFrame:
     samples = Samples(rows, kinds.GENERATION)
+    whole_like = samples.resemblance(HOOKS_WALL)
     fine = rows_of(rows[rows["status"] == "ok"], DECODE, kind=kinds.GENERATION)
     found = []
     for cell in fine.to_dict("records"):
@@ -109,15 +111,12 @@ def _decode_of_run(rows: pd.DataFrame) -> pd.DataFrame:
         waited = samples.total(name, (PREFILL_SUM, *AROUND))
         first = waited + inputs if waited is not None and inputs is not None and len(waited) == len(steps) else None
         estimates = {
-            DECODE: median_in_order(steps),
-            PREFILL_SUM: median_in_order(prefill),
-            VISION: median_in_order(samples.get(name, VISION)),
-            LANGUAGE: median_in_order(samples.get(name, LANGUAGE)),
-            OUTSIDE: median_in_order(None if prefill is None else samples.total(name, AROUND)),
-            WAIT: median_in_order(waited),
-            GENERATED: median_in_order(total),
-            INPUTS_WALL: median_in_order(inputs),
-            FIRST_TOKEN: median_in_order(first),
+            DECODE: median_in_order(steps, like=samples.resemblance(DECODE)),
+            **{quantity: samples.median(name, quantity) for quantity in (PREFILL_SUM, VISION, LANGUAGE, INPUTS_WALL)},
+            OUTSIDE: median_in_order(None if prefill is None else samples.total(name, AROUND), like=whole_like),
+            WAIT: median_in_order(waited, like=samples.resemblance(PREFILL_SUM)),
+            GENERATED: median_in_order(total, like=whole_like),
+            FIRST_TOKEN: median_in_order(first, like=samples.resemblance(PREFILL_SUM)),
             SHARE: paired_estimate(paired_ratio, prefill, total),
             OF_DECODE: paired_estimate(paired_ratio, prefill, steps),
         }

@@ -131,8 +131,9 @@ def _cells_of_run(rows: pd.DataFrame) -> pd.DataFrame:
         name = str(cell["cell_id"])
         row: dict[str, Any] = {field: cell[field] for field in _CELL_FIELDS}
         taken = {quantity: samples.get(name, quantity) for quantity in IN_CELLS if quantity.rows or quantity.parts}
-        values = {quantity: median_in_order(own) for quantity, own in taken.items()}
-        values[FIRST_TOKEN] = paired_estimate(paired_sum, taken[INPUTS_WALL], taken[PLAIN_WALL])
+        values = {quantity: samples.median(name, quantity) for quantity in taken}
+        whole_like = samples.resemblance(PLAIN_WALL)
+        values[FIRST_TOKEN] = paired_sum(taken[INPUTS_WALL], taken[PLAIN_WALL], like=whole_like)
         for from_, less, left, apart in _SUBTRACTIONS:
             if (whole := taken[from_]) is not None and (part := taken[less]) is not None:
                 values[left] = paired_estimate(paired_difference, whole, part)
@@ -146,7 +147,7 @@ def _cells_of_run(rows: pd.DataFrame) -> pd.DataFrame:
         ):
             values[how] = paired_estimate(paired_ratio, of, taken[whole_pass], minus=1)
         if taken[PREFILL_SUM] is not None and (outside := samples.total(name, AROUND)) is not None:
-            values[OUTSIDE] = median_in_order(outside)
+            values[OUTSIDE] = median_in_order(outside, like=samples.resemblance(HOOKS_WALL))
             values[OUTSIDE_SHARE] = paired_estimate(paired_ratio, outside, spans)
         values[WALL_OVER_BUSY] = over(values[PLAIN_WALL], values[BUSY_PREFILL])
         for quantity in IN_CELLS:

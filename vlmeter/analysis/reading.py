@@ -14,6 +14,7 @@ import pandas as pd
 from vlmeter.analysis.runs import pooled_rows
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate, median_estimate
+from vlmeter.numbers.resemblance import ALONE, Resemblance, median_in_a_row, resemblance_in
 from vlmeter.table.kinds import Kind
 from vlmeter.table.quantities import UPLOAD, WHOLE_PHASE, Quantity
 
@@ -74,6 +75,8 @@ class Samples:
         measured = rows[(rows["source"] == "measured") & (rows["kind"] == kind)]
         keys = zip(*(measured[name] for name in ("cell_id", "arm", "phase", "clock")), strict=True)
         self._found: dict[tuple[str, str, str, str], Array] = dict(zip(keys, measured["samples_ms"], strict=True))
+        self._cells = list(dict.fromkeys(cell for cell, *_ in self._found))
+        self._resemblances: dict[Quantity, Resemblance] = {}
 
     def get(self, cell: str, quantity: Quantity) -> Array | None:
         """Samples of a quantity in milliseconds, round by round; None where there are none, or a part is missing."""
@@ -87,15 +90,29 @@ class Samples:
         found = [own for quantity in quantities if (own := self.get(cell, quantity)) is not None]
         return np.sum(np.array(found), axis=0) if found else None
 
+    def resemblance(self, quantity: Quantity) -> Resemblance:
+        """How much rounds of a quantity resemble the ones before them, by what all cells say."""
+        if quantity not in self._resemblances:
+            known = [own for cell in self._cells if (own := self.get(cell, quantity)) is not None]
+            self._resemblances[quantity] = resemblance_in(known)
+        return self._resemblances[quantity]
+
+    def median(self, cell: str, quantity: Quantity) -> Estimate:
+        """Median of a quantity; no estimate without samples."""
+        return median_in_order(self.get(cell, quantity), like=self.resemblance(quantity))
+
 
 def median_of(values: Array | None) -> Estimate:
     """Median of values that stand in no order, such as one of each cell; no estimate without any."""
     return NO_ESTIMATE if values is None or not len(values) else median_estimate(values.tolist())
 
 
-def median_in_order(samples: Array | None) -> Estimate:
-    """Median of one cell's samples, in the order of its rounds; no estimate without samples."""
-    return NO_ESTIMATE if samples is None or not len(samples) else median_estimate(samples.tolist(), in_order=True)
+def median_in_order(samples: Array | None, *, like: Resemblance = ALONE) -> Estimate:
+    """Median of one cell's samples, in the order of its rounds; no estimate without samples.
+
+    like: how much the rounds of all cells resemble the ones before them (`Samples.resemblance`).
+    """
+    return NO_ESTIMATE if samples is None or not len(samples) else median_in_a_row(samples.tolist(), like=like)
 
 
 def median_in(frame: pd.DataFrame, quantity: Quantity) -> Estimate:
@@ -113,9 +130,9 @@ def paired_estimate(
     return Estimate(found.value - minus, found.low - minus, found.high - minus)
 
 
-def paired_sum(samples: Array, others: Array) -> Estimate:
-    """Median of the sums of two series, round by round."""
-    return median_in_order(samples + others)
+def paired_sum(samples: Array | None, others: Array | None, *, like: Resemblance) -> Estimate:
+    """Median of the sums of two series, round by round; no estimate where they do not pair."""
+    return paired_estimate(lambda one, other: median_in_order(one + other, like=like), samples, others)
 
 
 def put_estimate(row: dict[str, Any], quantity: Quantity, estimate: Estimate) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vlmeter.numbers.clusters import over_runs
-from vlmeter.numbers.medians import median_estimate
+from vlmeter.numbers.medians import Estimate
 from vlmeter.table.columns import STATISTICS
 from vlmeter.table.quantities import RowKey, is_step_by_context
 
@@ -73,9 +73,14 @@ def _pooled(rows: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
         whole = np.mean([own[:reached] for own in samples], axis=0)
     else:
         whole = np.concatenate(samples)
-    middle = over_runs([median_estimate(own.tolist(), in_order=True) for own in samples if len(own)])
+    middle = over_runs([_median(row) for row in known if len(row["samples_ms"])])
     first["samples_ms"] = whole
     for column in STATISTICS:
         if column.name in first and column.statistic is not None and len(whole) >= column.least:
             first[column.name] = float(column.statistic(np.sort(whole)[None, :], np.zeros(1))[0])
     return first | {"median_ms": middle.value, "low_ms": middle.low, "high_ms": middle.high}
+
+
+def _median(row: Mapping[Any, Any]) -> Estimate:
+    """A row's median with its interval, as the table has it."""
+    return Estimate(float(row["median_ms"]), float(row["low_ms"]), float(row["high_ms"]))

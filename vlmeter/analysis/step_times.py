@@ -180,9 +180,10 @@ def _served_tokens_of_run(rows: pd.DataFrame) -> pd.DataFrame:
         if whole is None or inside is None or len(whole) != len(inside) or steps < 1:
             continue
         row: dict[str, Any] = {"cell_id": cell["cell_id"]}
-        put_estimate(row, SERVED_TOKEN, median_in_order(whole / steps))
-        put_estimate(row, DEVICE_STEP, median_in_order(inside / steps))
-        put_estimate(row, BETWEEN_STEPS, median_in_order((whole - inside) / steps))
+        like, inside_like = samples.resemblance(DECODE), samples.resemblance(DEVICE_DECODE)
+        put_estimate(row, SERVED_TOKEN, median_in_order(whole / steps, like=like))
+        put_estimate(row, DEVICE_STEP, median_in_order(inside / steps, like=inside_like))
+        put_estimate(row, BETWEEN_STEPS, median_in_order((whole - inside) / steps, like=like))
         put_estimate(row, TOKEN_OVER_STEP, median_in_order(whole / inside - 1))
         found.append(row)
     return pd.DataFrame(found, columns=["cell_id", *(name for quantity in IN_TOKENS for name in quantity.columns)])

@@ -25,6 +25,7 @@ from vlmeter.table.quantities import (
     AROUND,
     DECODE,
     FIRST_TOKEN,
+    HOOKS_WALL,
     INPUTS_WALL,
     PHASES,
     PLAIN_WALL,
@@ -177,22 +178,23 @@ def _waits(cell: Mapping[Any, Any], samples: Samples) -> dict[str, Line]:
     """The waits of one cell in one run, by name."""
     name = str(cell["cell_id"])
     lines = [
-        Line(quantity.name, quantity.label, median_in_order(own), quantity.unit)
+        Line(quantity.name, quantity.label, samples.median(name, quantity), quantity.unit)
         for quantity in (INPUTS_WALL, *AROUND[:-1], *PHASES, AROUND[-1])
-        if (own := samples.get(name, quantity)) is not None
+        if samples.get(name, quantity) is not None
     ]
     is_prefill = cell["kind"] == kinds.PREFILL
     inputs = samples.get(name, INPUTS_WALL)
     whole = samples.get(name, PLAIN_WALL) if is_prefill else samples.total(name, (PREFILL_SUM, *AROUND))
     steps = None if is_prefill else samples.get(name, DECODE)
     if inputs is not None and whole is not None and len(inputs) == len(whole):
-        first = inputs + whole
-        lines.append(Line(FIRST_TOKEN.name, FIRST_TOKEN.label, median_in_order(first), "ms"))
+        first, like = inputs + whole, samples.resemblance(PLAIN_WALL if is_prefill else PREFILL_SUM)
+        lines.append(Line(FIRST_TOKEN.name, FIRST_TOKEN.label, median_in_order(first, like=like), "ms"))
         if steps is not None and len(steps) == len(first):
             tokens = _tokens(cell)
-            each = median_in_order(steps / max(1, tokens - 1))
+            each = median_in_order(steps / max(1, tokens - 1), like=samples.resemblance(DECODE))
             lines.append(Line("output_token", "each further token", each, "ms"))
-            lines.append(Line("request", f"all {plural(tokens, 'token')}", median_in_order(first + steps), "ms"))
+            request = median_in_order(first + steps, like=samples.resemblance(HOOKS_WALL))
+            lines.append(Line("request", f"all {plural(tokens, 'token')}", request, "ms"))
     return {line.name: line for line in lines}
 
 

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from vlmeter.common.errors import UserError
 from vlmeter.numbers.intervals import serial_correlations
-from vlmeter.numbers.medians import correlation_in_order
+from vlmeter.numbers.resemblance import resemblance_of
 from vlmeter.records.parts import Energy
 from vlmeter.records.record import RECORD_VERSION, Record, read_record
 from vlmeter.table.columns import COLUMNS, PANDAS, STATISTICS
@@ -320,7 +320,7 @@ def _assemble(keys: Sequence[_Key], cells: list[dict[str, Any]], rows: _Rows) ->
     rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
     order = np.argsort(rank[np.array(rows.cell, dtype=np.intp)], kind="stable")
     place = np.array(rows.cell, dtype=np.intp)[order]
-    statistics = _summarise(rows.samples)
+    statistics = _summarise(rows.samples, _series_of(keys, cells, rows))
     data: dict[str, Any] = {}
     for column in COLUMNS:
         dtype = PANDAS[column.dtype]
@@ -353,18 +353,50 @@ def _objects(values: Sequence[Any]) -> npt.NDArray[np.object_]:
     return result
 
 
-def _summarise(samples: Sequence[Array | None]) -> dict[str, Array]:
-    """Work out STATISTICS of each list of samples; lists of one length are worked on together."""
+def _series_of(keys: Sequence[_Key], cells: Sequence[Mapping[str, Any]], rows: _Rows) -> list[tuple[Any, ...]]:
+    """Name what a row's rounds are compared with: the same duration of the other cells of its kind, subject and run."""
+    found = []
+    for cell, given in zip(rows.cell, rows.given, strict=True):
+        study, subject, _, run = keys[cell]
+        timed = (given.get(name) for name in ("arm", "phase", "clock", "source"))
+        found.append((study, subject, run, cells[cell]["kind"], *timed))
+    return found
+
+
+def _summarise(samples: Sequence[Array | None], series: Sequence[tuple[Any, ...]]) -> dict[str, Array]:
+    """Work out STATISTICS of each list of samples; lists of one length are worked on together.
+
+    How much rounds resemble the ones before them, all lists of one series say together.
+    """
     result = {column.name: np.full(len(samples), np.nan) for column in STATISTICS}
     by_length: dict[int, list[int]] = defaultdict(list)
     for place, values in enumerate(samples):
         if values is not None and len(values):
             by_length[len(values)].append(place)
+    stacked = {
+        count: np.stack([values for place in places if (values := samples[place]) is not None])
+        for count, places in by_length.items()
+    }
+    found = np.full(len(samples), np.nan)
     for count, places in by_length.items():
-        taken = np.stack([values for place in places if (values := samples[place]) is not None])
-        correlations = np.array([correlation_in_order(found, count) for found in serial_correlations(taken).tolist()])
-        ordered = np.sort(taken, axis=1)
+        found[places] = serial_correlations(stacked[count])
+    correlations = _correlations(found.tolist(), [0 if own is None else len(own) for own in samples], series)
+    for count, places in by_length.items():
+        ordered = np.sort(stacked[count], axis=1)
         for column in STATISTICS:
             if column.statistic is not None and count >= column.least:
-                result[column.name][places] = column.statistic(ordered, correlations)
+                result[column.name][places] = column.statistic(ordered, correlations[places])
+    return result
+
+
+def _correlations(found: Sequence[float], counts: Sequence[int], series: Sequence[tuple[Any, ...]]) -> Array:
+    """How much the rounds of each list resemble the ones before them, given what the others of its series say."""
+    by_series: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for place, name in enumerate(series):
+        by_series[name].append(place)
+    result = np.zeros(len(found))
+    for places in by_series.values():
+        like = resemblance_of([found[place] for place in places], [counts[place] for place in places])
+        for place in places:
+            result[place] = like.of(found[place], counts[place])
     return result

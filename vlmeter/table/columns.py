@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, median_ranks
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE
+from vlmeter.numbers.resemblance import median_ends
 from vlmeter.records.gauges import Gauge, every_gauge
 from vlmeter.table import of_records as read
 
@@ -103,15 +104,13 @@ def _median(ordered: Array, _: Array) -> Array:
 
 
 def _end(which: int) -> Statistic:
-    """Make the statistic that is one end of the median's interval, as in `numbers.medians.median_estimate`."""
+    """Make the statistic that is one end of the median's interval (`numbers.resemblance.median_ends`)."""
 
     def end(ordered: Array, correlations: Array) -> Array:
         found = np.full(len(ordered), np.nan)
         for correlation in np.unique(correlations):
             rows = correlations == correlation
-            ranks = median_ranks(ordered.shape[1], correlation=float(correlation))
-            if ranks is not None:
-                found[rows] = ordered[rows, ranks[which]]
+            found[rows] = median_ends(ordered[rows], float(correlation))[which]
         return found
 
     return end
