@@ -17,7 +17,7 @@ from tests.support.reports import PREFILL_TIMES, roofline_of
 from tests.support.studies import run_fake, study_of
 from tests.support.tables import TILINGS, table_of
 from vlmeter.analysis import decode_runs, prefill_cells
-from vlmeter.analysis.answers import answers_of
+from vlmeter.analysis.answers import all_answers, answers_of
 from vlmeter.analysis.reading import Unknown, estimate_of
 from vlmeter.analysis.roofline import write_roofline
 from vlmeter.analysis.summary import as_data, summaries
@@ -50,7 +50,7 @@ def results(tmp_path: Path, table: pd.DataFrame) -> Path:
 
 def printed(table: pd.DataFrame, *, width: int) -> list[str]:
     file = io.StringIO()
-    print_summaries(summaries(table), file=file, width=width)
+    print_summaries(summaries(table, all_answers(table)), file=file, width=width)
     return file.getvalue().splitlines()
 
 
@@ -65,7 +65,8 @@ def test_every_answer_of_the_analysis_stands_there_with_its_interval(table: pd.D
     lines = printed(table, width=100)
     for told in answers_of(table).values():
         assert isinstance(told.found, Estimate)
-        assert any(line.endswith(with_interval(told.found, told.unit)) for line in lines), told.name
+        said = with_interval(told.found, told.unit) + (", predicted" if told.source == "predicted" else "")
+        assert any(line.startswith(f"  {told.question} ") and line.endswith(said) for line in lines), told.name
 
 
 def test_the_phases_are_those_of_the_smallest_a_middle_and_the_largest_image(table: pd.DataFrame) -> None:
@@ -95,7 +96,7 @@ def test_of_one_image_the_time_to_first_token_stands_there_once(tmp_path: Path) 
 
 
 def test_the_distance_to_the_floor_is_that_of_the_roofline(table: pd.DataFrame) -> None:
-    (found,) = summaries(table, roofline=roofline_of(table))
+    (found,) = summaries(table, all_answers(table, roofline=roofline_of(table)))
     (line,) = (line for section in found.sections for line in section.lines if line.name == f"limit_{PLAIN_WALL}")
     assert not isinstance(line.found, Unknown)
     assert line.found.value == pytest.approx(PREFILL_TIMES)
@@ -164,7 +165,9 @@ def test_json_has_every_number_unrounded(
     assert show(results, "--json", monkeypatch=monkeypatch) == 0
     data: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert data["report"] == str(results / "report.html")
-    assert data["subjects"] == json.loads(json.dumps(as_data(summaries(table, roofline=roofline_of(table)))))
+    assert data["subjects"] == json.loads(
+        json.dumps(as_data(summaries(table, all_answers(table, roofline=roofline_of(table)))))
+    )
     told = {line["name"]: line for line in data["subjects"]["fake"]["answers"]}
     answer = answers_of(table)["crop"].found
     assert not isinstance(answer, Unknown)

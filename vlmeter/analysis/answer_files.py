@@ -8,38 +8,69 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmeter.analysis.answers import Answer, Answers
+from vlmeter.analysis.answers import Answer, Answers, all_answers
 from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.roofline import read_roofline
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.numbers.medians import Estimate
+from vlmeter.table.files import read_table
 
 #: Version of the file's form.
 VERSION = 1
 
+#: What the file is called beside the table of a study.
+NAME = "answers.json"
+
 
 def write_answers(path: Path, answers: Mapping[str, Answers]) -> None:
     """Write the answers of every subject as JSON: what is not known has no value, but a reason and a remedy."""
-    subjects = {name: [_as_json(answer) for answer in own.values()] for name, own in answers.items()}
-    text = json.dumps({"version": VERSION, "subjects": subjects}, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(answers_as_data(answers), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
+
+
+def answers_as_data(answers: Mapping[str, Answers]) -> dict[str, Any]:
+    """Lay answers out as plain data."""
+    subjects = {name: [answer_as_data(answer) for answer in own.values()] for name, own in answers.items()}
+    return {"version": VERSION, "subjects": subjects}
 
 
 def read_answers(path: Path) -> dict[str, Answers]:
     """Read answers back; raises UserError if the file is none of them."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["version"] != VERSION:
-            raise ValueError(f"it has version {data['version']}, and {VERSION} is read")
-        return {
-            subject: {answer["name"]: _from_json(answer) for answer in found}
-            for subject, found in data["subjects"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return answers_from_data(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         raise UserError(f"answers {path} cannot be read ({error}); the workflow makes them again") from None
 
 
-def _as_json(answer: Answer) -> dict[str, Any]:
+def answers_from_data(data: Any) -> dict[str, Answers]:
+    """Read answers back from plain data; raises ValueError if it is none of them."""
+    try:
+        if data["version"] != VERSION:
+            raise ValueError(f"it has version {data['version']}, and {VERSION} is read")
+        return {
+            subject: {answer["name"]: _from_data(answer) for answer in found}
+            for subject, found in data["subjects"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def answers_beside(table: Path) -> dict[str, Answers]:
+    """Take the answers that lie beside a study's table, as everything that shows one does.
+
+    Where there is no such file they are made of the table and its floors, as the workflow would make them. Raises
+    UserError if a file cannot be read.
+    """
+    beside = table.with_name(NAME)
+    if beside.exists():
+        return read_answers(beside)
+    floors = table.with_name("roofline.parquet")
+    return all_answers(read_table(table), roofline=read_roofline(floors) if floors.exists() else None)
+
+
+def answer_as_data(answer: Answer) -> dict[str, Any]:
+    """Lay one answer out as plain data; what is not known has no value, but a reason and a remedy."""
     found = answer.found
     known = (found.value, found.low, found.high) if isinstance(found, Estimate) else (math.nan,) * 3
     value, low, high = (None if math.isnan(number) else number for number in known)
@@ -60,7 +91,7 @@ def _as_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _from_json(data: Mapping[str, Any]) -> Answer:
+def _from_data(data: Mapping[str, Any]) -> Answer:
     why = data["not_known"]
     numbers = (math.nan if data[name] is None else float(data[name]) for name in ("value", "low", "high"))
     return Answer(

@@ -1,6 +1,7 @@
 """The summary of a finished study: what a person at a terminal wants to know of each subject, in few lines.
 
-What is told is found elsewhere: the answers by `_answers`, which is the one place that knows who computes them.
+What is told is found elsewhere: the answers are handed over, as the report has them, and the times of an image are made
+of the samples of its cell.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vlmeter.analysis import conditions, reading
-from vlmeter.analysis.answers import Topic, answers_of
+from vlmeter.analysis.answers import Answers, Topic
 from vlmeter.analysis.reading import Samples, Unknown, median_in_order
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import over_runs
@@ -34,21 +35,22 @@ from vlmeter.table.quantities import (
 
 #: Titles of what the answers are about.
 _TOPICS: Mapping[Topic, str] = {
-    "cost": "What one more costs",
     "wait": "What a user waits for",
+    "cost": "What one more costs",
     "limit": "Over the least time the device could take",
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """One number with its words; unit: ms, fraction or times."""
+    """One number with its words; unit: ms, fraction or times; predicted: told by laws for what was not measured."""
 
     name: str
     words: str
     found: Estimate | Unknown
     unit: str
     note: str = ""
+    predicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class Summary:
     left_out: tuple[str, ...]
 
 
-def summaries(table: pd.DataFrame, *, roofline: pd.DataFrame | None = None) -> list[Summary]:
-    """Summarise every subject of a study's table; roofline: its table of floors, if there is one."""
+def summaries(table: pd.DataFrame, answers: Mapping[str, Answers]) -> list[Summary]:
+    """Summarise every subject of a study's table; answers: by subject, as everything that shows one takes them."""
     names = reading.subjects_of(table)
     images = {name: _images(reading.of_subject(table, name)) for name in names}
     chosen = _chosen([*images.values()])
-    return [_summary(reading.of_subject(table, name), name, images[name], chosen, roofline) for name in names]
+    return [
+        _summary(reading.of_subject(table, name), name, images[name], chosen, answers.get(name, {})) for name in names
+    ]
 
 
 def _summary(
@@ -85,11 +89,11 @@ def _summary(
     name: str,
     images: Mapping[str, Mapping[Any, Any]],
     chosen: Sequence[str],
-    roofline: pd.DataFrame | None,
+    answers: Answers,
 ) -> Summary:
     samples = {kind: [Samples(own, kind) for own in runs_of(rows)] for kind in (kinds.GENERATION, kinds.PREFILL)}
     shown = [_of_image(title, images[title], samples[images[title]["kind"]]) for title in chosen if title in images]
-    answered = _answers(rows, roofline)
+    answered = _by_topic(answers)
     if len(images) == 1:  # a median over one image, which has no interval, would stand beside that image's own
         answered = [_without(section, FIRST_TOKEN.name) for section in answered]
     sections = (*shown, *answered)
@@ -120,12 +124,16 @@ def _model(rows: pd.DataFrame) -> str:
 # The answers: what one more costs, and how far it is from the least
 
 
-def _answers(rows: pd.DataFrame, roofline: pd.DataFrame | None) -> list[Section]:
-    """What the analysis answers of a subject, by topic."""
-    told = answers_of(rows, roofline=roofline)
+def _by_topic(answers: Answers) -> list[Section]:
+    """The answers of a subject, by topic."""
     return [
         Section(
-            title, tuple(Line(a.name, a.question, a.found, a.unit, a.note) for a in told.values() if a.topic == topic)
+            title,
+            tuple(
+                Line(a.name, a.question, a.found, a.unit, a.note, predicted=a.source == "predicted")
+                for a in answers.values()
+                if a.topic == topic
+            ),
         )
         for topic, title in _TOPICS.items()
     ]
@@ -239,6 +247,7 @@ def _subject_data(summary: Summary) -> dict[str, Any]:
             "words": line.words,
             "unit": line.unit,
             "note": line.note,
+            "predicted": line.predicted,
         }
         | _number_data(line.found)
         for section in summary.sections

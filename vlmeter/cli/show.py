@@ -56,14 +56,14 @@ def show_results(results: Path, *, as_json: bool = False, study_file: Path | Non
 
     Raises UserError where nothing was measured.
     """
-    from vlmeter.analysis.roofline import read_roofline
+    from vlmeter.analysis.answer_files import answers_beside
     from vlmeter.analysis.summary import as_data, summaries
     from vlmeter.table.files import read_table
 
-    table, floors, report = results / "table.parquet", results / "roofline.parquet", results / "report.html"
+    table, report = results / "table.parquet", results / "report.html"
     if not table.exists():
         raise UserError(f"{results} holds no table.parquet; legal: the folder of a study that has run")
-    found = summaries(read_table(table), roofline=read_roofline(floors) if floors.exists() else None)
+    found = summaries(read_table(table), answers_beside(table))
     places = {"report": str(report) if report.exists() else None, "study_file": str(study_file) if study_file else None}
     if as_json:
         say(json.dumps({"results": str(results), **places, "subjects": as_data(found)}, indent=2, allow_nan=False))
@@ -158,4 +158,4 @@ def _said(line: Line | None) -> str:
     found: Any = line.found
     if isinstance(found, Unknown):
         return f"not known: {found.reason}{f'; {found.remedy}' if found.remedy else ''}"
-    return with_interval(found, line.unit)
+    return f"{with_interval(found, line.unit)}{', predicted' if line.predicted else ''}"
