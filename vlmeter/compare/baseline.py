@@ -38,8 +38,11 @@ from vlmeter.table.quantities import RowKey, is_of_a_server, is_repeat
 
 BASELINE_FORMAT: Literal["vlmeter-baseline"] = "vlmeter-baseline"
 
-#: History: 1, the first.
-BASELINE_VERSION = 1
+#: History: 1, the first; 2, with the answers of the study.
+BASELINE_VERSION = 2
+
+#: Versions that are read.
+_READ_VERSIONS = (1, BASELINE_VERSION)
 
 #: Samples of one quantity that are kept as they are; of more, so many quantiles.
 MOST_SAMPLES = 400
@@ -204,12 +207,16 @@ class Run(_Kept):
 
 
 class Baseline(_Kept):
-    """What a baseline's file holds."""
+    """What a baseline's file holds.
+
+    answers: those of the study that it was made of (`vlmeter.analysis.answer_files`); none of several results.
+    """
 
     format: Literal["vlmeter-baseline"] = BASELINE_FORMAT
     version: int = BASELINE_VERSION
     vlmeter: str = __version__
     runs: list[Run] = Field(min_length=1)
+    answers: dict[str, Any] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -377,11 +384,16 @@ def plan_digest(subjects: Iterable[SubjectRun]) -> str:
 # The file
 
 
-def write_baseline(path: Path, runs: Sequence[Run]) -> int:
-    """Write a baseline, compressed if the name ends with .gz; returns its size in bytes. Same runs, same bytes."""
+def write_baseline(path: Path, runs: Sequence[Run], *, answers: Mapping[str, Any] | None = None) -> int:
+    """Write a baseline, compressed if the name ends with .gz; returns its size in bytes. Same runs, same bytes.
+
+    answers: those of the study, as plain data, if the runs are of one study.
+    """
     if not path.name.endswith((".json", ".json.gz")):
         raise UserError(f"a baseline's name ends with .json or .json.gz, which {path} does not")
-    text = Baseline(runs=list(runs)).model_dump_json(exclude_none=True, indent=None) + "\n"
+    kept = Baseline(runs=list(runs)).model_dump(mode="json", exclude_none=True)
+    kept |= {} if answers is None else {"answers": answers}  # where None stands for what is not known
+    text = json.dumps(kept, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
     data = text.encode()
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
@@ -400,10 +412,10 @@ def read_baseline(path: Path) -> Baseline:
     if not isinstance(content, dict) or content.get("format") != BASELINE_FORMAT:
         raise UserError(f"{path} is not a baseline; `vlmeter baseline RESULTS -o {path.name}` makes one")
     version = content.get("version")
-    if version != BASELINE_VERSION or isinstance(version, bool):  # true is 1 to Python
+    if version not in _READ_VERSIONS or isinstance(version, bool):  # true is 1 to Python
         raise UserError(
-            f"baseline {path} has version {json.dumps(version)[:40]}, and this vlmeter reads {BASELINE_VERSION}; make "
-            "it again"
+            f"baseline {path} has version {json.dumps(version)[:40]}, and this vlmeter reads "
+            f"{' and '.join(map(str, _READ_VERSIONS))}; make it again"
         )
     try:
         return Baseline.model_validate(content)

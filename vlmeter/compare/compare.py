@@ -31,11 +31,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vlmeter.analysis.reading import Unknown
 from vlmeter.common.errors import UserError
-from vlmeter.compare.baseline import CellSamples, Repeats
+from vlmeter.compare.answers import pair_answers
+from vlmeter.compare.baseline import CellSamples, Repeats, repeats_of
 from vlmeter.compare.comparison import (
     ALL_CELLS,
     MARGIN_FRACTION,
+    NOT_ASKED,
+    PREFILL_NAME,
     TOTAL_NAME,
     CellComparison,
     Comparison,
@@ -56,6 +60,7 @@ from vlmeter.compare.pairing import (
     identical_results,
     lost_cells,
     misgivings_of,
+    of_experiments,
     pair_up,
 )
 from vlmeter.numbers.intervals import (
@@ -66,12 +71,17 @@ from vlmeter.numbers.intervals import (
     pooled_serial_correlation,
 )
 from vlmeter.numbers.medians import median_inflation
-from vlmeter.table.quantities import DEVICE_ALONE, WHOLE_CELL, RowKey, is_another_at_a_server, is_busy
+from vlmeter.table.kinds import PREFILL
+from vlmeter.table.quantities import DEVICE_ALONE, PHASES, WHOLE_CELL, RowKey, is_another_at_a_server, is_busy
 
 #: ASSUME: what a session is believed to err by (standard deviation) before the sentinel is heard, and how many looks
 #: that belief is worth. On a quiet H200 the first looks of two sessions, ten minutes apart, differed by 0.15 %
 #: (docs/gallery), so 0.1 % each; three times that, since ten minutes are not a week.
 PRIOR_NOISE_FRACTION, PRIOR_LOOKS = 0.003, 8
+
+#: Where the phases of a prefill are, and what their sum goes by: it has no rows of its own.
+_PHASES = tuple(phase.rows[PREFILL] for phase in PHASES)
+_PREFILL = _PHASES[0]._replace(phase=PREFILL_NAME)
 
 
 def compare(
@@ -82,6 +92,7 @@ def compare(
     margin_fraction: float = MARGIN_FRACTION,
     session_noise_fraction: float | None = None,
     allow_missing: bool = False,
+    experiments: Sequence[str] = (),
 ) -> Comparison:
     """Compare B with A, cell by cell.
 
@@ -91,10 +102,14 @@ def compare(
         margin_fraction: difference below which two times count as the same.
         session_noise_fraction: standard deviation of a whole session, if it is known; else see the module's text.
         allow_missing: compare what both have, instead of refusing where one has more.
+        experiments: names of those whose cells are compared; without any, all.
 
     Raises UserError where the two do not hold the same plan: other subjects, other cells, other counts.
     """
+    if experiments:
+        a, b = (of_experiments(side, experiments) for side in (a, b))
     pairs = pair_up(a, b, subjects, allow_missing=allow_missing)
+    names = tuple((pair.name_a, pair.name_b) for pair in pairs)
     warnings = [warning for pair in pairs for warning in misgivings_of(pair)]
     notes, lost, quantities, assumed = list[str](), list[Lost](), list[QuantityComparison](), list[float | None]()
     for pair in pairs:
@@ -112,16 +127,24 @@ def compare(
     if not any(found.name == TOTAL_NAME for found in quantities):
         raise UserError(f"{a.label} and {b.label} have no cell that was timed in both, so there is nothing to compare")
     warnings += identical_results(quantities)
+    for letter, side in (("A", a), ("B", b)):
+        if isinstance(side.answers, Unknown) and side.answers is not NOT_ASKED:
+            notes.append(f"no answers are shown, since {letter} has none: {side.answers.reason}")
     return Comparison(
         a=a.label,
         b=b.label,
-        pairs=tuple((pair.name_a, pair.name_b) for pair in pairs),
+        pairs=names,
         assumed=tuple(assumed),
         margin_fraction=margin_fraction,
         warnings=tuple(dict.fromkeys(warnings)),
         notes=tuple(dict.fromkeys(notes)),
         lost=tuple(lost),
         quantities=tuple(quantities),
+        answers=tuple(
+            pair_answers(
+                a.answers, b.answers, names, cells={cell for p in pairs for cell in p.cell_ids} if experiments else None
+            )
+        ),
     )
 
 
@@ -218,12 +241,11 @@ def _quantities(
     if pair.one_is_served:
         keys = {key: None for key in keys if not is_another_at_a_server(key)}
     wanted: list[tuple[str, Sequence[RowKey]]] = [(one.name, one.keys) for one in (WHOLE_CELL, DEVICE_ALONE)]
-    wanted += [(" ".join(key), (key,)) for key in keys]
+    wanted += [(PREFILL_NAME, (_PREFILL,)), *((" ".join(key), (key,)) for key in keys)]
     indexed = [
-        [{cell_id: {q.key: q for q in run[cell_id].quantities} for cell_id in pair.cell_ids} for run in runs]
-        for runs in by_id
+        [{cell_id: _by_key(run[cell_id].quantities) for cell_id in pair.cell_ids} for run in runs] for runs in by_id
     ]
-    correlations = {key: [_correlation(runs, key) for runs in indexed] for key in keys}
+    correlations = {key: [_correlation(runs, key) for runs in indexed] for key in (*keys, _PREFILL)}
     result = []
     for name, choices in wanted:
         raws = [raw for cell in cells if (raw := _raw(cell, indexed, choices, correlations)) is not None]
@@ -234,6 +256,19 @@ def _quantities(
 
 
 _Indexed = list[list[dict[str, dict[RowKey, Repeats]]]]
+
+
+def _by_key(quantities: Sequence[Repeats]) -> dict[RowKey, Repeats]:
+    """Quantities of a cell by key, and the whole prefill round by round, where all samples of its phases were kept."""
+    found = {quantity.key: quantity for quantity in quantities}
+    parts = [found[key] for key in _PHASES if key in found]
+    if (
+        len(parts) == len(_PHASES)
+        and len({part.count for part in parts}) == 1
+        and len(parts[0].samples_ms) == parts[0].count
+    ):
+        found[_PREFILL] = repeats_of(_PREFILL, np.sum([part.samples_ms for part in parts], axis=0))
+    return found
 
 
 def _correlation(runs: Sequence[Mapping[str, Mapping[RowKey, Repeats]]], key: RowKey) -> float:

@@ -9,10 +9,12 @@ from typing import Literal
 
 from scipy import special
 
+from vlmeter.analysis.reading import Unknown
+from vlmeter.compare.answers import AnswerPair, SideAnswers
 from vlmeter.compare.baseline import Run
 from vlmeter.numbers.intervals import Variance, holm
 from vlmeter.numbers.medians import CONFIDENCE
-from vlmeter.table.quantities import DEVICE_ALONE, WHOLE_CELL, RowKey
+from vlmeter.table.quantities import DEVICE_ALONE, PREFILL_SUM, WHOLE_CELL, RowKey
 
 Verdict = Literal["slower", "faster", "same", "cannot tell"]
 
@@ -36,6 +38,10 @@ ALL_CELLS = "all cells"
 
 #: Names of the two quantities that are made of the first key that both sides have.
 TOTAL_NAME, BUSY_NAME = WHOLE_CELL.name, DEVICE_ALONE.name
+
+
+#: Name of what is made of all phases of a prefill, whatever the cell goes on to do.
+PREFILL_NAME = PREFILL_SUM.name
 
 
 #: Facts that may differ without a word of warning: they are what a comparison is for.
@@ -137,12 +143,17 @@ class SessionNoise:
         return math.sqrt(OFFSET_PER_WANDER * self.wander.value)
 
 
+#: Answers of a side that nobody asked for.
+NOT_ASKED = Unknown("nobody asked for them")
+
+
 @dataclass(frozen=True)
 class Side:
-    """One side: where it came from, and its runs."""
+    """One side: where it came from, its runs, and its answers or why there are none."""
 
     label: str
     runs: Sequence[Run]
+    answers: SideAnswers = NOT_ASKED
 
 
 @dataclass(frozen=True)
@@ -162,6 +173,7 @@ class Comparison:
     notes: tuple[str, ...]
     lost: tuple[Lost, ...]
     quantities: tuple[QuantityComparison, ...]
+    answers: tuple[AnswerPair, ...] = ()
 
     def of(self, name: str) -> list[QuantityComparison]:
         """The comparisons of a quantity, one per pair of subjects."""

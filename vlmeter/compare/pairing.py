@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vlmeter.common.errors import UserError
@@ -79,6 +79,24 @@ def pair_up(a: Side, b: Side, subjects: Sequence[tuple[str, str]], *, allow_miss
         )
         for first, second in subjects
     ]
+
+
+def of_experiments(side: Side, names: Sequence[str]) -> Side:
+    """Keep the cells of some experiments; raises UserError for one of which no cell is there."""
+    cells = [cell for run in side.runs for subject in run.subjects for cell in subject.cells]
+    known = sorted({cell.experiment for cell in cells})
+    for name in names:
+        if name not in known:
+            raise UserError(f"--experiment: {side.label} has no cell of {name!r}; legal: {', '.join(known)}")
+    runs = []
+    for run in side.runs:
+        kept = [
+            subject.model_copy(update={"cells": own})
+            for subject in run.subjects
+            if (own := [cell for cell in subject.cells if cell.experiment in names])
+        ]
+        runs += [run.model_copy(update={"subjects": kept})] if kept else []
+    return replace(side, runs=runs)
 
 
 def check_sessions(pair: Pair) -> None:
@@ -189,7 +207,7 @@ def differing_facts(pair: Pair) -> list[str]:
     found = []
     for name in EXPECTED_FACTS:
         sides = [", ".join(sorted({run.facts[name] for run in runs if name in run.facts})) for runs in pair.runs]
-        if all(sides):
+        if all(sides) and sides[0] != sides[1]:
             found.append(f"{name}: {sides[0]} in A, {sides[1]} in B")
     return found
 

@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from vlmeter.analysis.answer_files import answer_as_data
+from vlmeter.compare.answers import AnswerPair, answer_in_words
 from vlmeter.compare.comparison import (
     BUSY_NAME,
+    PREFILL_NAME,
     TOTAL_NAME,
     CellComparison,
     Comparison,
@@ -19,6 +22,7 @@ from vlmeter.compare.comparison import (
 )
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
+from vlmeter.table.quantities import CLOCKS
 
 #: Version of the JSON's form.
 COMPARISON_VERSION = 1
@@ -26,8 +30,11 @@ COMPARISON_VERSION = 1
 #: What a reader wants to see first.
 VERDICTS: tuple[Verdict, ...] = ("slower", "faster", "same", "cannot tell")
 
-#: Cells that the Markdown shows unfolded.
-_SHOWN = 10
+#: Cells of one verdict that are shown where not all of them are.
+SHOWN = 10
+
+#: What is said of the whole cell, whatever the verdict.
+_WHOLE = (TOTAL_NAME, BUSY_NAME, PREFILL_NAME)
 
 
 def change(effect: Effect) -> str:
@@ -49,7 +56,11 @@ def _signed(value: float) -> str:
 
 def pair_name(found: QuantityComparison) -> str:
     """Name what was compared: a subject, or two."""
-    return found.subject_a if found.subject_a == found.subject_b else f"{found.subject_a} : {found.subject_b}"
+    return _pair_name(found.subject_a, found.subject_b)
+
+
+def _pair_name(a: str, b: str) -> str:
+    return a if a == b else f"{a} : {b}"
 
 
 def headline(comparison: Comparison) -> list[str]:
@@ -75,10 +86,28 @@ def headline(comparison: Comparison) -> list[str]:
 
 
 def _assuming(fraction: float | None) -> str:
-    """Say what a verdict rests on that was not measured."""
+    """Say what a verdict assumes that was not measured."""
     if fraction is None:
         return ""
     return f"; one run a side, so this assumes that a whole session errs by {100 * fraction:.2g} %"
+
+
+def answer_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """One row per answer: the two sides in words, each with its interval."""
+    return [
+        {
+            "subject": _pair_name(pair.subject_a, pair.subject_b),
+            "answer": pair.told.question,
+            "A": answer_in_words(pair.a),
+            "B": answer_in_words(pair.b),
+        }
+        for pair in comparison.answers
+    ]
+
+
+def answer_columns(comparison: Comparison) -> list[str]:
+    """Columns of `answer_rows` that say something in this comparison."""
+    return [*(["subject"] if len(comparison.pairs) > 1 else []), "answer", "A", "B"]
 
 
 def overall_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -99,6 +128,50 @@ def overall_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 OVERALL_COLUMNS = ["subject", "quantity", "scope", "cells", "change", "interval", "verdict"]
+
+
+def telling_rows(comparison: Comparison) -> tuple[list[dict[str, Any]], int]:
+    """Rows of `overall_rows` about the whole cell, and of parts that changed or of which that is not known.
+
+    Of clocks that tell the same one is shown. Returns the rows, and how many were left out.
+    """
+    again = _told_by_another_clock(comparison)
+    every = overall_rows(comparison)
+    rows = [
+        row
+        for row in every
+        if (row["quantity"] in _WHOLE or row["verdict"] != "same") and (row["subject"], row["quantity"]) not in again
+    ]
+    return rows, len(every) - len(rows)
+
+
+def _told_by_another_clock(comparison: Comparison) -> set[tuple[str, str]]:
+    """Quantities, by pair and name, whose times are those of another clock of the same span, within the margin."""
+    again: set[tuple[str, str]] = set()
+    kept: dict[tuple[Any, ...], list[QuantityComparison]] = {}
+    for found in sorted(comparison.quantities, key=_clock_order):
+        span = (pair_name(found), frozenset((cell.quantity.arm, cell.quantity.phase) for cell in found.cells))
+        others = kept.setdefault(span, [])
+        if any(_same_times(found, other, comparison.margin_fraction) for other in others):
+            again.add((pair_name(found), found.name))
+        else:
+            others.append(found)
+    return again
+
+
+def _clock_order(found: QuantityComparison) -> tuple[bool, int]:
+    """What has a name of its own first, then clocks in their order."""
+    clocks = [list(CLOCKS).index(cell.quantity.clock) for cell in found.cells]
+    return found.name not in _WHOLE, min(clocks, default=0)
+
+
+def _same_times(found: QuantityComparison, other: QuantityComparison, margin_fraction: float) -> bool:
+    times = {cell.cell_id: (cell.a_ms, cell.b_ms) for cell in other.cells}
+    return {cell.cell_id for cell in found.cells} == set(times) and all(
+        abs(math.log(mine / theirs)) <= math.log1p(margin_fraction)
+        for cell in found.cells
+        for mine, theirs in zip((cell.a_ms, cell.b_ms), times[cell.cell_id], strict=True)
+    )
 
 
 def ordered(cells: Sequence[CellComparison]) -> list[CellComparison]:
@@ -145,6 +218,21 @@ def cell_columns(comparison: Comparison) -> list[str]:
     return [*columns, "busy_change", "busy_verdict"] if comparison.of(BUSY_NAME) else columns
 
 
+def telling_cells(comparison: Comparison) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows of `cell_rows` that changed, and some of which that is not known.
+
+    Returns the rows, and how many of each verdict were left out.
+    """
+    rows, left = list[dict[str, Any]](), Counter[str]()
+    every = cell_rows(comparison)
+    for verdict in VERDICTS:
+        own = [row for row in every if row["verdict"] == verdict]
+        shown = {"same": 0, "cannot tell": SHOWN}.get(verdict, len(own))
+        rows += own[:shown]
+        left[verdict] = max(0, len(own) - shown)
+    return rows, {verdict: count for verdict, count in left.items() if count}
+
+
 def lost_lines(comparison: Comparison) -> list[str]:
     """Say which cells have no time, and on which side."""
     return [
@@ -162,19 +250,21 @@ def as_markdown(comparison: Comparison, *, beyond: Sequence[str] = ()) -> str:
     lines = ["### vlmeter: B against A", ""]
     lines += [f"**{_escape(sentence)}**  " for sentence in headline(comparison)]
     lines += ["", f"A: `{comparison.a}`, B: `{comparison.b}`", ""]
+    if comparison.answers:
+        lines += [*_table(answer_rows(comparison), answer_columns(comparison)), ""]
     lines += [f"- :x: {_escape(sentence)}" for sentence in beyond]
     lines += [f"- :warning: {_escape(warning)}" for warning in (*comparison.warnings, *lost_lines(comparison))]
     lines += [f"- {_escape(note)}" for note in comparison.notes]
-    totals = [row for row in overall_rows(comparison) if row["quantity"] in (TOTAL_NAME, BUSY_NAME)]
+    totals = [row for row in overall_rows(comparison) if row["quantity"] in _WHOLE]
     lines += ["", *_table(totals, OVERALL_COLUMNS)]
     columns, rows = cell_columns(comparison), cell_rows(comparison)
     told = [row for row in rows if row["verdict"] in ("slower", "faster")]
     if told:
-        lines += ["", *_table(told[:_SHOWN], columns)]
-        if len(told) > _SHOWN:
-            lines += ["", f"and {len(told) - _SHOWN} more cells that changed, below"]
+        lines += ["", *_table(told[:SHOWN], columns)]
+        if len(told) > SHOWN:
+            lines += ["", f"and {len(told) - SHOWN} more cells that changed, below"]
     lines += ["", f"<details><summary>All {plural(len(rows), 'cell')}</summary>", "", *_table(rows, columns)]
-    phases = [row for row in overall_rows(comparison) if row["quantity"] not in (TOTAL_NAME, BUSY_NAME)]
+    phases = [row for row in overall_rows(comparison) if row["quantity"] not in _WHOLE]
     lines += ["", "</details>", "<details><summary>By phase and clock</summary>", "", *_table(phases, OVERALL_COLUMNS)]
     return "\n".join([*lines, "", "</details>", ""])
 
@@ -218,6 +308,7 @@ def as_data(comparison: Comparison, *, beyond: Sequence[str] = ()) -> dict[str, 
         "warnings": list(comparison.warnings),
         "notes": list(comparison.notes),
         "not_timed": [vars(lost) for lost in comparison.lost],
+        "answers": [_answer_data(pair) for pair in comparison.answers],
         "quantities": [
             {
                 "name": found.name,
@@ -229,6 +320,14 @@ def as_data(comparison: Comparison, *, beyond: Sequence[str] = ()) -> dict[str, 
             for found in comparison.quantities
         ],
     }
+
+
+def _answer_data(pair: AnswerPair) -> dict[str, Any]:
+    sides = {
+        side: None if own is None else answer_as_data(own) | {"said": answer_in_words(own)}
+        for side, own in (("a", pair.a), ("b", pair.b))
+    }
+    return {"name": pair.told.name, "subject_a": pair.subject_a, "subject_b": pair.subject_b, **sides}
 
 
 def _overall_data(part: Overall) -> dict[str, Any]:
