@@ -109,7 +109,7 @@ def three_clocks(table: pd.DataFrame) -> list[str]:
 def first_token_by_size(table: pd.DataFrame) -> list[str]:
     sizes = waits.by_size(prefill_cells.vision_cells(table))
     first, last = (reading.estimate_of(sizes.iloc[place], FIRST_TOKEN) for place in (0, -1))
-    return [f"336 x 336 px {with_interval(first, 'ms')}", f"px {with_interval(last, 'ms')}. Most of it is"]
+    return [f"336 x 336 px {with_interval(first, 'ms')}", f"px {with_interval(last, 'ms')}. The largest part is"]
 
 
 @says

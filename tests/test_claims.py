@@ -368,7 +368,7 @@ def test_a_long_tail_is_told_from_a_short_one(tmp_path: Path) -> None:
     short = judged(requests_table(tmp_path / "short", output_tokens=64), "tail_within_twice_the_middle")
     assert short.verdict == "holds"
     few = judged(requests_table(tmp_path / "few", samples=100), "tail_within_twice_the_middle")
-    assert (few.verdict, few.statement) == ("cannot tell", "Cannot be told: P99 wants 299 requests, and there are 100.")
+    assert (few.verdict, few.statement) == ("cannot tell", "Cannot be told: P99 needs 299 requests, and there are 100.")
 
 
 def test_latency_is_explained_by_what_requests_are_unless_the_machine_is_uneven(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_the_report_says_what_part_of_the_uncertainty_is_between_runs(table: pd.
 def test_one_run_says_that_it_cannot_know(table: pd.DataFrame) -> None:
     said = runs_in_words(table[table["run"] == 0])
     assert said.startswith("One run: ")
-    assert "cannot be known from one; `runs: 3` in the study measures it." in said
+    assert "cannot be known from one; three runs measure it (runs: 3 in the study)." in said
 
 
 def test_runs_without_prefills_are_told_by_their_generations(table: pd.DataFrame) -> None:

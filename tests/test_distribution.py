@@ -143,7 +143,7 @@ def test_a_percentile_is_told_from_the_number_of_requests_on_that_can_bound_it(c
 
 
 def test_an_absent_percentile_comes_with_the_number_that_is_wanted() -> None:
-    assert distribution.too_few(0.99, 60) == "P99 wants 299 requests, and there are 60"
+    assert distribution.too_few(0.99, 60) == "P99 needs 299 requests, and there are 60"
 
 
 def test_intervals_of_percentiles_cover_as_often_as_they_say() -> None:
@@ -156,7 +156,7 @@ def test_intervals_of_percentiles_cover_as_often_as_they_say() -> None:
     assert hits / repeats > 0.92
 
 
-def test_tail_over_middle_wants_a_tail() -> None:
+def test_tail_over_middle_needs_a_tail() -> None:
     few = distribution.tail_over_middle(np.ones(100))
     assert isinstance(few, Unknown)
     assert few.reason == distribution.too_few(0.99, 100)
@@ -232,7 +232,7 @@ def test_the_tail_is_the_slowest_hundredth_where_that_is_enough() -> None:
 def test_too_few_requests_explain_nothing(count: int) -> None:
     found = explain(planted(count, per_output_ms=1.0))
     assert isinstance(found, Unknown)
-    assert found.reason == f"to take a tail apart wants 59 requests, and there are {count}"
+    assert found.reason == f"to take a tail apart needs 59 requests, and there are {count}"
 
 
 def test_requests_of_one_kind_explain_nothing() -> None:
@@ -286,5 +286,5 @@ def test_the_slow_request_is_the_last_percentile_that_can_be_told(table: pd.Data
     assert some.question == "a slow request, P95"
     (few,) = answers._slow_request(planted(4))
     assert isinstance(few.found, Unknown)
-    assert few.found.reason == "P50 wants 5 requests, and there are 4"
+    assert few.found.reason == "P50 needs 5 requests, and there are 4"
     assert "samples" in few.found.remedy

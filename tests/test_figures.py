@@ -482,8 +482,8 @@ def test_a_percentile_with_too_few_requests_is_not_drawn_and_the_caption_says_wh
     axes = axes_of(few, "latency_histogram")[0]
     assert not any(text.get_text().startswith(("P95", "P99")) for text in axes.texts)
     caption = get_figure("latency_histogram").caption(few)
-    assert "P95 wants 59 requests, and there are 40." in caption
-    assert "P99 wants 299 requests, and there are 40." in caption
+    assert "P95 needs 59 requests, and there are 40." in caption
+    assert "P99 needs 299 requests, and there are 40." in caption
 
 
 def test_the_distribution_function_ends_at_all_and_its_tail_at_one_request(table: pd.DataFrame) -> None:

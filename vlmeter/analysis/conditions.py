@@ -67,7 +67,7 @@ def runs_in_words(table: pd.DataFrame, subject: str | None = None) -> str:
     if count < 2:
         return (
             "One run: intervals hold what differed within it. How far another run would lie from it cannot be known "
-            "from one; `runs: 3` in the study measures it."
+            "from one; three runs measure it (runs: 3 in the study)."
         )
     found = between_runs(told_by_run(vision_cells(rows), PLAIN_WALL) or told_by_run(decode(rows), GENERATED))
     if found is None:

@@ -160,7 +160,7 @@ class Sample:
         least = MIN_SAMPLES_FOR_PERCENTILE[0.50]
         if not self.size:
             return "no request was measured"
-        return None if self.size >= least else f"a distribution wants {least} requests, and there are {self.size}"
+        return None if self.size >= least else f"a distribution needs {least} requests, and there are {self.size}"
 
 
 def sample_of(table: pd.DataFrame, subject: str | None = None) -> Sample:
@@ -182,7 +182,7 @@ def percentiles(*by_run: Array) -> dict[float, Estimate | None]:
 
 def too_few(fraction: float, count: int) -> str:
     """Say why a percentile is absent."""
-    return f"P{100 * fraction:.0f} wants {MIN_SAMPLES_FOR_PERCENTILE[fraction]} requests, and there are {count}"
+    return f"P{100 * fraction:.0f} needs {MIN_SAMPLES_FOR_PERCENTILE[fraction]} requests, and there are {count}"
 
 
 def conditions(sample: Sample) -> str:
@@ -190,8 +190,8 @@ def conditions(sample: Sample) -> str:
     text = ""
     if sample.distinct < sample.size:
         text += (
-            f" The dataset has {plural(sample.distinct, 'pair')} of photograph and question for them, which come round "
-            "again: the intervals say what these requests do, and not what other photographs would."
+            f" The dataset has {plural(sample.distinct, 'pair')} of photograph and question for them, so that each is "
+            "asked several times: the intervals say what these requests do, and not what other photographs would."
         )
     if sample.kept:
         text += f" The machine was disturbed during {sample.disturbed:,} of them; since these are the most, all count."
@@ -306,7 +306,7 @@ def _in_run(found: pd.DataFrame, across: Explanation) -> Explanation | Unknown:
 def _explain(found: pd.DataFrame) -> Explanation | Unknown:
     least = MIN_SAMPLES_FOR_PERCENTILE[0.95]
     if len(found) < least:
-        return Unknown(f"to take a tail apart wants {least} requests, and there are {len(found)}")
+        return Unknown(f"to take a tail apart needs {least} requests, and there are {len(found)}")
     values = found[WHOLE_REQUEST.column].to_numpy(dtype=np.float64)
     names, fixed = _independent(found)
     if not names:

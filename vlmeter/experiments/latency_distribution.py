@@ -24,7 +24,7 @@ class LatencyDistribution(Experiment):
     adds_thumbnails = True
 
     samples: int = Field(
-        5000, ge=1, description="requests, each measured once; beyond the dataset's images they come round again"
+        5000, ge=1, description="requests, each measured once; of more than the dataset has, some are asked again"
     )
     output_tokens: Count | list[Count] = Field(
         16,

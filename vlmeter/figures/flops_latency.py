@@ -142,8 +142,8 @@ def _differences(found: pd.DataFrame) -> list[str]:
     if not isinstance(equal, Unknown):
         how = "At equal FLOPs" if equal.matched else "FLOP by FLOP (their ranges do not meet)"
         sentences.append(
-            f"{how} decoding takes {with_interval(equal.times, '')} times as long as the LLM blocks of a prefill: it "
-            f"reads every weight for each token, of which the floors expect {significant(equal.floor_times, 2)} times."
+            f"{how} decoding takes {with_interval(equal.times, '')} times as long as the LLM blocks of a prefill. It "
+            f"reads every weight for each token, which alone would make it {significant(equal.floor_times, 2)} times."
         )
     pace = flops.pace_cost(found)
     if not isinstance(pace, Unknown):

@@ -26,7 +26,7 @@ FIRST_HEIGHT = 1.28
 def needs(table: pd.DataFrame) -> str | None:
     """A handful of steps."""
     count, least = len(step_times.inter_token(table)), MIN_SAMPLES_FOR_PERCENTILE[0.5]
-    return None if count >= least else f"there are {count} decode steps, and a distribution wants {least}"
+    return None if count >= least else f"there are {count} decode steps, and a distribution needs {least}"
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -71,5 +71,5 @@ def caption(table: pd.DataFrame) -> str:
         text += f" {beyond:,} of them, up to {samples.max():,.3g} ms, lie beyond the figure's right edge."
     for fraction, estimate in found.items():
         if estimate is None:
-            text += f" P{fraction * 100:.0f} is left out: it wants {MIN_SAMPLES_FOR_PERCENTILE[fraction]} steps."
+            text += f" P{fraction * 100:.0f} is left out: it needs {MIN_SAMPLES_FOR_PERCENTILE[fraction]} steps."
     return text + " Neighbouring steps resemble each other, so the intervals are rather too narrow."

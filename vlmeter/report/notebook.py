@@ -23,7 +23,7 @@ from vlmeter.numbers.intervals import Fit
 from vlmeter.numbers.medians import Estimate
 from vlmeter.table.files import read_table
 
-#: What names a row of `Results.fits`, the number with its interval, and what it rests on.
+#: What names a row of `Results.fits`, the number with its interval, and what it is made of.
 FIT_COLUMNS = (
     *("subject", "law", "term", "unit", "value", "low", "high"),
     *("time", "points", "r_squared", "unknown"),
@@ -58,11 +58,11 @@ class Results:
 
     @cached_property
     def fits(self) -> pd.DataFrame:
-        """One row per subject, law and term: the number with its 95 % interval, and what it rests on.
+        """One row per subject, law and term: the number with its 95 % interval, and what it is made of.
 
         law: "costs" (of a crop and a token, each told by its part of the model), "prefill_plane" (over crops and
         prompt tokens), "decode_line" (over steps, relative least squares), "decode_log_log" (its slope over steps),
-        "step_line" (over the context); time: which time it is about; points: what the fit rests on; unknown: why
+        "step_line" (over the context); time: which time it is about; points: how many cells it has; unknown: why
         there is no number, where there is none.
         """
         rows = [row for name in self.subjects for row in _fits_of(self.table, name)]
