@@ -62,9 +62,6 @@ Source = Literal["measured", "fitted", "predicted"]
 #: Image sizes that people ask for, in pixels: a vision encoder's own, an old screen, a square of a megapixel, full HD.
 ASKED_SIZES_PX = ((336, 336), (640, 480), (1024, 1024), (1920, 1080))
 
-#: Text tokens of a prompt where no cell tells how many a study has.
-USUAL_TEXT_TOKENS = 32
-
 #: What is set beside its floor on a first screen.
 LIMITS = (PLAIN_WALL, DECODE)
 
@@ -188,7 +185,7 @@ def _first_token_by_size(rows: pd.DataFrame, cells: pd.DataFrame) -> list[Answer
         except UserError:
             continue  # the checkpoint's configuration is not at hand
         text = timed["text_tokens"].dropna()
-        prompt = image.image_tokens + (int(text.median()) if len(text) else USUAL_TEXT_TOKENS)
+        prompt = image.image_tokens + (int(text.median()) if len(text) else prediction.QUESTION_TOKENS)
         query = Query(image.crops, prompt, 1)
         if model.refusal(query) is None:
             notes = ["predicted, not measured", *model.notes(query)]
@@ -221,6 +218,8 @@ def _of_size(
         topic="wait",
         source=source,
         cells=cells,
+            if not forecast.low > 0:
+                continue  # from so few cells it may be anything
         note="; ".join(part for part in (plural(vision_tokens, "vision token"), note) if part),
     )
 
@@ -402,7 +401,7 @@ def _price(
         topic="cost",
         source="fitted",
         cells=tuple(cells["cell_id"]),
-        note=f"{clock.parts_name} of {part}{f'; {clock.why}' if clock.why else ''}",
+        note=f"of {part}, in {clock.parts_name}{f'; {clock.why}' if clock.why else ''}",
     )
 
 

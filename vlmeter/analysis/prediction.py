@@ -19,7 +19,8 @@ Of several runs, how far the predictions of each by itself lie apart is in the i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -37,6 +38,9 @@ from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
 from vlmeter.table.quantities import DECODE, FIRST_TOKEN, INPUTS, PREFILL_SUM, WAIT, WHOLE_REQUEST, Quantity
+
+#: Text tokens of the prompt of a request of which nobody says how many.
+QUESTION_TOKENS = 32
 
 #: What is predicted of a request, by the name under which it is told.
 TOLD: Mapping[str, Quantity] = {
@@ -186,14 +190,44 @@ def prediction_rows(found: Mapping[str, Any], *, form: str) -> list[dict[str, An
     return rows
 
 
+@dataclass(frozen=True)
+class Example:
+    """A request that a study's laws predict."""
+
+    width_px: int
+    height_px: int
+    output_tokens: int
+
+
+def example_of(table: pd.DataFrame, sizes_px: Sequence[tuple[int, int]]) -> Example | None:
+    """Find a request that `predict` grants of a subject's rows, with the largest of some image sizes; None without.
+
+    Its output is as long as the longest that was measured.
+    """
+    model = learn(table)
+    if isinstance(model, Unknown):
+        return None
+    longest = model.ranges.get("output_tokens")
+    output_tokens = 1 if longest is None else int(longest.high)
+    for width_px, height_px in reversed(sizes_px):
+        try:
+            image = image_tokens(table, width_px=width_px, height_px=height_px, max_crops=crop_limit(table))
+        except UserError:
+            return None  # the checkpoint's configuration is not at hand
+        if model.refusal(Query(image.crops, image.image_tokens + QUESTION_TOKENS, output_tokens)) is None:
+            return Example(width_px, height_px, output_tokens)
+    return None
+
+
 def in_words(found: Mapping[str, Any]) -> str:
     """Say for what the predictions of `predict` are made."""
     image = found["image"]
     device = f" on {found['device']}" if found["device"] else ""
     weights = ", random weights" if found["random_weights"] else ""
+    cut = f"{plural(image['crops'], 'crop')}, " if image["crops"] > 1 else ""  # of one piece nothing is cut
     return (
         f"{found['subject']}{device}{weights} (study {found['study']})\n"
-        f"image {image['width_px']}x{image['height_px']}: {plural(image['crops'], 'crop')}, "
+        f"image {image['width_px']}x{image['height_px']}: {cut}"
         f"{plural(image['vision_tokens'], 'vision token')}; prompt of {found['prompt_tokens']:,} tokens, "
         f"{plural(found['output_tokens'], 'output token')}\n"
     )

@@ -241,7 +241,8 @@ def _keys(rows: pd.DataFrame) -> dict[Kind, str]:
 def size_group(cells: pd.DataFrame) -> npt.NDArray[np.str_]:
     """Dummy images that become the same crops and tokens are one size, and are held out together."""
     pairs = zip(cells["crops"], cells["prompt_tokens"], strict=True)
-    return np.array([f"{crops} crops, {tokens:,} tokens" for crops, tokens in pairs], dtype=str)
+    said = [f"{crops} crops, {tokens:,} tokens" if crops > 1 else f"{tokens:,} tokens" for crops, tokens in pairs]
+    return np.array(said, dtype=str)
 
 
 def photograph_group(runs: pd.DataFrame) -> npt.NDArray[np.str_]:

@@ -117,7 +117,9 @@ def _model(rows: pd.DataFrame) -> str:
     """What was run, in a few words."""
     first = rows.iloc[0]
     weights = f"{first['family']} {first['preset']}, random weights"
-    return f"{weights if first['weights'] == 'random' else first['weights']}, {first['dtype']}, {first['backend']}"
+    attention = "" if pd.isna(first["attention"]) else f"{first['attention']} attention, "
+    what = weights if first["weights"] == "random" else first["weights"]
+    return f"{what}, {first['dtype']}, {attention}backend {first['backend']}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,9 +226,10 @@ def _image(cell: Mapping[Any, Any]) -> str:
 
 
 def _counts(cell: Mapping[Any, Any]) -> str:
-    """What an image becomes, such as '7 crops, 704 vision tokens'."""
+    """What an image becomes, such as '7 crops, 704 vision tokens'; of one that is not cut no crop is said."""
     known = {noun: cell[name] for name, noun in (("crops", "crop"), ("vision_tokens", "vision token"))}
-    return ", ".join(plural(int(count), noun) for noun, count in known.items() if not pd.isna(count))
+    said = {noun: int(count) for noun, count in known.items() if not pd.isna(count)}
+    return ", ".join(plural(count, noun) for noun, count in said.items() if (noun, count) != ("crop", 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

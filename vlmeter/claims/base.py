@@ -26,7 +26,7 @@ from vlmeter.analysis.roofline import beside
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
 from vlmeter.table.kinds import Kind
-from vlmeter.table.quantities import SUBTRACTION_WALL
+from vlmeter.table.quantities import SUBTRACTION_WALL, RowKey, is_busy
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 
@@ -123,6 +123,11 @@ class Data:
     def has(self, *asked: Kind) -> bool:
         """Whether cells of each of these kinds were asked for."""
         return set(asked) <= set(self.table["kind"].dropna())
+
+    @cached_property
+    def timed_busy(self) -> bool:
+        """Whether the time was measured for which the device works; a processor is its own host, and has none."""
+        return any(is_busy(RowKey("", "", str(clock))) for clock in self.table["clock"].dropna().unique())
 
     @cached_property
     def cells(self) -> pd.DataFrame:

@@ -63,6 +63,21 @@ def of_images(data: Data) -> bool:
     return data.has(PREFILL)
 
 
+def of_cut_images(data: Data) -> bool:
+    """A claim about crops."""
+    return "crop" in data.answers
+
+
+def of_pace_of_images(data: Data) -> bool:
+    """A claim about who sets the pace of a prefill: on a device that can be told apart from its host."""
+    return data.has(PREFILL) and data.timed_busy
+
+
+def of_pace_of_generations(data: Data) -> bool:
+    """A claim about who sets the pace of decoding."""
+    return data.has(GENERATION) and data.timed_busy
+
+
 def of_generations(data: Data) -> bool:
     """A claim about output tokens."""
     return data.has(GENERATION)
@@ -160,25 +175,25 @@ CLAIMS: Mapping[str, Entry] = {
         concerns=has_tilings,
     ),
     "launch_bound_below": Entry(
-        "Short prefills are launch-bound", launch_bound_below, ("three_clocks",), concerns=of_images
+        "Short prefills are launch-bound", launch_bound_below, ("three_clocks",), concerns=of_pace_of_images
     ),
     "falls_are_the_hosts": Entry(
         "Subtraction falls where the host sets the pace",
         falls_are_the_hosts,
         ("two_methods", "three_clocks"),
-        concerns=of_images,
+        concerns=of_pace_of_images,
     ),
     "crops_and_tokens_cost_apart": Entry(
         "Crops and tokens each have a cost of their own",
         crops_and_tokens_cost_apart,
         ("two_factors",),
-        concerns=of_images,
+        concerns=of_cut_images,
     ),
     "derived_agrees_with_direct": Entry(
         "A long run holds the shorter ones", derived_agrees_with_direct, ("decode_log",), concerns=of_generations
     ),
     "decode_launch_bound": Entry(
-        "The host sets the pace of decoding", decode_launch_bound, ("decode_steps",), concerns=of_generations
+        "The host sets the pace of decoding", decode_launch_bound, ("decode_steps",), concerns=of_pace_of_generations
     ),
     "decode_near_floor": Entry(
         "Decode runs near the memory's limit", decode_near_floor, ("decode_steps",), concerns=of_limits

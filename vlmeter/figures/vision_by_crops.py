@@ -18,9 +18,11 @@ SECTION = "vision"
 
 
 def needs(table: pd.DataFrame) -> str | None:
-    """Any finished vision-token cell will do."""
-    cells = prefill_cells.vision_cells(table)
-    return None if cells[PREFILL_SUM.column].notna().any() else "no vision-token cell was measured"
+    """A finished vision-token cell whose image was cut."""
+    cells = prefill_cells.vision_cells(table).dropna(subset=[PREFILL_SUM.column])
+    if cells.empty:
+        return "no vision-token cell was measured"
+    return None if cells["crops"].max() > 1 else "no image was cut into crops"
 
 
 def groups(table: pd.DataFrame) -> pd.DataFrame:

@@ -49,6 +49,9 @@ def flags_of(table: pd.DataFrame) -> dict[str, list[str]]:
     return flags
 
 
+#: Heading of who sets the pace of a prefill.
+PACE = "who sets the pace"
+
 #: What has two modes in a run, by cell and quantity.
 ModesOf = Mapping[tuple[str, Quantity], spread.CellModes]
 
@@ -82,7 +85,9 @@ def _image(row: Any) -> Value:
 def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str, *, modes: ModesOf) -> Grid:
     """The table of prefill cells."""
     columns = [
-        ("tiling", "rows x columns of crops, and the size of the image"),
+        ("tiling", "rows x columns of crops, and the size of the image")
+        if cells["tiling_h"].notna().any()
+        else ("image", "width x height in pixels"),
         ("crops", "pieces of the image that the vision encoder sees, the whole image in small among them"),
         ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
         ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
@@ -92,7 +97,7 @@ def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str, 
         (f"{LANGUAGE.label}, hooks", LANGUAGE.words),
         (f"{LANGUAGE.label}, subtraction", SUBTRACTION_WALL.words),
         (CLOSURE.label, CLOSURE.words),
-        ("who sets the pace", "launch-bound: the host; device-bound: the device"),
+        (PACE, "launch-bound: the host; device-bound: the device"),
         ("flags", "what a reader should know before trusting the row; empty: nothing"),
     ]
     quantities = (PLAIN_WALL, BUSY_PREFILL, VISION, LANGUAGE, SUBTRACTION_WALL, CLOSURE)
@@ -106,7 +111,10 @@ def vision_grid(cells: pd.DataFrame, flags: Mapping[str, list[str]], name: str, 
         ]
         for row in cells.to_dict("records")
     ]
-    return Grid(f"vision-{name}", "Vision-token cells: median (95 % interval)", columns, rows)
+    grid = Grid(f"vision-{name}", "Vision-token cells: median (95 % interval)", columns, rows).where_cut()
+    if cells[BUSY_PREFILL.column].isna().all():  # a processor is its own host: neither waits for the other
+        grid = grid.without(BUSY_PREFILL.clock).without(PACE)
+    return grid
 
 
 def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str, *, modes: ModesOf) -> Grid:
@@ -140,7 +148,7 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str, *
         ]
         for row in runs.to_dict("records")
     ]
-    return Grid(f"output-{name}", "Output-token cells: median (95 % interval)", columns, rows)
+    return Grid(f"output-{name}", "Output-token cells: median (95 % interval)", columns, rows).where_cut()
 
 
 def _photograph(row: Mapping[Hashable, Any]) -> Any:

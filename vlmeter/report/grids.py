@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -38,6 +38,21 @@ class Grid:
     caption: str
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[Value]]
+
+    def where_cut(self) -> Grid:
+        """Leave the column of crops out where no image is cut: of a family that cuts none there is nothing to say."""
+        place = self._place("crops")
+        is_cut = any(row[place].is_number and float(row[place].key) > 1 for row in self.rows)
+        return self if is_cut else self.without("crops")
+
+    def without(self, heading: str) -> Grid:
+        """Leave a column out."""
+        place = self._place(heading)
+        rows = [[*row[:place], *row[place + 1 :]] for row in self.rows]
+        return replace(self, columns=[*self.columns[:place], *self.columns[place + 1 :]], rows=rows)
+
+    def _place(self, heading: str) -> int:
+        return [name for name, _ in self.columns].index(heading)
 
 
 def word_value(value: Any) -> Value:

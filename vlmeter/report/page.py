@@ -30,6 +30,8 @@ from markupsafe import Markup, escape
 from vlmeter import __version__
 from vlmeter.analysis import reading
 from vlmeter.analysis.answer_files import read_answers
+from vlmeter.analysis.answers import ASKED_SIZES_PX
+from vlmeter.analysis.prediction import example_of
 from vlmeter.analysis.roofline import beside, read_roofline
 from vlmeter.claims.base import Claim
 from vlmeter.claims.files import read_claims
@@ -150,6 +152,7 @@ def render(inputs: ReportInputs) -> str:
             reproduction=inputs.reproduction,
             dictionary=_dictionary_grid(),
             topics=TOPICS,
+            prediction=_prediction_command(table, inputs.study),
             shown=shown,
             menu=[(section, name) for section, name in MENU.items() if section in shown],
             series=series(),
@@ -163,6 +166,20 @@ def render(inputs: ReportInputs) -> str:
             js=Markup((PAGE / "report.js").read_text(encoding="utf-8")),
         )
     )
+
+
+def _prediction_command(table: pd.DataFrame, study: Mapping[str, Any]) -> str:
+    """A prediction that this study grants, as a command; empty where it grants none."""
+    names = list(study["subjects"])
+    for name in names:
+        found = example_of(reading.of_subject(table, name), ASKED_SIZES_PX)
+        if found is not None:
+            which = f" --subject {name}" if len(names) > 1 else ""
+            return (
+                f"vlmeter predict --study results/{study['study']}{which} --image {found.width_px}x{found.height_px} "
+                f"--output-tokens {found.output_tokens}"
+            )
+    return ""
 
 
 def _shown_sections(subjects: Sequence[SubjectView]) -> set[str]:

@@ -71,7 +71,7 @@ def slowest_grid(sample: distribution.Sample, thumbnails: Mapping[int, str], nam
         ]
         for row in distribution.slowest(sample).to_dict("records")
     ]
-    return Grid(f"slowest-{name}", "The slowest requests, the slowest first", columns, rows)
+    return Grid(f"slowest-{name}", "The slowest requests, the slowest first", columns, rows).where_cut()
 
 
 def _picture(row: Any, thumbnails: Mapping[int, str]) -> Markup | None:

@@ -76,7 +76,7 @@ def _images_grid(shared: pd.DataFrame) -> Grid:
         ]
         for row in shared.to_dict("records")
     ]
-    return Grid("images", "The same image in each subject: median (95 % interval)", columns, rows)
+    return Grid("images", "The same image in each subject: median (95 % interval)", columns, rows).where_cut()
 
 
 def _verdicts_grid(subjects: Sequence[SubjectView]) -> Grid:
