@@ -11,12 +11,17 @@ import pytest
 
 from tests.support.fakes import FakeRunner
 from tests.support.tables import table_of, table_of_runs
+from vlmeter.analysis.answer_files import read_answers, write_answers
+from vlmeter.analysis.answers import MIXED_NAMED, answers_of
 from vlmeter.analysis.conditions import trust
 from vlmeter.analysis.prefill_cells import vision_cells
 from vlmeter.analysis.spread import by_cell, cell_modes, wide_cells
+from vlmeter.analysis.summary import summaries
+from vlmeter.figures import decode_log, two_factors
 from vlmeter.numbers.modes import two_modes
+from vlmeter.report.answers import card_of
 from vlmeter.report.cells import flags_of, modes_of, vision_grid
-from vlmeter.table.quantities import PLAIN_WALL, VISION_ENCODER, Quantity
+from vlmeter.table.quantities import DECODE, PLAIN_WALL, VISION_ENCODER, Quantity
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -171,3 +176,38 @@ def test_the_report_shows_both_modes_instead_of_a_median_between_them(table: pd.
     assert "two modes" in shown["flags"]
     other = dict(zip(headings, (value.text for value in grid.rows[place - 1]), strict=True))
     assert " or " not in other[PLAIN_WALL.label]
+
+
+# --- fits through cells -----------------------------------------------------------------------------
+
+
+def test_a_fit_names_the_cells_of_two_modes_that_it_goes_through(table: pd.DataFrame, tmp_path: Path) -> None:
+    """They stay in it: what they are is said wherever the price is."""
+    slow = float(vision_cells(table).set_index("cell_id").loc["vision-tiling-2x2", VISION_ENCODER.column])
+    changed = planted(table, "vision-tiling-2x2", VISION_ENCODER, [slow * one / TWO[0] for one in TWO])
+    found = answers_of(changed)
+    assert found["crop"].is_known
+    assert found["crop"].mixed == ("vision-tiling-2x2",)
+    assert found["vision_token"].mixed == found["output_token"].mixed == (), "their own parts have one mode"
+    said = "cells has two modes (vision-tiling-2x2): its median is the time of no run"
+    said = f"1 of these {len(found['crop'].cells)} {said}"
+    assert found["crop"].misgivings() == said
+    assert said in card_of(found["crop"]).note
+    assert said in two_factors.caption(changed, found)
+    (summary,) = summaries(changed, {"fake": found})
+    assert any(said in line.note for section in summary.sections for line in section.lines)
+    write_answers(tmp_path / "answers.json", {"fake": found})
+    assert read_answers(tmp_path / "answers.json")["fake"]["crop"] == found["crop"]
+
+
+def test_a_law_of_decode_names_its_cells_of_two_modes(table: pd.DataFrame) -> None:
+    cells = [cell for cell in table.loc[table["kind"] == "generation", "cell_id"].unique() if cell.endswith("n16")]
+    changed = table
+    for cell in cells[:4]:
+        changed = planted(changed, cell, DECODE, TWO)
+    found = answers_of(changed)["output_token"]
+    assert set(found.mixed) == set(cells[:4])
+    assert "4 of these 12 cells have two modes" in found.misgivings()
+    assert found.misgivings().count("output-image") == MIXED_NAMED
+    assert found.misgivings() in decode_log.caption(changed, answers_of(changed))
+    assert answers_of(table)["output_token"].misgivings() == ""

@@ -88,6 +88,7 @@ def answer_as_data(answer: Answer) -> dict[str, Any]:
         "source": answer.source,
         "cells": list(answer.cells),
         "note": answer.note,
+        "mixed": list(answer.mixed),
     }
 
 
@@ -105,4 +106,5 @@ def _from_data(data: Mapping[str, Any]) -> Answer:
         source=data["source"],
         cells=tuple(data["cells"]),
         note=data["note"],
+        mixed=tuple(data.get("mixed", ())),  # a file of before they were looked for has none
     )

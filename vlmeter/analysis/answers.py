@@ -33,6 +33,7 @@ from vlmeter.analysis.prefill_cells import (
 )
 from vlmeter.analysis.reading import Unknown, is_served, median_in, median_of, of_subject
 from vlmeter.analysis.roofline import beside
+from vlmeter.analysis.spread import mixed_cells
 from vlmeter.analysis.step_times import served_token
 from vlmeter.common.errors import UserError
 from vlmeter.numbers.medians import Estimate
@@ -48,6 +49,7 @@ from vlmeter.table.quantities import (
     OUTSIDE_SHARE,
     PLAIN_WALL,
     PREFILL_SUM,
+    QUANTITIES,
     VISION,
     WHOLE_REQUEST,
     Quantity,
@@ -64,6 +66,9 @@ ASKED_SIZES_PX = ((336, 336), (640, 480), (1024, 1024), (1920, 1080))
 
 #: What is set beside its floor on a first screen.
 LIMITS = (PLAIN_WALL, DECODE)
+
+#: Cells of two modes that are named before they are only counted.
+MIXED_NAMED = 3
 
 #: What is in a time to first token, of a model alone and at a server.
 _UP_TO_IT = {
@@ -82,7 +87,8 @@ class Answer:
 
     question: in words, such as "one more crop". found: the value with its 95 % interval (NaN: too few samples for one),
     or why it is not known. unit: ms, fraction, times or tokens. quantity, clock: what was timed, and by which clock.
-    cells: ids of the cells behind it. note: what else a reader should know.
+    cells: ids of the cells behind it. note: what else a reader should know. mixed: those of the cells whose median, of
+    which a fit is made, lies between two modes.
     """
 
     name: str
@@ -95,6 +101,7 @@ class Answer:
     source: Source
     cells: tuple[str, ...] = ()
     note: str = ""
+    mixed: tuple[str, ...] = ()
 
     @property
     def is_known(self) -> bool:
@@ -106,6 +113,16 @@ class Answer:
         if isinstance(self.found, Unknown):
             return f"not known: {self.found.reason}"
         return with_interval(self.found, "" if self.unit in ("times", "tokens") else self.unit)
+
+    def misgivings(self) -> str:
+        """Say of how many of the cells behind a fit the median is the time of no run; empty without such cells."""
+        if not self.mixed:
+            return ""
+        named = ", ".join(self.mixed[:MIXED_NAMED]) + (" and others" if len(self.mixed) > MIXED_NAMED else "")
+        verb, whose = ("has", "its median is") if len(self.mixed) == 1 else ("have", "their medians are")
+        return (
+            f"{len(self.mixed)} of these {len(self.cells)} cells {verb} two modes ({named}): {whose} the time of no run"
+        )
 
 
 #: Answers of one subject by name.
@@ -137,6 +154,7 @@ def answers_of(table: pd.DataFrame, subject: str | None = None, *, roofline: pd.
         found += _slow_request(distribution.sample_of(rows))
     if kinds.PREFILL in asked:
         found += _prices(cells)
+    found = [_with_mixed(answer, rows) for answer in found]
     by_name = {answer.name: answer for answer in found}
     if {"vision_token", "output_token"} <= set(by_name):
         found.append(_output_over_vision(by_name["output_token"], by_name["vision_token"]))
@@ -144,6 +162,16 @@ def answers_of(table: pd.DataFrame, subject: str | None = None, *, roofline: pd.
         own = rows if "floor_ms" in rows else beside(rows, roofline)
         found += _limits(own)
     return {answer.name: answer for answer in found}
+
+
+def _with_mixed(answer: Answer, rows: pd.DataFrame) -> Answer:
+    """Name the cells of two modes among those that a fit goes through.
+
+    They stay in: one of two modes left out would be a choice, and a cell less makes a slope worse than a cell between.
+    """
+    if answer.source != "fitted":
+        return answer
+    return replace(answer, mixed=mixed_cells(rows, set(answer.cells), QUANTITIES[answer.quantity]))
 
 
 def all_answers(table: pd.DataFrame, *, roofline: pd.DataFrame | None = None) -> dict[str, Answers]:
@@ -190,6 +218,8 @@ def _first_token_by_size(rows: pd.DataFrame, cells: pd.DataFrame) -> list[Answer
         if model.refusal(query) is None:
             notes = ["predicted, not measured", *model.notes(query)]
             forecast = model.first_token_of(query).interval
+            if not forecast.low > 0:
+                continue  # from so few cells it may be anything
             used = tuple(timed["cell_id"])
             found[size] = _of_size(size, forecast, "predicted", used, image.vision_tokens, "; ".join(notes))
     by_pixels = sorted(set(measured) - set(found), key=lambda size: size[0] * size[1])
@@ -218,8 +248,6 @@ def _of_size(
         topic="wait",
         source=source,
         cells=cells,
-            if not forecast.low > 0:
-                continue  # from so few cells it may be anything
         note="; ".join(part for part in (plural(vision_tokens, "vision token"), note) if part),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,19 @@ def by_cell(found: Sequence[CellModes]) -> list[CellModes]:
     for one in sorted(found, key=lambda one: (one.quantity not in (PLAIN_WALL, HOOKS_WALL), -one.modes.ratio)):
         chosen.setdefault(one.cell_id, one)
     return [chosen[cell] for cell in dict.fromkeys(one.cell_id for one in found)]
+
+
+def mixed_cells(rows: pd.DataFrame, cells: Collection[str], quantity: Quantity) -> tuple[str, ...]:
+    """Name the cells whose median of a quantity, a fit's own, lies between two modes in a run; rows of one subject."""
+    found: dict[str, None] = {}
+    for own in runs_of(rows):
+        for kind in LOOKED_AT:
+            samples = Samples(own, kind)
+            for cell in cells_of(own, kind)["cell_id"].astype(str):
+                taken = samples.get(cell, quantity) if cell in cells else None
+                if taken is not None and two_modes(taken) is not None:
+                    found[cell] = None
+    return tuple(found)
 
 
 def wide_cells(table: pd.DataFrame, subject: str | None = None) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vlmeter.analysis import conditions, reading
-from vlmeter.analysis.answers import Answers, Topic
+from vlmeter.analysis.answers import Answer, Answers, Topic
 from vlmeter.analysis.reading import Samples, Unknown, median_in_order
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import over_runs
@@ -132,13 +132,17 @@ def _by_topic(answers: Answers) -> list[Section]:
         Section(
             title,
             tuple(
-                Line(a.name, a.question, a.found, a.unit, a.note, predicted=a.source == "predicted")
+                Line(a.name, a.question, a.found, a.unit, _note(a), predicted=a.source == "predicted")
                 for a in answers.values()
                 if a.topic == topic
             ),
         )
         for topic, title in _TOPICS.items()
     ]
+
+
+def _note(answer: Answer) -> str:
+    return "; ".join(part for part in (answer.note, answer.misgivings()) if part)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

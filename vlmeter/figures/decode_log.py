@@ -107,4 +107,6 @@ def caption(table: pd.DataFrame, answers: Answers | None = None) -> str:
             f"{with_interval(law.curvature, 'fraction')} of the time at "
             f"{law.longest_tokens:,} tokens."
         )
+    if said := token.misgivings():
+        sentences.append(f"{said}.")
     return " ".join(sentences)

@@ -90,4 +90,5 @@ def caption(table: pd.DataFrame, answers: Answers | None = None) -> str:
         f"{with_interval(fit['constant'], 'ms')} of a prefill depend on neither ({clock.name}, {fit.count} cells). The "
         f"cell that is farthest from the plane is {percent(fit.largest_residual_fraction)} away."
     )
-    return f"{text} {clock.why[0].upper()}{clock.why[1:]}." if clock.why else text
+    told = dict.fromkeys((clock.why, answers["crop"].misgivings(), answers["vision_token"].misgivings()))
+    return " ".join([text, *(f"{said[0].upper()}{said[1:]}." for said in told if said)])

@@ -34,9 +34,13 @@ def card_of(answer: Answer) -> Card:
         why = (
             f"{answer.found.reason}; to know it, {answer.found.remedy}" if answer.found.remedy else answer.found.reason
         )
-        return Card(answer.name, answer.question, answer.topic, "", "", why)
+        return Card(answer.name, answer.question, answer.topic, "", "", _with(why, answer.misgivings()))
     value, interval = in_two(with_interval(answer.found, answer.unit))
-    return Card(answer.name, answer.question, answer.topic, value, interval, answer.note)
+    return Card(answer.name, answer.question, answer.topic, value, interval, _with(answer.note, answer.misgivings()))
+
+
+def _with(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def in_two(said: str) -> tuple[str, str]:
