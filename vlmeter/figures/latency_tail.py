@@ -117,8 +117,6 @@ def caption(table: pd.DataFrame) -> str:
         f"{with_interval(found.gap['rest'], 'fraction')} is accounted for by nothing that is known of the requests. "
         f"Together the factors explain {percent(found.fit.r_squared)} of the variance."
     )
-    if "generated_tokens" in found.fit.coefficients:
-        text += f" One more output token goes with {with_interval(found.fit['generated_tokens'], 'ms')}."
     for reason in found.fixed.values():
         text += f" {reason[0].upper()}{reason[1:]}."
     worst = distribution.slowest(distribution.sample_of(table), 1).iloc[0]
