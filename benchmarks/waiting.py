@@ -39,7 +39,10 @@ THREE_CELLS: Mapping[str, Any] = {
 YARDSTICK = "import pandas, matplotlib.figure, scipy.stats, pydantic"
 
 #: Seconds that the report may take after the last measurement, on two quiet cores.
-LIMITS_S = {"three": 15.0, "quickstart": 30.0}
+LIMITS_S = {"three": 15.0, "quickstart": 30.0, "families-nano": 120.0}
+
+#: Files of the studies that are kept as such.
+FILES = {"quickstart": "config.yaml", "families-nano": "studies/families-nano.yaml"}
 
 
 def yardstick_s(times: int = 3) -> float:
@@ -81,10 +84,10 @@ def wait_s(checkout: Path, content: Mapping[str, Any], *, cores: int = 2) -> flo
 
 
 def study_named(name: str) -> dict[str, Any]:
-    """The study of three cells, or the quickstart."""
+    """The study of three cells, the quickstart, or every family at toy size."""
     if name == THREE_CELLS["study"]:
         return dict(THREE_CELLS)
-    found: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = yaml.safe_load((ROOT / FILES[name]).read_text(encoding="utf-8"))
     return found
 
 

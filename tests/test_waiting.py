@@ -35,6 +35,6 @@ def test_a_run_that_fails_is_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         waiting.wait_s(waiting.ROOT, waiting.study_named("three"))
 
 
-def test_both_studies_have_a_limit() -> None:
+def test_every_study_has_a_limit() -> None:
     for name in waiting.LIMITS_S:
         assert waiting.study_named(name)["study"] == name
