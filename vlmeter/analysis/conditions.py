@@ -14,6 +14,7 @@ from vlmeter.analysis.decode_runs import decode
 from vlmeter.analysis.distribution import sample_of
 from vlmeter.analysis.prefill_cells import vision_cells
 from vlmeter.analysis.reading import of_subject, whole_rows
+from vlmeter.analysis.remembered import remembered
 from vlmeter.analysis.runs import runs_of
 from vlmeter.analysis.spread import by_cell, cell_modes, wide_cells
 from vlmeter.analysis.step_times import UNEVEN_RATIO, StepBound, StepUnevenness, step_bound, step_unevenness
@@ -165,6 +166,7 @@ RESEMBLING_ALONE, RESEMBLING = 0.45, 0.85
 _TAKEN_FOR, _SAID = 0.01, 0.05
 
 
+@remembered
 def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
     """Judge the conditions under which the cells were measured.
 

@@ -24,6 +24,7 @@ from vlmeter.analysis.reading import (
     put_estimate,
     rows_of,
 )
+from vlmeter.analysis.remembered import remembered
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import added, over_runs_of_the_same
 from vlmeter.numbers.intervals import Fit, fit_linear, fit_power, paired_ratio, relative_weights
@@ -77,6 +78,7 @@ _DECODE_FIELDS = (
 )
 
 
+@remembered
 def decode(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     """One row per image and number of output tokens, measured directly where it was, derived elsewhere.
 

@@ -23,6 +23,7 @@ import pandas as pd
 from vlmeter.analysis import prefill_cells, reading, step_times
 from vlmeter.analysis.by_run import BY_RUN, frames_by_run
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, rows_of
+from vlmeter.analysis.remembered import remembered
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import added
 from vlmeter.numbers.intervals import Array
@@ -63,6 +64,7 @@ _FIELDS = ("cell_id", "crops", "prompt_tokens", "output_tokens", "flops", "floor
 _COLUMNS = (*_FIELDS, "group", "phase", "latency_ms", "latency_low_ms", "latency_high_ms", "floor_bound", "pace")
 
 
+@remembered
 def points(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Unknown:
     """List work and time of every phase of every cell: one row is one point of a FLOPs-latency plot.
 

@@ -26,6 +26,7 @@ from vlmeter.analysis.reading import (
     paired_sum,
     put_estimate,
 )
+from vlmeter.analysis.remembered import remembered
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.intervals import Fit, fit_linear, paired_difference, paired_ratio, standard_error
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
@@ -108,6 +109,7 @@ _CELL_FIELDS = (
 )
 
 
+@remembered
 def vision_cells(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
     """One row per finished prefill, in the order of prompt tokens and crops.
 

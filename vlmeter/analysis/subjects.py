@@ -17,6 +17,7 @@ import pandas as pd
 
 from vlmeter.analysis import decode_runs, prefill_cells, reading, step_times
 from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.remembered import remembered
 from vlmeter.analysis.waits import PARTS
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
@@ -38,6 +39,7 @@ _COLUMNS = (
 )
 
 
+@remembered
 def first_tokens(table: pd.DataFrame) -> pd.DataFrame:
     """Time to first token of every image that any subject measured, one row per subject and image.
 
@@ -111,6 +113,7 @@ def parts_of_the_wait(table: pd.DataFrame) -> pd.DataFrame:
     return dummies.merge(parts, on=["subject", "cell_id"], how="left")
 
 
+@remembered
 def steps(table: pd.DataFrame) -> dict[str, tuple[Array, Array]]:
     """Duration of a decode step by context length, per subject that decoded: (contexts, ms), each in that order.
 

@@ -13,6 +13,7 @@ import pandas as pd
 from vlmeter.analysis import conditions, reading, subjects
 from vlmeter.analysis.answers import Answers, known_of
 from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.remembered import remembering
 from vlmeter.claims.base import Claim, Data, Evidence, Finding, Verdict
 from vlmeter.claims.registry import Entry
 from vlmeter.claims.software import decode_within_floor, left_is_kernels, same_tokens
@@ -210,8 +211,13 @@ def judge_side_by_side(
     bad = [name for name in names if name in measured and conditions.trust(table, name).verdict == "unusable"]
     usable = table[~table["subject"].isin(bad)]
     judged = []
+    with remembering():
+        findings = {
+            name: entry.judge(Data(usable if entry.timed else table, roofline, by_subject=answers))
+            for name, entry in SIDE_BY_SIDE_CLAIMS.items()
+        }
     for name, entry in SIDE_BY_SIDE_CLAIMS.items():
-        found = entry.judge(Data(usable if entry.timed else table, roofline, by_subject=answers))
+        found = findings[name]
         left_out = f" Left out, since its numbers cannot be relied on: {', '.join(bad)}." if entry.timed and bad else ""
         judged.append(
             Claim(name, entry.claim, found.verdict, found.statement + left_out, found.evidence, entry.figures)

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vlmeter.analysis.reading import of_subject
+from vlmeter.analysis.remembered import remembering
 from vlmeter.analysis.roofline import beside
 from vlmeter.common.files import write_atomically
 from vlmeter.figures.registry import NOT_DRAWN, WITH_ROOFLINE, draw_or_explain
@@ -47,14 +48,15 @@ def write_figures(
     reason in a line, and every other form is an empty file.
     """
     captions = {}
-    for name in names:
-        figure, captions[name] = draw_or_explain(table_of(name), name, answers=answers)
-        for form in forms:
-            path = folder / f"{name}.{form}"
-            if isinstance(figure, Figure):
-                save_as(figure, path)
-            else:
-                write_atomically(path, _line(captions[name]).encode() if form == "svg" else b"")
+    with remembering():
+        for name in names:
+            figure, captions[name] = draw_or_explain(table_of(name), name, answers=answers)
+            for form in forms:
+                path = folder / f"{name}.{form}"
+                if isinstance(figure, Figure):
+                    save_as(figure, path)
+                else:
+                    write_atomically(path, _line(captions[name]).encode() if form == "svg" else b"")
     return captions
 
 

@@ -32,6 +32,7 @@ from vlmeter.analysis import reading
 from vlmeter.analysis.answer_files import read_answers
 from vlmeter.analysis.answers import ASKED_SIZES_PX
 from vlmeter.analysis.prediction import example_of
+from vlmeter.analysis.remembered import remembering
 from vlmeter.analysis.roofline import beside, read_roofline
 from vlmeter.claims.base import Claim
 from vlmeter.claims.files import read_claims
@@ -116,20 +117,21 @@ def render(inputs: ReportInputs) -> str:
     environments = {} if inputs.environments is None else _read_json(inputs.environments)
     roofline = None if inputs.roofline is None else read_roofline(inputs.roofline)
     thumbnails = {} if inputs.thumbnails is None else read_thumbnails(inputs.thumbnails)
-    subjects = [
-        subject_view(
-            config,
-            reading.of_subject(table, name),
-            name=name,
-            answers=answers.get(name, {}),
-            figures=inputs.figures.get(name, {}),
-            claims=claims.get(name, []),
-            environments=environments.get(name, []),
-            roofline=None if roofline is None else roofline[roofline["subject"] == name],
-            thumbnails=thumbnails.get(name, {}),
-        )
-        for name, config in inputs.study["subjects"].items()
-    ]
+    with remembering():
+        subjects = [
+            subject_view(
+                config,
+                reading.of_subject(table, name),
+                name=name,
+                answers=answers.get(name, {}),
+                figures=inputs.figures.get(name, {}),
+                claims=claims.get(name, []),
+                environments=environments.get(name, []),
+                roofline=None if roofline is None else roofline[roofline["subject"] == name],
+                thumbnails=thumbnails.get(name, {}),
+            )
+            for name, config in inputs.study["subjects"].items()
+        ]
     shown = _shown_sections(subjects)
     return (
         _templates()
