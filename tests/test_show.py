@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from vlmeter.analysis import decode_runs, prefill_cells
 from vlmeter.analysis.answers import all_answers, answers_of
 from vlmeter.analysis.reading import Unknown, estimate_of
 from vlmeter.analysis.roofline import write_roofline
-from vlmeter.analysis.summary import as_data, summaries
+from vlmeter.analysis.summary import Line, Section, as_data, summaries
 from vlmeter.cli.main import main
 from vlmeter.cli.show import print_summaries, show_at_the_end
 from vlmeter.numbers.medians import Estimate
@@ -95,6 +97,20 @@ def test_of_one_image_the_time_to_first_token_stands_there_once(tmp_path: Path) 
     assert sum(FIRST_TOKEN.label in line for line in lines) == 1
 
 
+def test_what_is_predicted_says_so_and_stands_not_beside_its_own_measurement(tmp_path: Path) -> None:
+    """Sizes that people ask for are predicted from others; one that was measured with answers stands above."""
+    experiments = {
+        "requests": {"image_sizes": ["336x336"], "output_tokens": [4]},
+        "vision_tokens": {"image_sizes": ["224x224", "448x448", "672x672", "896x896", "672x1344"]},
+    }
+    run_fake(study_of(experiments=experiments), tmp_path)
+    table = build_table(sorted((tmp_path / "small" / "cells").rglob("*.json")))
+    assert answers_of(table)["first_token_336x336"].source == "predicted"
+    lines = printed(table, width=120)
+    assert sum(FIRST_TOKEN.label in line for line in lines if "336 x 336" in line) == 0
+    assert line_of(lines, f"{FIRST_TOKEN.label}, 1024 x 1024 px").endswith("), predicted")
+
+
 def test_the_distance_to_the_floor_is_that_of_the_roofline(table: pd.DataFrame) -> None:
     (found,) = summaries(table, all_answers(table, roofline=roofline_of(table)))
     (line,) = (line for section in found.sections for line in section.lines if line.name == f"limit_{PLAIN_WALL}")
@@ -138,6 +154,19 @@ def test_in_a_narrow_terminal_they_stand_below_each_other_and_nothing_is_cut(two
     assert sum(line.startswith("  one more crop") for line in lines) == 2
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 100])
+def test_a_long_number_is_broken_and_never_cut(two: pd.DataFrame, width: int) -> None:
+    (first, *_) = summaries(two)
+    line = Line("long", "something with a name that needs two lines of words", Estimate(0.247, 0.218, 0.282), "ms")
+    file = io.StringIO()
+    print_summaries([replace(first, sections=(Section("Long", (line,)),))], file=file, width=width)
+    lines = file.getvalue().splitlines()
+    number = [word for text in lines for word in text.split() if re.fullmatch(r"[\d.()]+", word)]
+    assert {"0.247", "(0.218", "0.282)"} <= set(number)
+    below = lines[next(i for i, text in enumerate(lines) if text.startswith("  something")) + 1]
+    assert below.startswith("    ") or width == 100
 
 
 def test_nothing_but_text_goes_into_a_pipe(results: Path) -> None:

@@ -93,9 +93,11 @@ def _summary(
 ) -> Summary:
     samples = {kind: [Samples(own, kind) for own in runs_of(rows)] for kind in (kinds.GENERATION, kinds.PREFILL)}
     shown = [_of_image(title, images[title], samples[images[title]["kind"]]) for title in chosen if title in images]
-    answered = _by_topic(answers)
-    if len(images) == 1:  # a median over one image, which has no interval, would stand beside that image's own
-        answered = [_without(section, FIRST_TOKEN.name) for section in answered]
+    measured_above = {f"{FIRST_TOKEN.name}_{_size(images[title])}" for title in chosen if title in images}
+    doubled = {name for name in measured_above & set(answers) if answers[name].source == "predicted"}
+    if set(images) <= set(chosen):  # each stands above, with an interval, which their median has not
+        doubled.add(FIRST_TOKEN.name)
+    answered = _by_topic([answer for answer in answers.values() if answer.name not in doubled])
     sections = (*shown, *answered)
     empty = reading.left_out(rows)
     reasons = empty["reason"].fillna("no reason is known").value_counts()
@@ -107,10 +109,6 @@ def _summary(
         trust=conditions.trust(rows),
         left_out=tuple(f"{plural(int(count), 'cell')} without numbers: {reason}" for reason, count in reasons.items()),
     )
-
-
-def _without(section: Section, name: str) -> Section:
-    return replace(section, lines=tuple(line for line in section.lines if line.name != name))
 
 
 def _model(rows: pd.DataFrame) -> str:
@@ -126,14 +124,14 @@ def _model(rows: pd.DataFrame) -> str:
 # The answers: what one more costs, and how far it is from the least
 
 
-def _by_topic(answers: Answers) -> list[Section]:
+def _by_topic(answers: Sequence[Answer]) -> list[Section]:
     """The answers of a subject, by topic."""
     return [
         Section(
             title,
             tuple(
                 Line(a.name, a.question, a.found, a.unit, _note(a), predicted=a.source == "predicted")
-                for a in answers.values()
+                for a in answers
                 if a.topic == topic
             ),
         )
@@ -224,9 +222,13 @@ def _tokens(cell: Mapping[Any, Any]) -> int:
 def _image(cell: Mapping[Any, Any]) -> str:
     """What a cell looks at, such as 'photo.jpg (640x480 px)'."""
     sized = not pd.isna(cell["width_px"])
-    size = f"{cell['width_px']}x{cell['height_px']} px" if sized else f"photograph {cell['image_id']}"
+    size = f"{_size(cell)} px" if sized else f"photograph {cell['image_id']}"
     named = cell["image_id"] if sized and not pd.isna(cell["image_id"]) else size
     return str(named) if str(named) == size else f"{named} ({size})"
+
+
+def _size(cell: Mapping[Any, Any]) -> str:
+    return f"{cell['width_px']}x{cell['height_px']}"
 
 
 def _counts(cell: Mapping[Any, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
     from vlmeter.analysis.summary import Line, Section, Summary
 
-#: Columns of the terminal that the words take, and that a number with its interval takes at least.
-WORDS_COLUMNS, NUMBER_COLUMNS = 36, 30
+#: Columns of the terminal that the words take, and take at least, and that a number with its interval takes.
+WORDS_COLUMNS, FEWEST_WORDS_COLUMNS, NUMBER_COLUMNS = 42, 16, 30
+
+#: Columns between what stands side by side.
+GAP_COLUMNS = 2
 
 #: Columns where no terminal says how many it has: a pipe, a log.
 PIPE_COLUMNS = 100
@@ -111,10 +115,12 @@ def _print_group(console: Console, group: Sequence[Summary]) -> None:
     for summary in group:
         console.print(Text(f"{summary.subject}: {summary.model}, on {summary.device}"), style="bold")
     console.print()
-    table = Table(box=None, show_header=len(group) > 1, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", overflow="fold", min_width=min(24, console.width // 2))
+    table = Table(box=None, show_header=len(group) > 1, pad_edge=False, padding=(0, GAP_COLUMNS, 0, 0))
+    words_columns = _words_columns(console.width)
+    number_columns = (console.width - words_columns - GAP_COLUMNS * (1 + len(group))) // len(group)
+    table.add_column("", width=words_columns, overflow="fold")
     for summary in group:
-        table.add_column(Text(summary.subject), overflow="fold")
+        table.add_column(Text(summary.subject), max_width=number_columns, overflow="fold")
     titles = list(dict.fromkeys(section.title for summary in group for section in summary.sections))
     for title in titles:
         sections = [_titled(summary.sections, title) for summary in group]
@@ -124,9 +130,19 @@ def _print_group(console: Console, group: Sequence[Summary]) -> None:
         names = {line.name: line.words for section in sections if section for line in section.lines}
         for name, words in names.items():
             lines = [_named(section.lines, name) if section else None for section in sections]
-            table.add_row(Text(f"  {words}"), *(Text(_said(line)) for line in lines))
+            table.add_row(Text(_hanging(words, words_columns)), *(Text(_said(line)) for line in lines))
         table.add_row("")
     console.print(table)
+
+
+def _words_columns(width: int) -> int:
+    """Columns of the words: where there is little room, what a number leaves, since numbers do not break well."""
+    return max(FEWEST_WORDS_COLUMNS, min(WORDS_COLUMNS, width - NUMBER_COLUMNS))
+
+
+def _hanging(words: str, columns: int) -> str:
+    """Break what a line is about so that what follows stands below it, indented."""
+    return textwrap.fill(words, columns, initial_indent="  ", subsequent_indent="    ")
 
 
 def _print_conditions(console: Console, summary: Summary, *, named: bool) -> None:
