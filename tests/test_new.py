@@ -7,17 +7,21 @@ import os
 import pty
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
+from tests.support.nvml import FakeGpu, fake_nvml, install
 from tests.support.studies import study_of
 from vlmeter import __version__
 from vlmeter.cli.main import main
 from vlmeter.common.errors import UserError
 from vlmeter.experiments.registry import EXPERIMENTS, get_experiment
+from vlmeter.models.served_checkpoint import write_checkpoint
 from vlmeter.study.draft import LINE_COLUMNS, study_text
 from vlmeter.study.loader import load_study, parse_study
 from vlmeter.study.plan import build_plan
@@ -114,6 +118,66 @@ def test_a_commented_study_reads_back_as_what_it_was_made_of() -> None:
     content: dict[str, Any] = study_of().model_dump(mode="json", exclude_none=True)
     content["subjects"]["fake"]["revision"] = 'a "quoted": # text'
     assert yaml.safe_load(study_text(content, opening="What it is for.")) == content
+
+
+# How quickly it is there
+
+
+@pytest.mark.parametrize(
+    ("gpus", "torch", "visible", "dtype"),
+    [
+        (1, "2.13.0", None, "bfloat16"),
+        (0, "2.13.0", None, "float32"),
+        (1, "2.13.0+cpu", None, "float32"),
+        (1, "2.13.0+cu130", "0", "bfloat16"),
+        (1, "2.13.0", "", "float32"),
+        (1, "2.13.0", "-1", "float32"),
+    ],
+)
+def test_the_number_format_is_that_of_the_device_that_a_session_would_find(
+    run, gpus: int, torch: str, visible: str | None, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, fake_nvml(*[FakeGpu()] * gpus))
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: torch if name == "torch" else real(name))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    run("new", "mine.yaml", *NANO[:-2], "--experiment", "vision_tokens")
+    (subject,) = load_study(Path("mine.yaml")).subjects.values()
+    assert (subject.dtype, subject.device) == (dtype, "auto")
+
+
+def test_without_nvml_there_is_no_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    run("new", "mine.yaml", *NANO[:-2], "--experiment", "vision_tokens")
+    (subject,) = load_study(Path("mine.yaml")).subjects.values()
+    assert subject.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["new", "mine.yaml", *NANO[:-2], "--experiment", "vision_tokens"],
+        ["measure", *NANO[:-2], "--image", "336x336", "--image", "photo.jpg"],
+        ["measure", "checkpoint", "--image", "336x336"],
+    ],
+    ids=["new", "measure", "a checkpoint"],
+)
+def test_writing_a_study_loads_no_torch(line: list[str], tmp_path: Path) -> None:
+    """It takes seconds to import, and a process that has it may open a context on the device that is measured."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg")
+    write_checkpoint(tmp_path / "checkpoint", family="llava_next", preset="nano", weights=False)
+    program = (
+        "import sys\nfrom vlmeter.workflow import start\nfrom vlmeter.cli.main import main\n"
+        "start.run = lambda *command, **options: 0\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, *line]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "False\n")
+    assert list(tmp_path.rglob("*.yaml"))
 
 
 # Who mistypes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,27 @@ def _family_of(model: str, revision: str | None) -> str:
 def fitting_dtype(device: str) -> str:
     """The number format that a device is quick at."""
     if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if _finds_gpu() else "cpu"
     return "float32" if device == "cpu" else "bfloat16"
+
+
+def _finds_gpu() -> bool:
+    """Whether a session would find a GPU here: asked of the driver, which takes no second and no memory of a device.
+
+    The study keeps `device: auto`, so that this decides a number format and no device.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return False
+    try:
+        if "+cpu" in metadata.version("torch"):  # a build of PyTorch for processors alone
+            return False
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount()) > 0
+    except Exception:  # no PyTorch, no NVML: there is no GPU to be found, and nothing else depends on it
+        return False
 
 
 def name_of(subject: Mapping[str, Any]) -> str:
