@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import pytest
@@ -38,3 +39,19 @@ def test_every_link_of_the_page_leads_somewhere(link: str) -> None:
 )
 def test_every_class_that_the_page_places_stands_there(name: str, where: str) -> None:
     assert re.search(rf"^class {name}\b", (ROOT / where).read_text(), re.MULTILINE)
+
+
+def test_the_drawn_pipeline_is_the_one_of_the_architecture() -> None:
+    """After a change there: render the diagram with mermaid, and put the SVG where docs/assets/pipeline.svg is."""
+    diagram = re.search(r"```mermaid\n(.*?)```", TEXT, re.DOTALL)
+    assert diagram
+    wanted = {
+        (re.match(r"\w+", one.strip())[0], re.match(r"\w+", other.strip())[0])  # type: ignore[index]
+        for one, other in re.findall(r"^\s*(.+?) --> (.+)$", diagram[1], re.MULTILINE)
+    }
+    drawn = (ROOT / "docs" / "assets" / "pipeline.svg").read_text("utf-8")
+    assert set(re.findall(r'data-id="L_(\w+?)_(\w+?)_0"', drawn)) == wanted
+    labels = set(re.findall(r"[\[/]+([\w .:*]+)[/\]]+", diagram[1]))
+    assert len(labels) > 5
+    shown = re.sub(r"\s+", "", html.unescape(re.sub(r"<[^>]+>", "", drawn)))
+    assert {label for label in labels if label.replace(" ", "") not in shown} == set()
