@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
 
 from tests.support.pages import PAGES, ROOT, Command, blocks, commands, name_of, studies
 from tools.reference import command_line
+from vlmeter.models.served_checkpoint import write_checkpoint
+from vlmeter.study.loader import load_study
+from vlmeter.study.plan import build_plan
+from vlmeter.table.files import read_table, write_table
+from vlmeter.workflow import start
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
 OURS = [command for command in COMMANDS if Path(command.words[0]).name == "vlmeter"]
@@ -23,8 +34,24 @@ PROGRAMS = {"vlmeter", "make", "snakemake", "python", "pip", "source", "git"}
 #: Words in capitals stand for what a reader has.
 PLACEHOLDER = re.compile(r"^[A-Z_]+(\.yaml)?$")
 
-#: Commands that are not run here: they load a model, run a study or ask at a terminal, and tests of their own run them.
-TRIED_ELSEWHERE = {"verify", "checkpoint", "measure", "run", "new"}
+#: Commands that are not run here, by how they begin, and why not; a reason that fits none is an error.
+NOT_RUN = {
+    "git": "changes and publishes a history",
+    "make test": "is what runs this test",
+    "python -m venv": "begins an environment that the next command fills from a package index",
+    ".venv-vllm/bin/pip": "installs from a package index; `make servers` does it where CI runs",
+    "pip": "installs from a package index; what it installs is locked, and in the environment of the tests",
+    "source": "is the shell's own",
+    "vlmeter new": "asks at a terminal; tests/test_new.py gives it one",
+    "vlmeter checkpoint --family qwen2_5_vl --preset 7b FOLDER --weights": "writes 15 GB; "
+    "tests/test_cli_checkpoint.py writes the weights of a toy",
+}
+
+#: What a run in a clone reads beside the study.
+WORKFLOW = ("Snakefile", "rules", "scripts", "profiles", "envs", "report")
+
+#: What a word in capitals is here.
+FOR_EXAMPLE = {"STUDY.yaml": "config.yaml", "NODE.yaml": "node.yaml", "FOLDER": "folder"}
 
 
 def ids(found: list[Command]) -> list[str]:
@@ -110,53 +137,151 @@ def test_every_module_that_is_run_is_there(command: Command) -> None:
     assert find_spec(command.words[2])
 
 
+def why_not(command: Command) -> str | None:
+    """Why a command is not run; None if it is."""
+    line = shlex.join(command.words)
+    return next((NOT_RUN[begins] for begins in NOT_RUN if f"{line} ".startswith(f"{begins} ")), None)
+
+
+def test_what_is_not_run_has_a_reason_and_no_reason_is_left_over() -> None:
+    lines = [f"{shlex.join(command.words)} " for command in COMMANDS]
+    assert [begins for begins in NOT_RUN if not any(line.startswith(f"{begins} ") for line in lines)] == []
+    assert sum(why_not(command) is None for command in OURS) > 0.9 * len(OURS)
+
+
+def example(command: Command) -> list[str]:
+    """Its words with something in the place of what a reader has."""
+    return [FOR_EXAMPLE.get(word, word) for word in command.words]
+
+
+#: Folders of results that commands of pages name, as the results of one study, or of several with one subject.
+RESULTS = {word for command in OURS for word in command.words if re.fullmatch(r"results/[\w-]+|(base|new)\d?", word)}
+
+
+def subjects_of(folder: str) -> set[str]:
+    """Subjects that commands expect in the results of a study; none: they name none."""
+    found: set[str] = set()
+    for command in OURS:
+        words = command.words
+        if folder in words:
+            found |= {words[i + 1] for i, word in enumerate(words) if word == "--subject"}
+            pairs = [words[i + 1] for i, word in enumerate(words) if word == "--subjects"]
+            found |= {name for pair in pairs for name in pair.split(":")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of every study that a page speaks of: the gallery's, under the names of the subjects."""
+    root = tmp_path_factory.mktemp("finished")
+    gallery = ROOT / "docs" / "gallery"
+    table = read_table(gallery / "table.parquet")
+    for folder in RESULTS | {"results/mine"}:
+        shutil.copytree(gallery, root / folder, ignore=shutil.ignore_patterns("*.png", "*.html"))
+        own = table.assign(session_id=table["session_id"] + folder)  # no two measured at one time
+        if names := subjects_of(folder):
+            own = pd.concat([own.assign(subject=name) for name in sorted(names)])
+            (root / folder / "roofline.parquet").unlink()
+        write_table(own, root / folder / "table.parquet", root / folder / "table.csv")
+    return root
+
+
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like a clone's, in which every study that a page speaks of has run: its results are the gallery's."""
-    for name in ("config.yaml", "studies", "docs", "tests"):
+    for name in ("config.yaml", "studies", "docs", "tests", "requirements.lock", *WORKFLOW):
         (tmp_path / name).symlink_to(ROOT / name)
     for name, text in STUDIES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    results = {word for command in COMMANDS for word in command.words if re.fullmatch(r"results/[\w-]+", word)}
-    for folder in results | {"results/mine"}:
-        shutil.copytree(ROOT / "docs" / "gallery", tmp_path / folder, ignore=shutil.ignore_patterns("*.png", "*.html"))
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for name in ("baseline", "before", "mine"):
         shutil.copy(ROOT / "docs" / "gallery" / "baseline.json.gz", tmp_path / f"{name}.json.gz")
+    (tmp_path / "node.yaml").write_text("cell_time_limit_seconds: 100\n", encoding="utf-8")
+    Image.effect_noise((640, 480), 90).convert("RGB").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def is_run(command: Command) -> bool:
-    """Whether a command takes seconds and wants nothing that is not here: a hub, a model, several subjects."""
-    words = command.words[1:]
-    wants = any(word in ("--weights", "--subjects", "--subject") or PLACEHOLDER.fullmatch(word) for word in words)
-    several = any(word.startswith("base") and word.endswith(("1", "2", "3")) for word in words) or "base" in words
-    return words[0] not in TRIED_ELSEWHERE and not wants and not several
+@pytest.fixture
+def workflow(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Notes how the workflow is started, in the place of starting it."""
+    started: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> int:
+        started.append(command)
+        return 0
+
+    monkeypatch.setattr(start, "run", run)
+    return started
 
 
-RUN = [command for command in OURS if is_run(command)]
+def call(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Run the command line in this process; returns the exit code."""
+    from vlmeter.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["vlmeter", *words])
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
 
 
-def test_most_commands_are_run() -> None:
-    assert len(RUN) > 0.7 * len(OURS)
+RUN = [command for command in OURS if why_not(command) is None]
 
 
 @pytest.mark.parametrize("command", RUN, ids=ids(RUN))
 def test_every_command_that_takes_seconds_does_what_it_says(
-    command: Command, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command,
+    desk: Path,
+    workflow: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from vlmeter.cli.main import main
-
-    monkeypatch.setattr(sys, "argv", ["vlmeter", *command.words[1:]])
-    try:
-        main()
-        code: object = 0
-    except SystemExit as stop:
-        code = stop.code or 0
+    """A run and a measurement go as far as the workflow, which tests/test_one_line.py starts."""
+    words = example(command)
+    if words[1] == "measure" and not words[2].startswith("-"):  # a folder of that name, since there is no hub
+        write_checkpoint(desk / words[2], family="qwen2_5_vl", preset="7b", weights=False)
+    code = call(words[1:], monkeypatch)
     captured = capsys.readouterr()
-    allowed = {0, 1} if command.words[1] == "doctor" else {0}  # the machine of the tests may be a busy one
+    allowed = {0, 1} if words[1] == "doctor" else {0}  # the machine of the tests may be a busy one
     assert code in allowed, captured.err
-    assert captured.out
+    if words[1] in ("measure", "run"):
+        (started,) = workflow
+        study = load_study(Path(started[started.index("--configfile") + 1]))
+        assert build_plan(study)
+    else:
+        assert captured.out
+
+
+STUDIES_THAT_ARE_RUN = sorted({word[6:] for command in MAKE for word in command.words if word.startswith("STUDY=")})
+
+
+@pytest.mark.parametrize("study", ["config.yaml", *STUDIES_THAT_ARE_RUN])
+def test_make_run_starts_the_study(
+    study: str, desk: Path, workflow: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `make run` does with it; tests/test_one_line.py runs make."""
+    text = (ROOT / "Makefile").read_text("utf-8")
+    assert re.search(r"^run:.*\n(\t.*\n)*?\t@\$\(IN_VENV\) vlmeter run \"\$\(STUDY\)\"", text, re.MULTILINE)
+    assert call(["run", study], monkeypatch) == 0
+    (started,) = workflow
+    assert started[started.index("--configfile") + 1] == study
+
+
+SNAKEMAKE = {shlex.join(example(c)): c for c in COMMANDS if c.words[0] == "snakemake"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", sorted(SNAKEMAKE))
+def test_every_snakemake_command_plans_its_study(line: str, desk: Path) -> None:
+    """As a dry run: the profile, the executor that it names and the study are all read."""
+    command = [sys.executable, "-m", *shlex.split(line)]
+    command += [] if "--dry-run" in command else ["--dry-run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "render_report" in done.stdout + done.stderr
 
 
 PROGRAMS_OF_PAGES = [
