@@ -19,9 +19,10 @@ import psutil
 import pytest
 import yaml
 
+from tests.support.imports import ROOT
 from tests.support.sessions import wait_until, wait_until_gone, workers_of
 from tests.support.tables import OF_SERVERS, OF_WAYS
-from tests.support.workflow import PATIENCE_S, Workflow, fake_study
+from tests.support.workflow import PATIENCE_S, Ran, Workflow, fake_study
 from vlmeter.analysis.distribution import sample_of
 from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE
 from vlmeter.study.layout import ALL_SUBJECTS
@@ -264,6 +265,36 @@ def test_a_folder_that_cannot_do_is_refused_in_a_sentence(tmp_path: Path) -> Non
     (line,) = spaced.run("-n", "--sdm", "apptainer").lines("vlmeter: the folder ")
     assert "which no container image may have" in line
     assert spaced.run("-n").code == 0
+
+
+def test_results_lie_where_directory_says_and_a_profile_of_ones_own_is_heeded(tmp_path: Path) -> None:
+    """`--workflow-profile`: with `--profile` alone the default one of the repository stands over it."""
+    workflow = Workflow(tmp_path / "copy", fake_study())
+    profile = tmp_path / "own profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text("cores: 1\nuntil: [tabulate]\n")
+    own = ["--workflow-profile", str(profile), "--directory", str(tmp_path / "elsewhere"), "--configfile", "study.yaml"]
+    command = [sys.executable, "-m", "snakemake", *own]
+    run = {"cwd": workflow.folder, "env": workflow.environment(), "capture_output": True, "text": True}
+    ran = subprocess.run(command, **run, timeout=PATIENCE_S)
+    assert ran.returncode == 0, ran.stderr
+    assert "Provided cores: 1" in ran.stderr
+    assert "draw_figures" not in ran.stderr, "no further than the profile says"
+    assert (tmp_path / "elsewhere" / "results" / "fake" / "table.parquet").exists()
+    assert not (workflow.folder / "results").exists()
+    again = subprocess.run(command, **run, timeout=PATIENCE_S)
+    assert Ran(again.returncode, again.stderr).nothing_to_do
+
+
+def test_every_rule_that_runs_code_names_an_environment_made_from_the_lock() -> None:
+    """With `--sdm conda` Snakemake makes these; `tests/test_environment_files.py` holds them against the lock."""
+    rules = (ROOT / "rules").glob("*.smk")
+    jobs = [job for path in rules for job in re.split(r"^ *rule\b", path.read_text(), flags=re.MULTILINE)[1:]]
+    with_code = [job for job in jobs if "script:" in job]
+    assert len(with_code) > 8
+    for job in with_code:
+        (name,) = re.findall(r'conda:\s+"\.\./envs/([\w.]+)"', job)
+        assert (ROOT / "envs" / name).is_file()
 
 
 #: Another workflow that takes this one in: all of it, or under names of its own and twice.
