@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
+from tests.support.imports import ROOT
 from tests.support.processes import gone
-from tests.support.real_servers import OPTIONS, checkpoint_for, program_of
+from tests.support.real_servers import OPTIONS, checkpoint_for, get_engine, program_of, serve, setup_of
 from tests.support.sessions import workers_of
 from tests.support.workflow import Ran, Workflow
 from vlmeter.analysis.encodings import sent_files
@@ -278,3 +280,32 @@ def test_the_same_study_runs_on_an_engine_that_cannot_be_looked_into(engine: str
     assert files.groupby("image")["image_format"].apply(list).tolist() == [["png", "jpeg"]] * 4
     assert (files.groupby("image")["prompt_tokens"].nunique() == 1).all()
     assert json.loads(workflow.vlmeter("status", "study.yaml", "--format", "json").said)
+
+
+def test_one_line_measures_a_server_that_runs(tmp_path: Path) -> None:
+    """As somebody types it beside a server of theirs; MODEL is the folder that it serves."""
+    engine = get_engine("transformers")
+    setup = setup_of("transformers", "llava_next", tmp_path)
+    with serve(engine, setup, tmp_path) as server:
+        asked = ["--url", server.url, "--image", "336x336", "--output-tokens", "8", "--no-costs", "--json"]
+        (tmp_path / "mine").mkdir()
+        ran = subprocess.run(
+            [sys.executable, "-m", "vlmeter", "measure", str(setup.checkpoint), *asked],
+            cwd=tmp_path / "mine",
+            env={**os.environ, "PYTHONPATH": str(ROOT), "VLMETER_LOCK_DIR": str(tmp_path / "locks")},
+            capture_output=True,
+            text=True,
+            timeout=4 * PATIENCE_S,
+        )
+        assert server.is_running(), "it is somebody else's, and goes on"
+    assert ran.returncode == 0, ran.stderr
+    ((name, subject),) = json.loads(ran.stdout)["subjects"].items()
+    found = {answer["name"]: answer for answer in subject["answers"]}
+    assert name == "checkpoint-endpoint"
+    for part in ("upload", "server", "first_token", "output_token"):
+        assert found[part]["value"] > 0, part
+    (path,) = (tmp_path / "mine").glob("results/*/cells/**/*.json")
+    record = read_record(path)
+    assert (record.status, set(record.generated_tokens)) == ("ok", {8})
+    about = record.environment["server"]
+    assert about["started"] is False
