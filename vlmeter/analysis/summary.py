@@ -20,7 +20,7 @@ from vlmeter.analysis.reading import Samples, Unknown, median_in_order
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import over_runs
 from vlmeter.numbers.medians import Estimate
-from vlmeter.numbers.words import plural
+from vlmeter.numbers.words import plural, with_interval
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
     AROUND,
@@ -111,6 +111,18 @@ def _summary(
     )
 
 
+def _without(section: Section, name: str) -> Section:
+    return replace(section, lines=tuple(line for line in section.lines if line.name != name))
+
+
+def _beside(section: Section, shown: Mapping[str, Mapping[Any, Any]]) -> Section:
+    """The section without what is predicted of an image that was measured and stands above."""
+    measured = {f"{FIRST_TOKEN.name}_{_size(cell)}" for cell in shown.values()}
+    return replace(
+        section, lines=tuple(line for line in section.lines if not (line.predicted and line.name in measured))
+    )
+
+
 def _model(rows: pd.DataFrame) -> str:
     """What was run, in a few words."""
     first = rows.iloc[0]
@@ -182,8 +194,16 @@ def _of_image(title: str, cell: Mapping[Any, Any], by_run: Sequence[Samples]) ->
         found = [own[name] for own in told if name in own]
         line = found[0]
         estimate = over_runs([one.found for one in found if isinstance(one.found, Estimate)])
-        lines.append(replace(line, found=estimate))
-    return Section(title, tuple(line for line in lines if not math.isnan(_value(line))), _counts(cell))
+        if not math.isnan(estimate.value):
+            lines.append(replace(line, found=_known(estimate, line.unit)))
+    return Section(title, tuple(lines), _counts(cell))
+
+
+def _known(found: Estimate, unit: str) -> Estimate | Unknown:
+    """A time, unless its runs differ so much that its interval reaches below 0, where no time is."""
+    if not found.low < 0:
+        return found
+    return Unknown(f"the runs differ by more than itself, {with_interval(found, unit)}", "measure more runs (runs)")
 
 
 def _waits(cell: Mapping[Any, Any], samples: Samples) -> dict[str, Line]:
@@ -208,10 +228,6 @@ def _waits(cell: Mapping[Any, Any], samples: Samples) -> dict[str, Line]:
             request = median_in_order(first + steps, like=samples.resemblance(HOOKS_WALL))
             lines.append(Line("request", f"all {plural(tokens, 'token')}", request, "ms"))
     return {line.name: line for line in lines}
-
-
-def _value(line: Line) -> float:
-    return math.nan if isinstance(line.found, Unknown) else line.found.value
 
 
 def _tokens(cell: Mapping[Any, Any]) -> int:
