@@ -96,6 +96,7 @@ def test_intervals_of_medians_hold_the_truth_however_far_runs_lie_apart(runs: in
 
 def test_the_share_between_runs_is_what_sampling_does_not_explain() -> None:
     assert share_between(exactly(1.0, 2.0)) == 1
+    assert share_between([Estimate(value, math.nan, math.nan) for value in (1.0, 2.0)]) == 1, "no error is known"
     assert share_between([Estimate(1.0, 0.0, 2.0), Estimate(1.001, 0.0, 2.0)]) == 0
     rng = np.random.default_rng(0)
     found = [median_estimate((offset + rng.normal(0, 1, 25)).tolist()) for offset in rng.normal(0, 0.25, 400)]

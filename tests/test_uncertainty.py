@@ -9,11 +9,16 @@ import pytest
 from scipy import stats as scipy_stats
 
 from vlmeter.numbers.intervals import (
+    Variance,
+    add_variances,
     fit_linear,
     fit_power,
+    holm,
+    median_standard_error,
     paired_difference,
     paired_ratio,
     percentile_estimate,
+    pooled_serial_correlation,
     rank_correlation,
     relative_weights,
     standard_error,
@@ -165,6 +170,48 @@ def test_unlike_numbers_of_samples_are_not_paired() -> None:
 
 def test_standard_error_is_what_a_normal_interval_stands_for() -> None:
     assert standard_error(Estimate(0.0, -1.959964, 1.959964)) == pytest.approx(1, rel=1e-5)
+
+
+def test_a_medians_standard_error_is_that_of_all_its_resamples() -> None:
+    """Of three samples there are 27 resamples: 7 have the first as their median, 13 the middle one, 7 the last."""
+    assert median_standard_error(np.array([2.0, 1.0, 3.0])) == pytest.approx(math.sqrt(14 / 27))
+    assert math.isnan(median_standard_error(np.array([1.0, 2.0])))
+
+
+def test_a_pooled_correlation_is_rid_of_the_bias_of_short_series() -> None:
+    """A series of n samples correlates by rho - (1 + 4 rho) / n in the mean (Marriott and Pope)."""
+    short, long, longest = (0.3 - (1 + 4 * 0.3) / count for count in (20, 50, 200))
+    assert pooled_serial_correlation([short], [20]) == pytest.approx(0.3)
+    assert pooled_serial_correlation([short, math.nan], [20, 30]) == pytest.approx(0.3)
+    assert pooled_serial_correlation([long, longest], [50, 200]) == pytest.approx(0.3, abs=0.01)
+    assert pooled_serial_correlation([0.9], [40]) == 0.95
+    assert pooled_serial_correlation([-0.5], [40]) == 0, "what seems to alternate is taken as independent"
+    assert pooled_serial_correlation([], []) == 0
+    assert pooled_serial_correlation([0.5], [4]) == 0, "four samples tell nothing"
+
+
+def test_chances_are_corrected_for_their_number_as_holm_does() -> None:
+    assert holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_variances_are_added_with_the_degrees_of_freedom_of_welch() -> None:
+    assert add_variances([Variance(1.0, 5.0), Variance(1.0, 5.0)]) == Variance(2.0, 10.0)
+    assert add_variances([Variance(2.0, 4.0), Variance(3.0)]) == Variance(5.0, 25.0), "what is known costs no freedom"
+    assert add_variances([Variance(1.0), Variance(0.0, 3.0)]) == Variance(1.0, math.inf)
+    assert Variance(2.0, 4.0).times(3.0) == Variance(6.0, 4.0)
+
+
+def test_the_largest_residual_is_told_over_the_value_that_was_measured() -> None:
+    fit = fit_linear({"constant": ONES[:3]}, [1.0, 2.0, 6.0])
+    assert fit.largest_residual_fraction == pytest.approx(2.0), "fitted 3, measured 1"
+
+
+def test_a_cell_with_a_coefficient_of_its_own_leaves_nothing_over() -> None:
+    fit = fit_linear({"others": np.where(X < 20, 1.0, 0.0), "last": np.where(X < 20, 0.0, 1.0)}, X)
+    assert (fit["last"].low, fit["last"].high) == pytest.approx((20.0, 20.0))
+    assert fit["others"].low < 10 < fit["others"].high
 
 
 def test_rank_correlation_is_scipys_and_its_interval_holds_it() -> None:
