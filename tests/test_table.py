@@ -190,6 +190,12 @@ def test_powers_of_two_are_derived_without_being_asked_for(tmp_path: Path) -> No
     assert derived["low_ms"].isna().all(), "three rounds have no interval"
 
 
+def test_a_length_that_was_measured_is_derived_too_though_it_is_no_power_of_two(tmp_path: Path) -> None:
+    output = {"output_tokens": [24, 64], "sampling": {"min_samples": 3, "max_samples": 3}}
+    derived = rows(build_table(records_of(tmp_path, vision=None, output=output)), source="derived", image_index=0)
+    assert derived["output_tokens"].tolist() == [8, 16, 24, 32]
+
+
 def test_nothing_is_derived_where_a_sequence_may_end_by_itself(tmp_path: Path) -> None:
     output = {"output_tokens": [8, 32], "stop": "eos", "sampling": {"min_samples": 3, "max_samples": 3}}
     table = build_table(records_of(tmp_path, vision=None, output=output, runner=FakeRunner(ends_after=20)))
@@ -269,6 +275,16 @@ def test_disturbed_rounds_stay_in_where_they_are_the_majority(records: list[Path
     path.write_bytes(named(records, "output-image0-n16").read_bytes())
     row = one(build_table([rewrite(path, lambda data: disturb(data, 3))]), arm="plain", phase="total", clock="wall")
     assert (row["rounds"], row["samples"], row["disturbed_samples"]) == (5, 5, 3)
+
+
+@pytest.mark.parametrize(("disturbed", "kept"), [(4, 4), (5, 8)])
+def test_half_of_the_rounds_are_enough_and_fewer_are_not(tmp_path: Path, disturbed: int, kept: int) -> None:
+    vision = {"tilings": ["1x1"], "sampling": {"min_samples": 8, "max_samples": 8}}
+    (path,) = records_of(tmp_path, vision=vision, output=None)
+    row = one(
+        build_table([rewrite(path, lambda data: disturb(data, disturbed))]), arm="plain", phase="total", clock="wall"
+    )
+    assert (row["rounds"], row["samples"]) == (8, kept)
 
 
 def test_a_cell_that_ran_out_of_memory_is_one_row_without_arm(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from vlmeter.numbers.words import plural, with_interval
         (Estimate(12.3456, math.nan, math.nan), "ms", "12.3 ms (no interval)"),
         (Estimate(5.0, 5.0, 5.0), "", "5.00 (5.00 to 5.00)"),
         (Estimate(-0.0001, -1.0, 1.0), "", "0.0 (-1.0 to 1.0)"),
+        (Estimate(12_345.678, 12_345.677, 12_345.679), "", "12,346 (12,346 to 12,346)"),  # never more than five digits
+        (Estimate(0.0123456, 0.0123455, 0.0123457), "", "0.012346 (0.012346 to 0.012346)"),
         (Estimate(2.0, 1.0, 3.0), "times", "2.0 times (1.0 to 3.0)"),
     ],
 )
