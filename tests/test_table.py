@@ -165,6 +165,17 @@ def test_decode_step_rows_hold_the_median_of_each_step_over_rounds(records: list
     assert every["samples_ms"].tolist() == [step for steps in record.steps_ms for step in steps]
 
 
+@pytest.mark.parametrize("rounds", [7, 8])
+def test_a_row_has_the_estimate_of_its_samples_be_they_odd_or_even(tmp_path: Path, rounds: int) -> None:
+    vision = {"tilings": ["1x1", "2x2"], "sampling": {"min_samples": rounds, "max_samples": rounds}}
+    table = build_table(records_of(tmp_path, vision=vision, output=None, runner=FakeRunner(noise_fraction=0.02)))
+    measured = table[table["samples"] == rounds]
+    assert len(measured) > 20
+    expected = [median_estimate(each.tolist(), in_order=True) for each in measured["samples_ms"]]
+    for column, end in (("median_ms", "value"), ("low_ms", "low"), ("high_ms", "high")):
+        assert measured[column].tolist() == pytest.approx([getattr(each, end) for each in expected]), column
+
+
 def test_shorter_outputs_are_derived_from_the_first_steps_of_the_longest_run(
     records: list[Path], table: pd.DataFrame
 ) -> None:
