@@ -109,6 +109,7 @@ def test_a_photographs_row_carries_its_ids_question_and_answers(table: pd.DataFr
     row = one(table, cell_id="output-image1-n16", arm="hooks", phase="total", clock="wall")
     assert (row["image_id"], row["question_id"], row["answers"]) == ("1001", "10001", '["a cup"]')
     assert row["image_index"] == 1
+    assert row[["width_px", "height_px", "image_format", "image_quality", "compile_mode"]].isna().all()
     assert row["generated_tokens"] == 16
 
 
@@ -405,6 +406,7 @@ def test_a_block_says_what_each_of_its_samples_was(tmp_path: Path) -> None:
     assert [one["generated_tokens"] for one in told] == record.generated_tokens
     assert [one["prompt_tokens"] for one in told] == [request.counted.prompt_tokens for request in record.requests]
     assert list(whole["samples_ms"].iloc[0]) == record.find("request", "total", "wall")
+    assert whole[["image_index", "width_px", "height_px", "image_id"]].isna().all(axis=None), "there are five of them"
 
 
 def test_a_block_whose_requests_are_not_as_many_as_its_rounds_is_damaged(tmp_path: Path) -> None:
