@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ import pytest
 
 from tests.support.fakes import FakeRunner, out_of_memory
 from tests.support.tables import records_of, rewrite, table_of
+from vlmeter.backends.base import Execution
 from vlmeter.common.errors import UserError
 from vlmeter.measure.monitors import QuietMonitor
 from vlmeter.numbers.resemblance import median_in_a_row, resemblance_in
 from vlmeter.records.parts import Reading
 from vlmeter.records.record import read_record
+from vlmeter.table import of_records
 from vlmeter.table.build import build_table
 from vlmeter.table.columns import COLUMNS, Column, data_dictionary
 from vlmeter.table.files import read_table, write_table
@@ -393,6 +396,15 @@ def test_a_file_that_is_no_table_of_this_version_is_refused(tmp_path: Path) -> N
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(UserError, match="other columns"):
         read_table(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(("kernels", "said"), [("fused", "max-autotune"), ("separate", None), ("unseen", None)])
+def test_only_a_subject_whose_kernels_are_fused_has_a_mode_of_compiling(kernels: Any, said: str | None) -> None:
+    record = SimpleNamespace(
+        execution=Execution(launches="each", kernels=kernels),
+        subject_config=SimpleNamespace(compile_mode="max-autotune"),
+    )
+    assert of_records.compile_mode(record) == said  # type: ignore[arg-type]
 
 
 def test_a_block_says_what_each_of_its_samples_was(tmp_path: Path) -> None:
