@@ -126,5 +126,8 @@ def test_what_is_no_baseline_is_refused_in_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said) as refusal:
             read_runs(path)
         assert "\n" not in str(refusal.value)
+    with pytest.raises(UserError, match=r"\.\.\.") as refusal:
+        read_runs(spoilt(tmp_path / "long.json", **{"x" * 1000: 1}))
+    assert 300 < len(str(refusal.value).replace(str(tmp_path), "")) < 500, "what is wrong is said, and not all of it"
     with pytest.raises(UserError, match=r"ends with \.json or \.json\.gz"):
         write_baseline(tmp_path / "baseline.txt", [drawn(1)])

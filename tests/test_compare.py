@@ -26,7 +26,7 @@ from tests.support.fakes import FakeRunner, out_of_memory
 from tests.test_cli import refused, run  # noqa: F401
 from vlmeter.common.errors import UserError
 from vlmeter.compare.baseline import repeats_of
-from vlmeter.compare.compare import run_variances
+from vlmeter.compare.compare import _level, run_variances
 from vlmeter.compare.comparison import BUSY_NAME, TOTAL_NAME, Side, effect_of
 from vlmeter.compare.limits import Limit, beyond, refuse_assumptions
 from vlmeter.compare.planning import chance_to_find, run_noise, runs_to_find
@@ -190,7 +190,8 @@ def test_runs_keep_false_alarms_rare_however_far_sessions_lie_apart() -> None:
 
 def test_a_side_of_one_run_is_taken_to_scatter_like_the_other() -> None:
     three = np.array([0.01, 0.03, 0.02])
-    assert run_variances(three, np.array([0.5])) == (Variance(pytest.approx(1e-4 * 4 / 3), 2),)
+    for sides in ((three, np.array([0.5])), (np.array([0.5]), three)):
+        assert run_variances(*sides) == (Variance(pytest.approx(1e-4 * 4 / 3), 2),)
     assert [part.freedom for part in run_variances(three, three[:2])] == [2, 1]
     a = [drawn(seed, name=f"a{seed}") for seed in (1, 2, 3)]
     comparison = compared(a, drawn(4, slower=0.05))
@@ -677,3 +678,25 @@ def test_the_benchmark_says_its_rates() -> None:
     text = as_text({"a question": found})
     assert "a question" in text
     assert "any cell" in text
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6])
+def test_a_mean_over_runs_is_as_sure_as_so_many_medians(correlation: float) -> None:
+    quantity = drawn(1).subjects[0].cells[0].quantities[0]
+    inflation = median_inflation(correlation, quantity.count)
+    one = _level([quantity], correlation)
+    error = median_standard_error(np.log(quantity.samples_ms), count=quantity.count)
+    assert one.sampling == Variance(pytest.approx(error**2 * inflation), pytest.approx(quantity.count / inflation - 1))
+    several = _level([quantity] * 3, correlation)
+    assert several.log_ms == pytest.approx(one.log_ms)
+    assert several.sampling.value == pytest.approx(one.sampling.value / 3)
+    assert several.sampling.freedom == pytest.approx(3 * one.sampling.freedom)
+    assert several.samples == 3 * quantity.count
+
+
+def test_every_cell_of_a_planted_slowdown_is_found_by_three_runs_a_side() -> None:
+    before, after = (
+        [drawn(seed, cells=4, slower=slower, name=f"s{seed}") for seed in seeds]
+        for slower, seeds in ((0.0, (1, 2, 3)), (0.1, (4, 5, 6)))
+    )
+    assert set(verdicts(compared(before, after)).values()) == {"slower"}
