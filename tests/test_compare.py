@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from tests.test_cli import refused, run  # noqa: F401
 from vlmeter.common.errors import UserError
 from vlmeter.compare.baseline import repeats_of
 from vlmeter.compare.compare import _level, run_variances
-from vlmeter.compare.comparison import BUSY_NAME, TOTAL_NAME, Side, effect_of
+from vlmeter.compare.comparison import BUSY_NAME, TOTAL_NAME, Side, effect_of, judge_effects
 from vlmeter.compare.limits import Limit, beyond, refuse_assumptions
-from vlmeter.compare.planning import chance_to_find, run_noise, runs_to_find
+from vlmeter.compare.planning import RunNoise, chance_to_find, plan_in_words, run_noise, runs_to_find
 from vlmeter.compare.rendering import as_data, as_markdown, cell_columns, cell_rows, headline
 from vlmeter.figures import forest, style
 from vlmeter.numbers.intervals import (
@@ -39,7 +40,7 @@ from vlmeter.numbers.intervals import (
     median_standard_error,
     pooled_serial_correlation,
 )
-from vlmeter.numbers.medians import median_inflation, serial_correlation
+from vlmeter.numbers.medians import Estimate, median_inflation, serial_correlation
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is found, and what is not
@@ -700,3 +701,46 @@ def test_every_cell_of_a_planted_slowdown_is_found_by_three_runs_a_side() -> Non
         for slower, seeds in ((0.0, (1, 2, 3)), (0.1, (4, 5, 6)))
     )
     assert set(verdicts(compared(before, after)).values()) == {"slower"}
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [
+        (0.05, "slower"),
+        (-0.05, "faster"),
+        (0.0, "same"),
+        (0.018, "cannot tell"),
+        (0.0197, "slower"),
+        (0.0195, "cannot tell"),
+    ],
+)
+def test_a_verdict_is_one_of_five_percent_at_two_standard_errors(difference: float, verdict: str) -> None:
+    """Of a ratio whose standard error of 1 % is known; one that is the same is within a margin of 1.65 %."""
+    effect = effect_of(difference, Variance(0.01**2), 0.0167 if difference == 0 else 0.001)
+    reach = 1.959964 * 0.01
+    assert (effect.low, effect.high) == pytest.approx((math.exp(difference - reach), math.exp(difference + reach)))
+    assert judge_effects([effect])[0].verdict == verdict
+
+
+def test_a_slowdown_to_more_than_twice_the_time_is_said_whole() -> None:
+    comparison = compared(drawn(1, cells=4), drawn(2, cells=4, slower=1.5))
+    (sentence,) = beyond(comparison, Limit.parse("slower:5%"))
+    said = re.search(r"slower by ([0-9.]+) %", sentence)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(150, abs=5)
+
+
+def test_two_runs_of_one_side_are_enough_to_know_how_far_runs_lie_apart() -> None:
+    first, second, other = (drawn(seed, cells=4, name=f"s{seed}") for seed in (1, 2, 3))
+    assert compared([first, second], other).assumed == (None,), "measured, and not assumed"
+    assert compared(first, other).assumed[0] > 0
+
+
+def test_a_plan_says_in_percent_how_likely_so_many_runs_are_to_find_the_change() -> None:
+    noise = RunNoise("s", Estimate(0.01, 0.007, 0.02), 6, "from 6 runs")
+    chances = [100 * chance_to_find(0.03, 0.01, runs) for runs in (2, 3, 5)]
+    first, least, more, chance = plan_in_words(noise, 0.03)
+    assert first == "s: whole runs err by 1 % (standard deviation; from 6 runs, 0.7 % to 2 %)"
+    assert least == f"s: {runs_to_find(0.03, 0.01)} runs a side find a change of 3 % with 90 % power"
+    assert more == f"s: {runs_to_find(0.03, 0.02)} runs a side if they err by 2 %"
+    assert chance == "s: chance to find it with 2 runs {:.0f} %, 3 runs {:.0f} %, 5 runs {:.0f} %".format(*chances)
