@@ -31,7 +31,7 @@ from vlmeter.compare.compare import _level, run_variances
 from vlmeter.compare.comparison import BUSY_NAME, TOTAL_NAME, Side, effect_of, judge_effects
 from vlmeter.compare.limits import Limit, beyond, refuse_assumptions
 from vlmeter.compare.planning import RunNoise, chance_to_find, plan_in_words, run_noise, runs_to_find
-from vlmeter.compare.rendering import as_data, as_markdown, cell_columns, cell_rows, headline
+from vlmeter.compare.rendering import as_data, as_markdown, cell_columns, cell_rows, change, headline, interval
 from vlmeter.figures import forest, style
 from vlmeter.numbers.intervals import (
     Variance,
@@ -744,3 +744,14 @@ def test_a_plan_says_in_percent_how_likely_so_many_runs_are_to_find_the_change()
     assert least == f"s: {runs_to_find(0.03, 0.01)} runs a side find a change of 3 % with 90 % power"
     assert more == f"s: {runs_to_find(0.03, 0.02)} runs a side if they err by 2 %"
     assert chance == "s: chance to find it with 2 runs {:.0f} %, 3 runs {:.0f} %, 5 runs {:.0f} %".format(*chances)
+
+
+def test_a_change_is_said_with_its_sign_on_either_side_of_none() -> None:
+    faster = effect_of(math.log(0.5), Variance(0.01**2), 0.01)
+    slower = effect_of(math.log(3.0), Variance(0.01**2), 0.01)
+    assert (change(faster), interval(faster)) == ("-50.00 %", "-50.97 to -49.01 %")
+    assert (change(slower), interval(slower)) == ("+200.00 %", "+194.18 to +205.94 %")
+    assert (change(effect_of(0.0, Variance(math.nan), 0.01)), interval(effect_of(0.0, Variance(math.nan), 0.01))) == (
+        "0.00 %",
+        "no interval",
+    )
