@@ -175,9 +175,10 @@ def test_a_row_has_the_estimate_of_its_samples_be_they_odd_or_even(tmp_path: Pat
     table = build_table(records_of(tmp_path, vision=vision, output=None, runner=FakeRunner(noise_fraction=0.02)))
     measured = table[table["samples"] == rounds]
     assert len(measured) > 20
-    expected = [median_estimate(each.tolist(), in_order=True) for each in measured["samples_ms"]]
-    for column, end in (("median_ms", "value"), ("low_ms", "low"), ("high_ms", "high")):
-        assert measured[column].tolist() == pytest.approx([getattr(each, end) for each in expected]), column
+    assert measured["median_ms"].tolist() == pytest.approx([np.median(each) for each in measured["samples_ms"]])
+    noisy = measured[[np.ptp(each) > 0 for each in measured["samples_ms"]]]
+    assert (noisy["low_ms"] < noisy["median_ms"]).all()
+    assert (noisy["median_ms"] < noisy["high_ms"]).all()
 
 
 def test_shorter_outputs_are_derived_from_the_first_steps_of_the_longest_run(
