@@ -169,7 +169,7 @@ def test_in_a_narrow_terminal_they_stand_below_each_other_and_nothing_is_cut(two
 
 @pytest.mark.parametrize("width", [40, 50, 80, 100])
 def test_a_long_number_is_broken_and_never_cut(two: pd.DataFrame, width: int) -> None:
-    (first, *_) = summaries(two)
+    (first, *_) = summaries(two, all_answers(two))
     line = Line("long", "something with a name that needs two lines of words", Estimate(0.247, 0.218, 0.282), "ms")
     file = io.StringIO()
     print_summaries([replace(first, sections=(Section("Long", (line,)),))], file=file, width=width)
