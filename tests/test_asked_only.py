@@ -18,6 +18,7 @@ from vlmeter.analysis.summary import summaries
 from vlmeter.claims.registry import judge_all
 from vlmeter.common.errors import UserError
 from vlmeter.figures import vision_by_crops
+from vlmeter.numbers.medians import Estimate
 from vlmeter.report.page import render
 from vlmeter.table.quantities import FIRST_TOKEN
 
@@ -101,3 +102,14 @@ def test_a_prediction_that_may_be_anything_is_no_answer(tmp_path: Path) -> None:
     sizes = [answer for name, answer in found.items() if name.startswith(f"{FIRST_TOKEN}_")]
     assert sizes
     assert {answer.source for answer in sizes} == {"measured"}
+
+
+@pytest.mark.parametrize("noise_fraction", [0.05, 0.1, 0.15, 0.2, 0.3])
+def test_a_prediction_that_is_an_answer_is_known_to_within_half_of_itself(
+    tmp_path: Path, noise_fraction: float
+) -> None:
+    runner = FakeRunner(noise_fraction=noise_fraction, seed=3)
+    found = answers_of(table_of(tmp_path, runner=runner, vision={"tilings": ["1x1", "1x2", "2x2", "1x4"]}, output=None))
+    predicted = [a.found for a in found.values() if a.source == "predicted"]
+    assert predicted or noise_fraction > 0.1
+    assert all(isinstance(one, Estimate) and one.low > one.value / 2 for one in predicted)

@@ -64,6 +64,9 @@ Source = Literal["measured", "fitted", "predicted"]
 #: Image sizes that people ask for, in pixels: a vision encoder's own, an old screen, a square of a megapixel, full HD.
 ASKED_SIZES_PX = ((336, 336), (640, 480), (1024, 1024), (1920, 1080))
 
+#: A prediction is an answer where the lower end of its interval is at least so much of it.
+LEAST_KNOWN = 0.5
+
 #: What is set beside its floor on a first screen.
 LIMITS = (PLAIN_WALL, DECODE)
 
@@ -218,8 +221,8 @@ def _first_token_by_size(rows: pd.DataFrame, cells: pd.DataFrame) -> list[Answer
         if model.refusal(query) is None:
             notes = ["predicted, not measured", *model.notes(query)]
             forecast = model.first_token_of(query).interval
-            if not forecast.low > 0:
-                continue  # from so few cells it may be anything
+            if not forecast.low > LEAST_KNOWN * forecast.value:
+                continue  # from so few cells it may be nearly anything
             used = tuple(timed["cell_id"])
             found[size] = _of_size(size, forecast, "predicted", used, image.vision_tokens, "; ".join(notes))
     by_pixels = sorted(set(measured) - set(found), key=lambda size: size[0] * size[1])
