@@ -126,7 +126,7 @@ ADDED_LATER = frozenset(
         *("quantization", "revision", "trust_remote_code", "kind"),
         *("weights_seed", "vision_attention_dtype", "compile_mode", "launches", "kernels", "cpu_threads"),
         *("output", "output_digest", "compile_s", "capture_s"),
-        *("image_format", "image_quality", "image_bytes", "server_prompt_tokens", "run"),
+        *("image_format", "image_quality", "image_bytes", "server_prompt_tokens", "run", "requests", "failed_requests"),
     }
 )
 
