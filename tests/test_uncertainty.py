@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from scipy.stats import binom
 
 from vlmeter.numbers.intervals import (
     Variance,
@@ -146,6 +147,17 @@ def test_percentiles_upper_end_is_the_largest_sample_where_no_rank_is_left() -> 
     found = percentile_estimate(np.arange(59.0), 0.95)
     assert found is not None
     assert found.high == 58.0
+
+
+@pytest.mark.parametrize(("fraction", "least"), [(0.9, 29), (0.95, 59), (0.99, 299)])
+def test_the_interval_of_a_percentile_holds_95_percent_from_the_fewest_samples_on(fraction: float, least: int) -> None:
+    """Ranks in place of samples tell which two samples the ends are; how often they hold is exact."""
+    for count in range(least, 2 * least):
+        found = percentile_estimate(np.arange(float(count)), fraction)
+        assert found is not None
+        low, high = int(found.low), int(found.high)  # at least low + 1 samples lie below it, and at most high
+        holds = binom.cdf(high, count, fraction) - binom.cdf(low, count, fraction)
+        assert holds > 0.95 - 1e-9, count
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.5, 40), (0.9, 100), (0.95, 200), (0.99, 1000)])

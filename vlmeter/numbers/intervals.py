@@ -41,7 +41,8 @@ def percentile_estimate(samples: Sequence[float] | Array, fraction: float) -> Es
     The value interpolates linearly. The interval's ends are the samples whose ranks bound a binomial count
     with 2.5 % to either side, whatever the distribution (David and Nagaraja, Order Statistics, 7.1).
     Between the smallest legal number of samples (59 for 95 %) and the one at which the upper rank exists
-    for 2.5 % (72), the upper end is the largest sample, which bounds the percentile from above with 95 %.
+    for 2.5 % (72), the upper end is the largest sample, which the percentile exceeds with up to 5 %; the
+    lower end then lies so much further down that it is 5 % for both sides together.
     `fraction` is one of `stats.MIN_SAMPLES_FOR_PERCENTILE`.
     """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
@@ -49,8 +50,10 @@ def percentile_estimate(samples: Sequence[float] | Array, fraction: float) -> Es
     if count < MIN_SAMPLES_FOR_PERCENTILE[fraction]:
         return None
     tail = (1 - CONFIDENCE) / 2
+    above_all = fraction**count
+    below = tail if above_all <= tail else max(1 - CONFIDENCE - above_all, 0.0)
     # binom.ppf(p) is the smallest k with P(X <= k) >= p; ranks here count from 0.
-    low = max(0, int(distributions.binom.ppf(tail, count, fraction)) - 1)
+    low = max(0, int(distributions.binom.ppf(below, count, fraction)) - 1)
     high = min(count - 1, int(distributions.binom.ppf(1 - tail, count, fraction)))
     return Estimate(float(np.quantile(ordered, fraction)), float(ordered[low]), float(ordered[high]))
 
