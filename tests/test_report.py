@@ -148,6 +148,26 @@ def test_bad_conditions_are_said_before_any_number(table: pd.DataFrame, tmp_path
     assert text.index("other processes on the host") < text.index("What a user waits for")
 
 
+def test_why_conditions_are_bad_is_folded_before_the_answers_unless_they_are_unusable(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The reasons of a disturbed machine would fill the first screen of a phone; they stand open under trust."""
+    single = table["samples"].where(table.index % 9 == 0, 0).fillna(0).clip(upper=1)
+    pages = {
+        "disturbed": table.assign(disturbed_samples=single, disturbances="other processes", warmup_settled=False),
+        "unusable": table.assign(drifted=True),
+    }
+    for trust, changed in pages.items():
+        (tmp_path / trust).mkdir()
+        page = page_of(tmp_path / trust, changed)
+        box = page.find("section", class_="answers").find("div", class_="trust")
+        assert trust in box.attributes["class"].split()
+        assert ("open" in box.find("details").attributes) == (trust == "unusable")
+        below = page.find("section", id="session").find("div", class_="trust")
+        assert not below.find_all("details")
+        assert below.find("ul").text == box.find("ul").text
+
+
 def test_image_sizes_are_listed_with_the_parts_of_their_wait(page: Element, table: pd.DataFrame) -> None:
     sizes = waits.by_size(prefill_cells.vision_cells(table))
     rows = grid_rows(page, "first-token-fake")
