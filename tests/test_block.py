@@ -13,7 +13,8 @@ from PIL import Image
 
 from tests.support.fakes import FakeRunner, ReadyRunner, out_of_memory
 from tests.support.studies import machine_of, photographs, run_fake, study_of
-from vlmeter.backends.base import OpenedRequest, OutOfDeviceMemory
+from vlmeter.backends.base import OpenedRequest, OutOfDeviceMemory, Prompt
+from vlmeter.backends.clock import Timing
 from vlmeter.cells.cell import Cell, Expected, Request
 from vlmeter.measure.arms import WARMUP_OUTPUT_TOKENS
 from vlmeter.measure.measurement import CountMismatch, Measurement
@@ -432,3 +433,23 @@ def test_a_failed_block_is_named_and_the_others_are_kept(tmp_path: Path) -> None
     study, runner = block_study(), FakeRunner(extra_vision_tokens=1)
     with pytest.raises(SessionFailed, match=r"3 of 3 cells of fake failed; the first: request \d of cell distribution"):
         run_fake(study, tmp_path, machine=machine_of(runner))
+
+
+class StampingRunner(FakeRunner):
+    """A runner that knows by itself when what happened, as a client of a server does."""
+
+    ANSWER = Timing(wall_ms=50.0, device_ms=40.0, launch_ms=3.0, spans=())
+
+    def run(self, prompt: Prompt, *, output_tokens: int, stop: str, marked: bool) -> tuple[Timing, int]:
+        assert marked
+        return self.ANSWER, output_tokens
+
+
+def test_a_request_whose_answer_is_stamped_elsewhere_takes_its_making_and_its_answer() -> None:
+    (timing,) = measured(block_cell(samples=1, output_tokens=[2]), StampingRunner()).timings["request"]
+    spans = dict(timing.spans)
+    made_device_ms = spans["preprocess"] + spans["copy"]
+    made_ms = timing.wall_ms - StampingRunner.ANSWER.wall_ms
+    assert made_ms > 0
+    assert timing.device_ms == pytest.approx(made_device_ms + StampingRunner.ANSWER.device_ms)
+    assert timing.launch_ms == pytest.approx(made_ms + StampingRunner.ANSWER.launch_ms)

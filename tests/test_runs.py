@@ -136,6 +136,12 @@ def test_a_run_on_another_device_is_refused_by_name(twice: Path) -> None:
         run_fake(STUDY, twice, machine=machine_of(FakeRunner(), identity="other"), run=2)
 
 
+def test_a_run_that_no_longer_holds_says_nothing_of_the_device(twice: Path) -> None:
+    changed = STUDY.model_copy(update={"sampling": STUDY.sampling.model_copy(update={"max_samples": 41})})
+    summary = run_fake(changed, twice, machine=machine_of(FakeRunner(), identity="other"), run=1)
+    assert (summary.fresh, summary.measured) == (0, len(CELLS))
+
+
 def test_journals_are_told_apart_by_run(twice: Path) -> None:
     record = records(twice, 1)[0]
     first, second = (Journal(twice, "small", "fake", run=number) for number in (0, 1))

@@ -747,6 +747,21 @@ def test_progress_counts_up_to_the_number_of_cells(tmp_path: Path) -> None:
     assert all(step.estimate is not None for step in steps)
 
 
+def test_progress_says_how_long_it_took_and_how_long_the_rest_takes_at_that_pace(tmp_path: Path) -> None:
+    runner, seen = FakeRunner(), []
+    run_fake(study_of(), tmp_path, runner=runner, progress=lambda step: seen.append((step, runner.clock.host_ms())))
+    for step, now_ms in seen:
+        assert step.elapsed_s == pytest.approx(now_ms / 1000)
+        if step.done:
+            assert step.left_s == pytest.approx(step.elapsed_s / step.done * (ALL - step.done))
+
+
+def test_a_session_says_how_many_seconds_it_took_from_loading_on(tmp_path: Path) -> None:
+    runner = FakeRunner()
+    summary = run_fake(study_of(), tmp_path, runner=runner)
+    assert summary.seconds["session"] == pytest.approx(summary.seconds["load"] + runner.clock.host_ms() / 1000)
+
+
 def test_progress_never_passes_the_total_when_cells_are_measured_twice(tmp_path: Path) -> None:
     runner = FakeRunner()
     slow, done = slow_after(runner, 3, 1.5), []
