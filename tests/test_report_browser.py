@@ -196,7 +196,7 @@ def test_no_words_of_the_page_overlap_or_lie_beside_the_screen(browser: Browser,
 
 def test_code_in_a_sentence_is_code_and_a_size_stays_in_one_line(page: Page) -> None:
     assert page.locator("main").evaluate("main => main.innerText.includes('`')") is False
-    assert page.locator(".trust code").all_inner_texts() == ["runs: 3", "runs: 3"]
+    assert page.locator("main p code, main li code, main figcaption code, main td code").count() > 0
     sizes = page.locator(".card .size")
     assert sizes.count() > 0
     assert {sizes.nth(place).evaluate("size => size.getClientRects().length") for place in range(sizes.count())} == {1}
