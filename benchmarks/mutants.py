@@ -274,13 +274,14 @@ def statement_of(source: str, line: int) -> range:
     return best
 
 
-def chosen(tests: Sequence[Test], *, budget_s: float) -> list[str]:
-    """The quickest tests that fit into a budget, file by file."""
+def chosen(tests: Sequence[Test], *, budget_s: float, first: str = "") -> list[str]:
+    """The quickest tests that fit into a budget, file by file; first: a file that goes before the others."""
     by_file: dict[str, list[Test]] = {}
     for test in sorted(tests, key=lambda test: (test.took_s, test.name)):
         by_file.setdefault(test.file, []).append(test)
     names: list[str] = []
-    for several in sorted(by_file.values(), key=lambda several: (several[0].shared_s, several[0].took_s)):
+    order = sorted(by_file.values(), key=lambda own: (own[0].file != first, own[0].shared_s, own[0].took_s))
+    for several in order:
         left = budget_s - several[0].shared_s
         for test in several:
             if (test.took_s > left and names) or test.took_s > budget_s:
@@ -299,7 +300,11 @@ def stages(mutant: Mutant, tests: Sequence[Test]) -> list[list[str]]:
     lines = statement_of((ROOT / mutant.module).read_text(encoding="utf-8"), mutant.line)
     own = [test for test in tests if test.lines.get(mutant.module, frozenset()) & frozenset(lines)]
     every = [test for test in tests if test.lines.get(mutant.module)]
-    return [names for names in (chosen(own, budget_s=BUDGET_S), chosen(every, budget_s=MODULE_BUDGET_S)) if names]
+    package, name = Path(mutant.module).parent.name, Path(mutant.module).stem
+    files = {test.file for test in tests}
+    first = next((file for file in (f"tests/test_{name}.py", f"tests/test_{package}.py") if file in files), "")
+    found = (chosen(own, budget_s=BUDGET_S, first=first), chosen(every, budget_s=MODULE_BUDGET_S, first=first))
+    return [names for names in found if names]
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
