@@ -47,7 +47,7 @@ AREAS: Mapping[str, tuple[str, ...]] = {
     "numbers": ("stats", "uncertainty", "clusters", "modes", "units", "wording", "config"),
     "measure": (
         *("measure", "block", "session", "monitor", "budget", "ceilings"),
-        *("counts", "flops", "questions"),
+        *("counts", "flops", "questions", "runs"),
     ),
     "table": ("table", "quantities", "runs", "waits", "distribution", "requests_experiment"),
     "compare": ("compare", "baseline", "runs"),
