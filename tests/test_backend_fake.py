@@ -138,3 +138,17 @@ def test_a_fault_at_a_pass_counts_every_pass(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OutOfDeviceMemory):
         prefill(runner, prompt)
     prefill(runner, prompt)
+
+
+def test_a_fault_after_a_file_waits_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    fault = {"what": "oom", "after": "**/*.json", "once": str(tmp_path / "happened")}
+    monkeypatch.setenv("VLMETER_FAKE_FAULTS", json.dumps([fault]))
+    runner = load_runner(loading(SUBJECT, device="fake:0"))
+    prompt = prompt_of(runner)
+    prefill(runner, prompt)
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "finished.json").touch()
+    with pytest.raises(OutOfDeviceMemory):
+        prefill(runner, prompt)
+    prefill(runner, prompt)

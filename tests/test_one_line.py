@@ -120,12 +120,13 @@ def test_a_model_is_measured_compiled(folder: Path) -> None:
 
 @pytest.fixture
 def interrupted(folder: Path) -> Iterator[Any]:
-    """Start a command that hangs in the middle of its session, and interrupt it alone; returns its code and words."""
+    """Start a command that hangs once a cell is finished, and interrupt it alone; returns its code and words."""
     families: list[psutil.Process] = []
 
-    def interrupt(*arguments: str, call: int) -> tuple[int, str]:
+    def interrupt(*arguments: str) -> tuple[int, str]:
         happened = folder.parent / "happened"
-        fault = f'[{{"what": "hang", "call": {call}, "once": "{happened}"}}]'
+        finished = "results/**/.journal/**/*.json"
+        fault = json.dumps([{"what": "hang", "after": finished, "once": str(happened)}])
         process = subprocess.Popen(
             [sys.executable, "-m", "vlmeter", *arguments],
             cwd=folder,
@@ -155,11 +156,11 @@ def interrupted(folder: Path) -> Iterator[Any]:
 def test_an_interrupt_of_the_command_alone_ends_all_of_it_and_the_same_line_goes_on(
     command: str, folder: Path, interrupted: Any
 ) -> None:
-    line, call = ["measure", *NANO, "--backend", "fake", "--image", "336x336", "--output-tokens", "4"], 300
+    line = ["measure", *NANO, "--backend", "fake", "--image", "336x336", "--output-tokens", "4"]
     if command == "run":
         (folder / "study.yaml").write_text(yaml.safe_dump(fake_study()))
-        line, call = ["run", "study.yaml", "--", "--until", "tabulate"], 75
-    code, said = interrupted(*line, call=call)  # with some cells finished, and some not
+        line = ["run", "study.yaml", "--", "--until", "tabulate"]
+    code, said = interrupted(*line)
     assert code == 130, said
     assert "the same command goes on from here" in said
     assert "Traceback" not in said

@@ -8,7 +8,9 @@ A test may plant a fault through the environment variable VLMETER_FAKE_FAULTS: a
 
 - `what`: `oom` (out of memory), `device-lost`, `crash` (the process ends at once, by signal 9), `hang` or `bug` (an
   error of no known kind);
-- `image`: the picture at which it happens, such as "336x336"; or `call`: before which pass of the process, from 1;
+- `image`: the picture at which it happens, such as "336x336"; or `call`: before which pass of the process, from 1; or
+  `after`: a pattern of files below the working folder, such as "results/**/*.json", before the first pass that finds
+  one of them;
 - `once`: a file that is made when the fault happens, and keeps it from happening again. Without it, it does each time.
 """
 
@@ -96,12 +98,16 @@ class Fault:
     what: Literal["oom", "device-lost", "crash", "hang", "bug"]
     image: str | None = None
     call: int | None = None
+    after: str | None = None
     once: str | None = None
 
     def is_due(self, *, image: str, call: int) -> bool:
         """Whether it happens here."""
-        here = image == self.image if self.image is not None else call == self.call
-        return here and not (self.once is not None and Path(self.once).exists())
+        if self.once is not None and Path(self.once).exists():
+            return False
+        if self.after is not None:
+            return any(Path().glob(self.after))
+        return image == self.image if self.image is not None else call == self.call
 
     def happen(self) -> None:
         """Let it happen."""
