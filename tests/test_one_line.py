@@ -60,9 +60,9 @@ def records_in(folder: Path) -> list[Record]:
     return [read_record(path) for path in sorted(folder.rglob("*.json")) if "cells" in path.parts]
 
 
-def test_random_weights_in_several_runs_as_json(folder: Path) -> None:
+def test_several_pictures_in_several_runs_as_json(folder: Path) -> None:
     asked = ("--image", "336x336", "--image", "photo.jpg", "--output-tokens", "8", "--no-costs", "--runs", "2")
-    ran = vlmeter(folder, "measure", *NANO, *asked, "--json")
+    ran = vlmeter(folder, "measure", *NANO, "--backend", "fake", *asked, "--json")
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
     assert "cell 2 of 2" in ran.stderr, "how far it is, aside"
@@ -70,7 +70,7 @@ def test_random_weights_in_several_runs_as_json(folder: Path) -> None:
     measured = records_in(folder)
     assert len({record.session.session_id for record in measured}) == 2
     assert {(record.status, record.cell.output_tokens) for record in measured} == {("ok", 8)}
-    subject = found["subjects"]["molmo-nano"]
+    (subject,) = found["subjects"].values()
     assert {answer["section"] for answer in subject["answers"]} >= {"336x336 px", "photo.jpg (640x480 px)"}
     assert subject["trust"]["verdict"] in ("quiet", "disturbed", "unusable")
     assert all((folder / found[place]).is_file() for place in ("report", "study_file"))
