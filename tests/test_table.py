@@ -219,6 +219,24 @@ def test_nothing_is_derived_where_a_sequence_may_end_by_itself(tmp_path: Path) -
     assert set(rows(table, output_tokens=32)["generated_tokens"]) == {20}
 
 
+def test_nothing_is_derived_beyond_the_steps_that_every_round_has(tmp_path: Path) -> None:
+    output = {"output_tokens": [64], "sampling": {"min_samples": 3, "max_samples": 3}}
+    paths = records_of(tmp_path, vision=None, output=output)
+    for path in paths:
+        rewrite(path, lambda data: data["steps_ms"][1].__delitem__(slice(20, None)))
+    derived = rows(build_table(paths), source="derived", image_index=0)
+    assert derived["output_tokens"].tolist() == [8, 16], "32 tokens take 31 steps"
+
+
+def test_the_tokens_of_an_answer_stand_in_the_row_of_the_whole_generation_alone(tmp_path: Path) -> None:
+    output = {"output_tokens": [8], "sampling": {"min_samples": 3, "max_samples": 3}}
+    path = records_of(tmp_path, vision=None, output=output)[0]
+    table = build_table([rewrite(path, lambda data: data.update(output=[5, 6, 7]))])
+    holds = table[table["output"].notna()]
+    assert holds[["arm", "phase", "clock"]].to_numpy().tolist() == [["hooks", "total", "wall"]]
+    assert holds["output"].iloc[0].tolist() == [5, 6, 7]
+
+
 def test_busy_time_and_the_first_call_have_rows_of_their_own(table: pd.DataFrame) -> None:
     cell = "vision-tiling-2x2"
     busy = one(table, cell_id=cell, arm="busy", phase="prefill", clock="busy")
@@ -357,6 +375,7 @@ def drop_a_sample(data: dict[str, Any]) -> None:
     ("change", "words"),
     [
         (lambda data: data.update(record_version=99), "record_version 99"),
+        (lambda data: data.update(record_version=1), "record_version 1, "),
         (lambda data: data.pop("cell"), "damaged at cell"),
         (lambda data: data["series"][0]["samples_ms"].__setitem__(0, float("nan")), "damaged at series"),
         (drop_a_sample, "9 rounds, but 8 samples"),
@@ -422,9 +441,10 @@ def test_a_block_says_what_each_of_its_samples_was(tmp_path: Path) -> None:
     assert whole[["image_index", "width_px", "height_px", "image_id"]].isna().all(axis=None), "there are five of them"
 
 
-def test_a_block_whose_requests_are_not_as_many_as_its_rounds_is_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("short", [["requests"], ["requests", "generated_tokens"]])
+def test_a_block_whose_requests_are_not_as_many_as_its_rounds_is_damaged(short: list[str], tmp_path: Path) -> None:
     (path,) = records_of(tmp_path, vision=None, output=None, latency={"samples": 5})
-    rewrite(path, lambda data: data["requests"].pop())
+    rewrite(path, lambda data: [data[name].pop() for name in short])
     with pytest.raises(UserError, match="is damaged: 5 rounds, but 4 requests; delete it and it is measured again"):
         build_table([path])
 
