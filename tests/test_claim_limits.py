@@ -70,8 +70,8 @@ def bend(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
 
 
 def step_growth(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
-    fit = {"constant": exactly(100.0), "per_context_token": exactly(value)}
-    found = SimpleNamespace(contexts=np.array([0.0, 100.0]), fit=fit)
+    fit = {"constant": exactly(100.0 - 100.0 * value), "per_context_token": exactly(value)}
+    found = SimpleNamespace(contexts=np.array([100.0, 200.0]), fit=fit)  # of 100 ms where the context begins
     monkeypatch.setattr(step_times, "step_law", lambda table: found)
     return SimpleNamespace(table=None)
 
@@ -208,3 +208,17 @@ def test_costs_of_an_image_are_the_same_up_to_the_same_limit(
     monkeypatch.setattr(subjects, "estimates_of", lambda rows: told)
     found = SIDE_BY_SIDE_CLAIMS["same_image_same_cost"].judge(SimpleNamespace(table=None))  # type: ignore[arg-type]
     assert found.verdict == ("holds" if times < 1 else "does not hold")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.2, 0.3, "holds"), (0.2, 0.4, "cannot tell"), (0.6, 0.8, "cannot tell"), (0.7, 0.8, "does not hold")],
+)
+def test_a_share_falls_only_where_the_ends_intervals_are_apart(
+    low: float, high: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ("output_tokens", "value", "low", "high")
+    shares = pd.DataFrame([(8, 0.5, 0.4, 0.6), (64, (low + high) / 2, low, high)], columns=columns)
+    monkeypatch.setattr(decode_runs, "by_length", lambda runs, quantity: shares)
+    data: Any = SimpleNamespace(runs=None)
+    assert CLAIMS["prefill_share_falls"].judge(data).verdict == verdict

@@ -16,12 +16,13 @@ from tests.support.roofline import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter.analysis import prefill_cells
 from vlmeter.analysis.roofline import COLUMNS
-from vlmeter.claims.base import Claim, Evidence, within
+from vlmeter.claims.base import Claim, Data, Evidence, within
 from vlmeter.claims.files import read_claims, write_claims
 from vlmeter.claims.registry import CLAIMS, judge_all
 from vlmeter.figures.registry import FIGURES
 from vlmeter.numbers.medians import Estimate
 from vlmeter.table.build import build_table
+from vlmeter.table.kinds import GENERATION, PREFILL, REQUESTS
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,18 @@ def test_every_statement_is_a_sentence_with_numbers_or_a_reason(table: pd.DataFr
 )
 def test_a_limit_is_compared_with_the_whole_interval(estimate: Estimate, verdict: str) -> None:
     assert within(estimate, -1.0, 1.0) == verdict
+
+
+def test_a_kind_was_asked_for_though_others_were_too(table: pd.DataFrame) -> None:
+    data = Data(table)
+    assert data.has(PREFILL)
+    assert data.has(GENERATION, PREFILL)
+    assert not data.has(PREFILL, REQUESTS)
+    assert not Data(table[table["kind"] == GENERATION]).has(PREFILL)
+
+
+def test_only_answers_of_subjects_in_the_table_count(table: pd.DataFrame) -> None:
+    assert Data(table, by_subject={"fake": {}, "without cells": {}}).by_subject == {"fake": {}}
 
 
 def test_phases_that_close_hold_and_ones_that_do_not_do_not(table: pd.DataFrame) -> None:
