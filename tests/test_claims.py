@@ -254,6 +254,8 @@ def test_distance_to_the_floor_is_judged_with_the_roofline_and_not_without(table
     far = judged(table, "decode_near_floor", roofline=roofline(table, 1.0))
     assert far.verdict == "does not hold"
     assert "times" in far.statement
+    others = pd.concat([roofline(table, 3.0), roofline(table, 1.0).assign(subject="another")])
+    assert judged(table, "decode_near_floor", roofline=others).verdict == "holds"
 
 
 def floors(table: pd.DataFrame, *, decode_times: float = 1.0, noise: float = 0.05) -> pd.DataFrame:

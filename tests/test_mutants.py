@@ -50,6 +50,14 @@ def test_tests_run_in_a_copy_of_what_git_knows(tmp_path: Path) -> None:
     assert not (tmp_path / ".git").exists()
 
 
+def test_a_file_too_slow_for_its_budget_leaves_the_rest_to_quicker_ones() -> None:
+    def each(name: str, took_s: float) -> mutants.Test:
+        return mutants.Test(name, took_s, 0.0, {})
+
+    tests = [*(each(f"own.py::{place}", 4.0) for place in range(4)), each("quick.py::a", 1.0), each("dear.py::a", 9.0)]
+    assert mutants.chosen(tests, budget_s=10, first="own.py") == ["own.py::0", "own.py::1", "quick.py::a"]
+
+
 def test_types_and_guards_mean_nothing_and_numbers_do() -> None:
     before = "def f(x: int | None) -> float:\n    return sum(a + b for a, b in zip(x, x, strict=True))\n"
     same = before.replace("int | None", "int ^ None").replace("strict=True", "strict=False")
