@@ -13,7 +13,7 @@ from snakemake.utils import min_version
 from vlmeter.measure.resources import host_memory_mb, session_gpus, session_minutes, session_threads
 from vlmeter.measure.ceilings import alike
 from vlmeter.common.errors import UserError
-from vlmeter.figures.registry import ALL_FIGURES, IN_PRINT, SIDE_BY_SIDE, figures_asked, get_figure
+from vlmeter.figures.registry import ALL_FIGURES, SIDE_BY_SIDE, figures_asked, get_figure
 from vlmeter.common.code import code_digest, digest_of
 from vlmeter.study.layout import ALL_SUBJECTS, Layout, session_name
 from vlmeter.study.plan import build_plan
@@ -28,7 +28,7 @@ from vlmeter.records.states import (
     subject_digest,
 )
 from vlmeter.workflow.given import check_place, command_again, study_given, told_by_main, told_to_jobs
-from vlmeter.workflow.products import deleted, page_files, products_of
+from vlmeter.workflow.products import deleted, page_files, products_of, to_draw_again, to_print_again
 from vlmeter.workflow.run import closing_words, take_run_lock
 from vlmeter.inputs.looks import made_pictures, own_pictures
 
@@ -165,12 +165,8 @@ rule all:
         # cells that are missing, some of each subject: one is enough to start the session that measures them all
         records=[LAYOUT.record(cell, run=run) for cell, run in some_missing(STATES)],
         stale=[*STALE_MARKS.values(), *OTHER_CODE_MARKS],
-        prints=[
-            LAYOUT.figure(place, name, form)
-            for place, names in FIGURES_OF.items()
-            for name in names
-            for form in IN_PRINT
-        ],
+        prints=[LAYOUT.prints(place) for place in FIGURES_OF],
+        again=[*DRAW_AGAIN.values(), *PRINT_AGAIN.values()],
         # the report alone would not bring back what was deleted beside it
         deleted=[LAYOUT.root / path.relative_to(PLACES.root) for path in deleted(PRODUCTS)],
         report=LAYOUT.report,

@@ -1,9 +1,17 @@
 # In: the table, the answers and the claims. Out: figures, small pictures of the slowest requests, and the report.
 #
 # One job draws all figures of a subject, since a process takes longer to start than a figure to be drawn; each is a target
-# with its caption all the same. What cannot be drawn says so in its caption, and the report leaves it out. A report waits
-# for what it shows, and not for the same figures as PNG and PDF.
+# with its caption all the same. The target is a folder, since nobody knows before anything was measured what can be drawn:
+# what cannot leaves there the reason, and no picture. A report waits for what it shows, and not for the same figures as PNG
+# and PDF.
+#
+# Snakemake sees that a folder was deleted, and not that a file inside it was: then a further output is asked for, which is
+# never there (see measure.smk).
 
+DRAW_AGAIN, PRINT_AGAIN = (
+    {place: LAYOUT.stale_mark(f"{what}-{place}", digest) for place, digest in found.items()}
+    for what, found in (("draw", to_draw_again(PLACES, FIGURES_OF)), ("print", to_print_again(PLACES, FIGURES_OF)))
+)
 
 for place, names in FIGURES_OF.items():
     of_whom = "side_by_side" if place == ALL_SUBJECTS else f"figures_{place}"
@@ -30,7 +38,7 @@ for place, names in FIGURES_OF.items():
             **needed,
         output:
             figures=[in_report(place, name) for name in names],
-            captions=[LAYOUT.figure(place, name, form) for name in names for form in ("txt", "rst")],
+            again=[DRAW_AGAIN[place]] if place in DRAW_AGAIN else [],
         log:
             LAYOUT.log(f"draw_{of_whom}"),
         priority: 10
@@ -50,7 +58,8 @@ for place, names in FIGURES_OF.items():
         input:
             **needed,
         output:
-            prints=[LAYOUT.figure(place, name, form) for name in names for form in IN_PRINT],
+            prints=directory(LAYOUT.prints(place)),
+            again=[PRINT_AGAIN[place]] if place in PRINT_AGAIN else [],
         log:
             LAYOUT.log(f"print_{of_whom}"),
         priority: -10
@@ -89,12 +98,7 @@ rule render_report:
         table=rules.tabulate.output.table,
         answers=rules.compute_answers.output.answers,
         claims=rules.judge_claims.output.claims,
-        figures=[
-            LAYOUT.figure(place, name, form)
-            for place, names in FIGURES_OF.items()
-            for name in names
-            for form in ("svg", "txt")
-        ],
+        figures=[LAYOUT.figure_folder(place, name) for place, names in FIGURES_OF.items() for name in names],
         roofline=[rules.join_roofline.output.roofline] if ON_DEVICES else [],
         thumbnails=[rules.make_thumbnails.output.thumbnails] if STUDY.experiments.adds_thumbnails else [],
         environments=rules.tabulate.output.environments,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -13,8 +12,8 @@ from tests.support.fakes import FakeRunner
 from tests.support.roofline import with_floors
 from tests.support.tables import LATENCY, CpuLikeRunner, table_of
 from vlmeter.analysis.answers import answers_of
-from vlmeter.figures.files import not_drawn, subject_tables, write_captions, write_figures
-from vlmeter.figures.registry import ALL_FIGURES, FIGURES, figures_asked, get_figure
+from vlmeter.figures.files import not_drawn, remove_leftovers, subject_tables, write_captions, write_figures
+from vlmeter.figures.registry import ALL_FIGURES, FIGURES, IN_PRINT, WITH_CAPTIONS, figures_asked, get_figure
 from vlmeter.table import kinds
 
 
@@ -54,24 +53,48 @@ def test_without_limits_no_figure_of_floors_is_asked_for() -> None:
 
 def test_what_cannot_be_drawn_says_why_in_a_line_and_leaves_no_picture(one_cell: pd.DataFrame, tmp_path: Path) -> None:
     names = ["vision_by_tokens", "three_clocks"]
-    captions = write_figures(
-        names, subject_tables(one_cell, None, "fake"), tmp_path, answers=answers_of(one_cell), forms=["svg", "png"]
-    )
-    assert not captions["vision_by_tokens"].startswith("Not drawn")
-    assert (tmp_path / "vision_by_tokens.png").stat().st_size > 1000
-    assert captions["three_clocks"].startswith("Not drawn: ")
-    assert (tmp_path / "three_clocks.png").read_bytes() == b""
-    (text,) = ElementTree.parse(tmp_path / "three_clocks.svg").getroot()
-    assert text.text == captions["three_clocks"]
+    folders = {name: tmp_path / "figures" / name for name in names}
+    table_for, answers = subject_tables(one_cell, None, "fake"), answers_of(one_cell)
+    captions = write_figures(folders, table_for, answers=answers, forms=["svg"])
+    write_captions(captions, folders)
+    printed = dict.fromkeys(names, tmp_path / "prints")
+    assert write_figures(printed, table_for, answers=answers, forms=IN_PRINT) == captions
+    held = {path.name: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
+    drawn = {f"vision_by_tokens.{form}" for form in (*WITH_CAPTIONS, *IN_PRINT)}
+    assert set(held) == {*drawn, "three_clocks.txt"}
+    assert all(held[f"vision_by_tokens.{form}"] > 1000 for form in ("svg", *IN_PRINT))
+    (line,) = (folders["three_clocks"] / "three_clocks.txt").read_text().splitlines()
+    assert line == captions["three_clocks"]
+    assert line.startswith("Not drawn: ")
     assert not_drawn(captions) == "not drawn, their captions say why: three_clocks"
     assert not_drawn({"vision_by_tokens": "It rises."}) == ""
 
 
 def test_a_caption_is_kept_as_text_and_as_markup_that_says_the_same(tmp_path: Path) -> None:
-    write_captions({"one": "a_b * `c` | {{ d }}."}, tmp_path, start="Subject my_model. ")
+    write_captions({"one": "a_b * `c` | {{ d }}."}, {"one": tmp_path}, start="Subject my_model. ")
     assert (tmp_path / "one.txt").read_text() == "a_b * `c` | {{ d }}.\n"
     marked = (tmp_path / "one.rst").read_text()
     assert marked == "{% raw %}Subject my\\_model. a\\_b \\* \\`c\\` \\| {{ d }}.{% endraw %}\n"
+
+
+def test_where_nothing_can_be_drawn_the_folder_for_it_is_there(one_cell: pd.DataFrame, tmp_path: Path) -> None:
+    """A workflow that declared the folder wants it."""
+    folder = tmp_path / "prints"
+    write_figures({"three_clocks": folder}, subject_tables(one_cell, None, "fake"), answers=None, forms=IN_PRINT)
+    assert folder.is_dir()
+    assert not list(folder.iterdir())
+
+
+def test_figures_that_are_no_longer_drawn_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Of a study that asked for more, and of a version that kept all files of a subject in one folder."""
+    kept = ["decode_log/decode_log.svg", "mine.svg", "of_mine/decode_log.svg", "decode_log.md"]
+    gone = ["limits/limits.svg", *(f"{name}.{form}" for name in ("decode_log", "limits") for form in ("svg", "png"))]
+    for name in (*kept, *gone):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, ["decode_log"])
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert not (tmp_path / "limits").exists()
 
 
 def test_a_figure_of_floors_has_them_beside_its_table(one_cell: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from vlmeter.workflow.given import (
     told_by_main,
     told_to_jobs,
 )
-from vlmeter.workflow.products import deleted, products_of
+from vlmeter.workflow.products import deleted, products_of, to_draw_again, to_print_again
 
 
 def given(tmp_path: Path, *values: str, **options: Any) -> Given:
@@ -153,11 +154,40 @@ def test_every_product_that_is_not_whole_is_asked_for_by_one_of_its_files(tmp_pa
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert deleted(products) == []
-    png, pdf = (layout.figure("fake", "two", form) for form in ("png", "pdf"))
-    gone = [layout.table_csv, layout.claims, png, layout.report, layout.thumbnails]
-    for path in (*gone, pdf):
+    folder = layout.figure_folder("fake", "two")
+    gone = [layout.table_csv, layout.claims, folder, layout.prints("fake"), layout.report, layout.thumbnails]
+    for path in gone:
         path.unlink()
     assert set(deleted(products)) == set(gone)
+
+
+def test_a_file_that_was_deleted_inside_a_figures_folder_is_missed(tmp_path: Path) -> None:
+    """A workflow that declared the folder sees the folder alone."""
+    layout = given(tmp_path, placed=lambda path: str(tmp_path / path)).layout
+    figures = {"fake": ["drawn", "undrawn"], "other": ["drawn"]}
+    assert not to_draw_again(layout, figures), "what was never made is made anyway"
+    assert not to_print_again(layout, figures)
+    for place, names in figures.items():
+        layout.prints(place).mkdir(parents=True)
+        for name in names:
+            layout.figure_folder(place, name).mkdir(parents=True)
+            layout.figure(place, name, "txt").write_text("Not drawn: no image." if name == "undrawn" else "It rises.")
+        drawn = [layout.figure(place, "drawn", form) for form in ("svg", "rst")]
+        for path in (*drawn, *(layout.printed(place, "drawn", form) for form in ("png", "pdf"))):
+            path.touch()
+    assert not to_draw_again(layout, figures), "what cannot be drawn has a caption alone"
+    assert not to_print_again(layout, figures)
+    layout.printed("other", "drawn", "pdf").unlink()
+    assert (set(to_draw_again(layout, figures)), set(to_print_again(layout, figures))) == (set(), {"other"})
+    for path in (*drawn, layout.figure("fake", "undrawn", "txt")):
+        text, place = path.read_bytes(), path.relative_to(layout.root).parts[1]
+        path.unlink()
+        found = to_draw_again(layout, figures)
+        assert set(found) == {place}, path
+        os.utime(path.parent, (1, 1))
+        assert to_draw_again(layout, figures)[place] != found[place], "what is missed another time has another mark"
+        path.write_bytes(text)
+    assert not to_draw_again(layout, figures)
 
 
 def test_all_that_the_documentation_lists_as_results_is_a_product() -> None:
@@ -165,7 +195,7 @@ def test_all_that_the_documentation_lists_as_results_is_a_product() -> None:
     layout = given_to_job({"content": fake_study(), "results": "results"})[1]
     products = products_of(layout, figures={"fake": ["one"]}, on_devices=["fake"], thumbnails=True)
     listed = {path.relative_to(layout.root).parts[0] for paths in products for path in paths}
-    for name in ("table.parquet", "table.csv", "figures", "claims.json", "report.html"):
+    for name in ("table.parquet", "table.csv", "figures", "prints", "claims.json", "report.html"):
         assert f"`{name}" in text
         assert name in listed
     assert {"environments.json", "roofline.parquet", "ceilings", "work", "thumbnails.json"} <= listed

@@ -57,9 +57,8 @@ def test_the_figures_of_a_subject_work_its_cells_out_once(tmp_path: Path, monkey
     own = prefill_cells._cells_of_run
     asked = []
     monkeypatch.setattr(prefill_cells, "_cells_of_run", lambda rows: asked.append(1) or own(rows))
-    names, out = ("vision_by_tokens", "vision_by_crops"), tmp_path / "figures"
-    out.mkdir()
-    write_figures(names, subject_tables(table, None, "fake"), out, answers=None, forms=["svg"])
+    folders = dict.fromkeys(("vision_by_tokens", "vision_by_crops"), tmp_path / "figures")
+    write_figures(folders, subject_tables(table, None, "fake"), answers=None, forms=["svg"])
     together = len(asked)
     vision_cells(table)
     assert len(asked) == together + 1

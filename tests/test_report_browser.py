@@ -407,7 +407,7 @@ def test_a_figure_downloads_as_it_was_drawn(page: Page, report: Path) -> None:
     assert name == "fake-decode_log.svg"
     assert "var(" not in text
     assert "prefers-color-scheme" not in text
-    drawn = ElementTree.parse(report.parent / "figures" / "fake" / "decode_log.svg").getroot()
+    drawn = ElementTree.parse(report.parent / "figures" / "fake" / "decode_log" / "decode_log.svg").getroot()
     count = sum(1 for element in drawn.iter() if element.tag.endswith(("}path", "}use", "}g")))
     found = ElementTree.fromstring(text)
     assert sum(1 for element in found.iter() if element.tag.endswith(("}path", "}use", "}g"))) == count

@@ -65,3 +65,7 @@ def test_it_has_every_figure_with_the_caption_computed_from_the_data(page: Page,
             "([path]) => new DOMParser().parseFromString(results[path].caption, 'text/html').body.textContent", [path]
         )
         assert " ".join(held.split()) == " ".join(f"Subject one. {caption}".split())
+    undrawn = [name for name in FIGURES if name not in asked and finished.layout.figure("one", name, "txt").exists()]
+    assert "first_token_by_format" in undrawn, "no server was asked"
+    for name in undrawn:
+        expect(page.get_by_text(get_figure(name).TITLE, exact=True)).to_have_count(0)

@@ -419,14 +419,22 @@ def test_figures_and_claims_side_by_side_are_made_where_there_are_several(finish
     ran = workflow.run("--until", "draw_side_by_side", "judge_claims")
     assert ran.code == 0, ran.said
     for name in SIDE_BY_SIDE:
-        assert workflow.layout.figure(ALL_SUBJECTS, name, "svg").exists()
         said = workflow.layout.figure(ALL_SUBJECTS, name, "txt").read_text()
+        assert workflow.layout.figure(ALL_SUBJECTS, name, "svg").exists() != said.startswith("Not drawn")
         if name == "side_by_side_costs":  # on a machine that others use, a cost may not be told from nothing
             assert not said.startswith("Not drawn") or "have a cost that could be told" in said
         else:
             assert said.startswith("Not drawn") == (name in OF_SERVERS | OF_WAYS)
     assert set(json.loads(workflow.layout.claims.read_text())) == {"one", "two", ALL_SUBJECTS}
     assert "draw_side_by_side" not in finished.run("-n", "--forceall").said, "one subject has nobody beside it"
+    until = ("--until", "draw_side_by_side")
+    assert workflow.run(*until).nothing_to_do
+    path = workflow.layout.figure(ALL_SUBJECTS, "side_by_side_images", "svg")
+    drawn = path.read_bytes()
+    path.unlink()
+    assert workflow.run(*until).code == 0
+    assert path.read_bytes() == drawn, "what was deleted inside a folder that is still there is drawn again"
+    assert workflow.run(*until).nothing_to_do
 
 
 # --- killed -----------------------------------------------------------------------------------------
@@ -532,19 +540,38 @@ def test_a_real_model_is_measured_from_the_study_to_the_report(tmp_path: Path) -
         "sampling": {"min_samples": 2, "max_samples": 2, "min_warmup": 1, "max_warmup": 1},
     }
     workflow = Workflow(tmp_path / "copy", study)
+    of_an_older_version = workflow.layout.root / "figures" / "nano" / "decode_log.svg"
+    of_an_older_version.parent.mkdir(parents=True)
+    of_an_older_version.touch()
     ran = workflow.run()
     assert ran.code == 0, ran.said
     (closing,) = ran.lines("vlmeter: 7 cells: 7 measured")
     assert closing.endswith("the report is results/tiny/report.html")
     layout = workflow.layout
     assert "<html" in layout.report.read_text()[:500]
-    drawn = [name for name in FIGURES if name not in OF_SERVERS]
-    assert all(layout.figure("nano", name, "svg").exists() for name in drawn)
+    captions = {name: layout.figure("nano", name, "txt").read_text() for name in FIGURES}
+    drawn = {name for name, caption in captions.items() if not caption.startswith("Not drawn: ")}
+    assert {"first_token_by_size", "decode_log", "component_profile", "sentinel"} <= drawn <= set(FIGURES) - OF_SERVERS
+    for name in set(FIGURES) - drawn:
+        assert len(captions[name].splitlines()) == 1
+    made = {path.name for top in ("figures", "prints") for path in (layout.root / top).rglob("*.*") if path.is_file()}
+    assert made - {".snakemake_timestamp"} == {
+        *(f"{name}.txt" for name in FIGURES),
+        *(f"{name}.{form}" for name in drawn for form in ("svg", "rst", "png", "pdf")),
+    }
+    assert not of_an_older_version.exists()
     assert layout.figure("nano", "component_profile", "txt").read_text().startswith("A mean over 8 requests.")
     shown = sample_of(read_table(layout.table)).size  # where others use the machine, not all of the eight
     assert 4 <= shown <= 8
     assert layout.report.read_text().count('<img class="thumbnail"') == shown
     assert "Nothing to be done" in workflow.run().said
+    for path in (layout.figure("nano", "decode_log", "svg"), layout.printed("nano", "decode_log", "pdf")):
+        path.rename(path.with_suffix(".away"))
+    planned = workflow.run("--dry-run").said
+    for rule in ("draw_figures_nano", "print_figures_nano", "render_report"):
+        assert re.search(rf"^{rule} +1$", planned, re.MULTILINE), "a file is missed inside a folder that is still there"
+    for path in (layout.figure("nano", "decode_log", "svg"), layout.printed("nano", "decode_log", "pdf")):
+        path.with_suffix(".away").rename(path)
     workflow.write({**study, "subjects": {"nano": {**study["subjects"]["nano"], "seed": 1}}})
     planned = workflow.run("--dry-run").said
     for rule in ("check_counts", "measure_nano", "tabulate", "render_report"):
@@ -554,3 +581,4 @@ def test_a_real_model_is_measured_from_the_study_to_the_report(tmp_path: Path) -
     with zipfile.ZipFile(workflow.folder / "report.zip") as report:
         names = report.namelist()
     assert any(name.endswith("report.html") for name in names)
+    assert sorted(Path(name).name for name in names if name.endswith(".svg")) == sorted(f"{name}.svg" for name in drawn)

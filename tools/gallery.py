@@ -76,7 +76,8 @@ def gallery(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         drawn = Path(scratch)
         table_of = subject_tables(table, roofline, SUBJECT)
-        write_captions(write_figures(names, table_of, drawn, answers=answers, forms=["svg"]), drawn)
+        folders = dict.fromkeys(names, drawn)
+        write_captions(write_figures(folders, table_of, answers=answers, forms=["svg"]), folders)
         inputs = ReportInputs(
             study=load_study(ROOT / STUDY).model_dump(mode="json", exclude_none=True),
             table=folder / "table.parquet",

@@ -16,7 +16,7 @@ from vlmeter.analysis.roofline import COLUMNS, beside, write_roofline
 from vlmeter.claims.files import write_claims
 from vlmeter.claims.registry import judge_all
 from vlmeter.claims.subjects import judge_side_by_side
-from vlmeter.figures.registry import FIGURES, SIDE_BY_SIDE, draw_or_explain
+from vlmeter.figures.registry import FIGURES, NOT_DRAWN, SIDE_BY_SIDE, draw_or_explain
 from vlmeter.figures.style import save_as
 from vlmeter.report.page import ReportInputs, Reproduction
 from vlmeter.report.pictures import FigureFiles
@@ -104,19 +104,17 @@ def _figures(
     answers: Mapping[str, Any],
 ) -> dict[str, FigureFiles]:
     """Every figure of a subject, drawn from the table if there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
     names = SIDE_BY_SIDE if subject == ALL_SUBJECTS else FIGURES
-    figures = {name: FigureFiles(folder / f"{name}.svg", folder / f"{name}.txt") for name in names}
+    figures = {name: FigureFiles(folder / name / f"{name}.svg", folder / name / f"{name}.txt") for name in names}
     for name, files in figures.items():
+        files.svg.parent.mkdir(parents=True, exist_ok=True)
         caption = captions.get(name, f"What {name} shows.")
-        if table is None:
-            files.svg.write_text(PLAIN_SVG, encoding="utf-8")
-        else:
+        if table is not None:
             shown = table if subject == ALL_SUBJECTS else reading.of_subject(table, subject)
             figure, caption = draw_or_explain(shown, name, answers=answers)
-            if figure is None:
-                files.svg.write_text(PLAIN_SVG, encoding="utf-8")
-            else:
+            if figure is not None:
                 save_as(figure, files.svg)
+        elif not caption.startswith(NOT_DRAWN):
+            files.svg.write_text(PLAIN_SVG, encoding="utf-8")
         files.caption.write_text(f"{caption}\n", encoding="utf-8")
     return figures

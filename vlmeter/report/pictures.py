@@ -15,7 +15,7 @@ from vlmeter.figures.style import FAINT, INK, MUTED
 
 @dataclass(frozen=True)
 class FigureFiles:
-    """A drawn figure and what to see in it."""
+    """A figure and what to see in it; of one that cannot be drawn there is the caption alone."""
 
     svg: Path
     caption: Path
@@ -81,12 +81,12 @@ def figure_views(files: Mapping[str, FigureFiles], names: Iterable[str] = FIGURE
         if name not in files:
             continue
         caption, src = "this figure was not made", None
-        if files[name].caption.exists() and files[name].svg.exists():
-            caption = files[name].caption.read_text(encoding="utf-8").strip()
-            if caption.startswith(NOT_DRAWN):
-                caption = caption.removeprefix(NOT_DRAWN).removesuffix(".")
-            else:
-                src = Markup(_data_uri(follow_the_reader(files[name].svg.read_text(encoding="utf-8"))))
+        if files[name].caption.exists():
+            said = files[name].caption.read_text(encoding="utf-8").strip()
+            if said.startswith(NOT_DRAWN):
+                caption = said.removeprefix(NOT_DRAWN).removesuffix(".")
+            elif files[name].svg.exists():
+                caption, src = said, Markup(_data_uri(follow_the_reader(files[name].svg.read_text(encoding="utf-8"))))
         if caption == NOT_ASKED:
             continue
         views.append(FigureView(name, module.TITLE, module.SECTION, caption, src))

@@ -129,9 +129,21 @@ class Layout:
         """Measured times beside work and floors."""
         return self.root / "roofline.parquet"
 
+    def figure_folder(self, subject: str, name: str) -> Path:
+        """Folder of one figure of one subject, or of all of them (ALL_SUBJECTS): the figure, and what to see in it."""
+        return self.root / "figures" / subject / name
+
     def figure(self, subject: str, name: str, extension: str) -> Path:
-        """One figure of one subject, or of all of them (ALL_SUBJECTS)."""
-        return self.root / "figures" / subject / f"{name}.{extension}"
+        """One figure, or what to see in it; of one that cannot be drawn there is the caption (txt) alone."""
+        return self.figure_folder(subject, name) / f"{name}.{extension}"
+
+    def prints(self, subject: str) -> Path:
+        """Folder of a subject's figures for slides and papers, or of those of all of them (ALL_SUBJECTS)."""
+        return self.root / "prints" / subject
+
+    def printed(self, subject: str, name: str, extension: str) -> Path:
+        """One figure for slides and papers."""
+        return self.prints(subject) / f"{name}.{extension}"
 
     @property
     def answers(self) -> Path:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vlmeter.figures.registry import IN_PRINT, WITH_CAPTIONS
+from vlmeter.common.code import digest_of
+from vlmeter.figures.registry import IN_PRINT, NOT_DRAWN, WITH_CAPTIONS
 from vlmeter.study.layout import Layout
 
 
@@ -25,12 +26,8 @@ def products_of(
 
     figures: their names by subject, or by what stands in its place. on_devices: the subjects whose device has limits.
     """
-    drawn = [
-        tuple(layout.figure(place, name, form) for form in forms)
-        for place, names in figures.items()
-        for name in names
-        for forms in (WITH_CAPTIONS, IN_PRINT)
-    ]
+    drawn = [(layout.figure_folder(place, name),) for place, names in figures.items() for name in names]
+    printed = [(layout.prints(place),) for place in figures]
     limits = [(path,) for subject in on_devices for path in (layout.ceilings(subject), layout.work(subject))]
     return [
         (layout.table, layout.table_csv, layout.environments),
@@ -39,6 +36,7 @@ def products_of(
         (layout.answers,),
         (layout.claims,),
         *drawn,
+        *printed,
         *([(layout.thumbnails,)] if thumbnails else []),
         (layout.report,),
     ]
@@ -49,3 +47,48 @@ def deleted(products: Sequence[tuple[Path, ...]]) -> list[Path]:
     missing = [[path for path in paths if not path.exists()] for paths in products]
     begun = any(len(gone) < len(paths) for gone, paths in zip(missing, products, strict=True))
     return [gone[0] for gone in missing if gone and begun]
+
+
+def to_draw_again(layout: Layout, figures: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Say in which places a figure's folder is there and not all that it held, each with a digest of just these.
+
+    A workflow that knows folders alone does not see a file that was deleted inside one. figures: see `products_of`.
+    """
+    return {
+        place: _digest_of(spoilt)
+        for place, names in figures.items()
+        if (spoilt := [layout.figure_folder(place, name) for name in names if _is_spoilt(layout, place, name)])
+    }
+
+
+def to_print_again(layout: Layout, figures: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Say the same of the folders of figures for slides and papers."""
+    return {
+        place: _digest_of([layout.prints(place)])
+        for place, names in figures.items()
+        if layout.prints(place).exists()
+        and not all(
+            layout.printed(place, name, form).exists()
+            for name in names
+            if _is_drawn(layout, place, name)
+            for form in IN_PRINT
+        )
+    }
+
+
+def _is_spoilt(layout: Layout, place: str, name: str) -> bool:
+    drawn = _is_drawn(layout, place, name)
+    if drawn is None:
+        return layout.figure_folder(place, name).exists()
+    return drawn and not all(layout.figure(place, name, form).exists() for form in WITH_CAPTIONS)
+
+
+def _is_drawn(layout: Layout, place: str, name: str) -> bool | None:
+    """Whether there is a figure by its caption; None without a caption."""
+    path = layout.figure(place, name, "txt")
+    return not path.read_text(encoding="utf-8").startswith(NOT_DRAWN) if path.exists() else None
+
+
+def _digest_of(folders: Sequence[Path]) -> str:
+    """Digest of folders with the times at which they were changed, so that none ever comes again."""
+    return digest_of("\n".join(f"{path} {path.stat().st_mtime_ns}" for path in folders).encode())
