@@ -20,9 +20,19 @@ from matplotlib.transforms import Bbox
 from tests.support.colours import apart, contrast
 from tests.support.fakes import FakeRunner
 from tests.support.roofline import with_floors
-from tests.support.tables import LATENCY, OF_SERVERS, CpuLikeRunner, at_a_server, records_of, table_of
+from tests.support.tables import (
+    LATENCY,
+    OF_SERVERS,
+    OF_WAYS,
+    CpuLikeRunner,
+    at_a_server,
+    in_formats,
+    records_of,
+    table_of,
+)
+from tests.support.ways import WAYS, ways_table
 from vlmeter.figures import style
-from vlmeter.figures.registry import FIGURES, NOT_DRAWN, SIDE_BY_SIDE, draw_or_explain
+from vlmeter.figures.registry import ALL_FIGURES, FIGURES, NOT_DRAWN, SIDE_BY_SIDE, draw_or_explain
 from vlmeter.report.pictures import DARK_COLOURS
 from vlmeter.table.build import build_table
 
@@ -56,12 +66,17 @@ def drawn(tables: dict[str, pd.DataFrame], tmp_path_factory: pytest.TempPathFact
         found |= {(study, name): figure for name, figure in _figures(table, FIGURES)}
     paths = records_of(tmp_path_factory.mktemp("server"), output=None)
     served = build_table([at_a_server(path) for path in paths])
-    found |= {("server", name): figure for name, figure in _figures(served, OF_SERVERS & set(FIGURES))}
+    sent = in_formats(served, [20, 50, 75, 90])
+    found |= {("server", name): figure for name, figure in _figures(sent, OF_SERVERS & set(FIGURES))}
     beside = build_table(records_of(tmp_path_factory.mktemp("beside"), latency=None))
     three = [served.assign(subject="served"), beside, beside.assign(subject="other")]
     found |= {
         ("three subjects", name): figure for name, figure in _figures(pd.concat(three, ignore_index=True), SIDE_BY_SIDE)
     }
+    ways = with_floors(ways_table(tmp_path_factory.mktemp("ways"), *WAYS))
+    models = [ways.assign(subject=f"{preset}-" + ways["subject"], preset=preset) for preset in ("7b-d", "7b-o")]
+    for study, table in {"four ways": ways, "two models": pd.concat(models, ignore_index=True)}.items():
+        found |= {(study, name): figure for name, figure in _figures(table, OF_WAYS)}
     return found
 
 
@@ -94,8 +109,7 @@ def words(figure: Figure) -> list[tuple[Text, Bbox]]:
 
 
 def test_every_figure_is_among_them(drawn: Drawn) -> None:
-    assert {name for _, name in drawn} >= set(FIGURES) - {"first_token_by_format"}
-    assert {name for _, name in drawn} >= set(SIDE_BY_SIDE) - {"side_by_side_software"}
+    assert {name for _, name in drawn} == set(ALL_FIGURES)
     for study in STUDIES:
         assert len([name for of, name in drawn if of == study]) >= 4
 
@@ -147,7 +161,13 @@ def bars_of(axes: Axes) -> set[Seen]:
         for patch in solid
         if isinstance(patch, Rectangle) and patch.get_transform().contains_branch(axes.transData)
     ]
-    return {Seen(to_rgb(bar.get_facecolor()), (bar.get_hatch() or "",)) for bar in wide if bar.get_fill()}
+    found = set()
+    for bar in wide:
+        if bar.get_fill():
+            is_open = to_rgb(bar.get_facecolor()) == (1, 1, 1)
+            colour = bar.get_edgecolor() if is_open else bar.get_facecolor()
+            found.add(Seen(to_rgb(colour), (bar.get_hatch() or "", is_open)))
+    return found
 
 
 def marks_of(axes: Axes) -> set[Seen]:

@@ -407,10 +407,12 @@ def test_what_was_compiled_and_captured_is_told_apart_from_all_samples(tmp_path:
 
 
 def test_colours_of_what_is_removed_follow_the_dark_page() -> None:
-    from vlmeter.figures.side_by_side_software import COLOURS
+    from vlmeter.figures.side_by_side_software import LOOKS
     from vlmeter.report.pictures import DARK_COLOURS
 
-    assert {colour.lower() for colour in (*COLOURS.values(), style.INK, style.FAINT)} <= set(DARK_COLOURS)
+    assert {colour.lower() for colour in (*(own.colour for own in LOOKS.values()), style.INK, style.FAINT)} <= set(
+        DARK_COLOURS
+    )
 
 
 def test_the_head_of_a_subject_names_its_compile_mode_and_the_format_of_vision_attention(

@@ -23,9 +23,12 @@ from vlmeter.figures import style
 from vlmeter.figures.style import Look
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
+from vlmeter.table.quantities import Colour
 
-#: Of the palette of Okabe and Ito, without the yellow, which is hardly seen on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", style.INK)
+#: Colours of the palette in the order of subjects; its grey is of what is not known, and none of a subject.
+_NAMES: tuple[Colour, ...] = ("blue", "vermilion", "green", "purple", "orange", "sky", "ink")
+PALETTE = tuple(style.COLOURS[name] for name in _NAMES)
+HATCHES = tuple(style.look(name).hatch for name in _NAMES)
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 DASHES = ("-", "--", ":")
 
@@ -44,7 +47,10 @@ def looks(table: pd.DataFrame) -> dict[str, Look]:
     names = reading.subjects_of(table)
     return {
         name: Look(
-            PALETTE[place % len(PALETTE)], MARKS[place % len(MARKS)], DASHES[place // len(PALETTE) % len(DASHES)]
+            PALETTE[place % len(PALETTE)],
+            MARKS[place % len(MARKS)],
+            DASHES[place // len(PALETTE) % len(DASHES)],
+            HATCHES[place % len(HATCHES)],
         )
         for place, name in zip(count(), names, strict=False)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,11 +27,11 @@ SECTION = "side_by_side"
 #: Models that one figure has room for.
 MOST_GROUPS = 2
 
-#: Colours of what is removed on the way down.
-COLOURS: Mapping[Part, str] = {
-    "launches": style.COLOURS["vermilion"],
-    "kernels": style.COLOURS["sky"],
-    "together": style.COLOURS["grey"],
+#: How what is removed on the way down is hatched, and in which colour.
+LOOKS: Mapping[Part, Look] = {
+    "launches": style.look("vermilion"),
+    "kernels": style.look("sky"),
+    "together": style.look("grey"),
 }
 
 #: What is a smaller part of the whole than this is drawn, and not said.
@@ -145,14 +146,16 @@ def _draw_fall(axes: Axes, fall: Waterfall, drawn: Mapping[str, Look]) -> None:
     labels: list[str] = []
     most = max(rung.ms for rung in fall.rungs)
     for place, rung in enumerate(fall.rungs):
-        colour = style.INK if rung.subject is None else drawn[rung.subject].colour
-        _bar(axes, len(labels), 0.0, rung.ms, colour=colour, said=duration(rung.ms), most=most)
+        look = style.look("ink") if rung.subject is None else drawn[rung.subject]
+        _bar(axes, len(labels), 0.0, rung.ms, options=style.filled(look), said=duration(rung.ms), most=most)
         labels.append(_FLOOR if rung.subject is None else side_by_side.short(rung.subject))
         top = rung.ms
         for part in fall.removed[place] if place < len(fall.removed) else ():
             tiny = abs(part.ms) < SEEN_FRACTION * most
             said = "next to nothing" if tiny else f"{'-' if part.ms > 0 else '+'} {duration(abs(part.ms))}"
-            _bar(axes, len(labels), top - part.ms, top, colour=COLOURS[part.part], said=said, most=most, hatch="////")
+            own = LOOKS[part.part]
+            options = {"facecolor": "white", "hatch": own.hatch, "edgecolor": own.colour}
+            _bar(axes, len(labels), top - part.ms, top, options=options, said=said, most=most)
             labels.append(part.words)
             top -= part.ms
     axes.set_yticks(range(len(labels)), labels)
@@ -163,12 +166,9 @@ def _draw_fall(axes: Axes, fall: Waterfall, drawn: Mapping[str, Look]) -> None:
     axes.set_xlabel(f"{fall.task.name} (ms)")
 
 
-def _bar(
-    axes: Axes, row: int, low: float, high: float, *, colour: str, said: str, most: float, hatch: str | None = None
-) -> None:
+def _bar(axes: Axes, row: int, low: float, high: float, *, options: Mapping[str, Any], said: str, most: float) -> None:
     low, high = sorted((low, high))
-    face = "white" if hatch else colour
-    axes.barh(row, high - low, 0.62, left=low, hatch=hatch, linewidth=0.8, facecolor=face, edgecolor=colour)
+    axes.barh(row, high - low, 0.62, left=low, linewidth=0.8, **options)
     axes.annotate(
         said, (min(high, most * 1.02), row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5
     )
