@@ -26,11 +26,6 @@ CLOSURE_FRACTION = 0.01
 OVERHEAD_FRACTION = 0.01
 
 
-#: What the lab notes' table says of tilings 1 x k: k -> vision tokens, as far as we have it. They capped k >= 8 at
-#: 1344.
-NOTES_TABLE_TOKENS = {2: 480, 8: 1344, 9: 1344, 10: 1344, 11: 1344}
-
-
 def total_is_the_sum(data: Data) -> Finding:
     """T_total = T_vision + T_LLM_prefill: the phases of one marked pass against the total without marks."""
     cells = data.cells
@@ -252,23 +247,6 @@ def token_table_exact(data: Data) -> Finding:
         f"{wrong['cell_id']} with {wrong['crops']} crops and {wrong['vision_tokens']:,} vision tokens.",
         evidence,
     )
-
-
-def notes_token_table(data: Data) -> Finding:
-    """A table that is going round: 1 x 2 gives 480 vision tokens, and from 1 x 8 on there are 1,344."""
-    tiled = _tiled(data)
-    if tiled is None:
-        return cannot_tell("no cell with a tiling of Molmo's was measured")
-    ones = tiled[(tiled["tiling_h"] == 1) & tiled["tiling_w"].isin(list(NOTES_TABLE_TOKENS))]
-    if ones.empty:
-        return cannot_tell("none of these tilings was measured")
-    counted = {int(row["tiling_w"]): int(row["vision_tokens"]) for row in ones.to_dict("records")}
-    unlike = {k: tokens for k, tokens in sorted(counted.items()) if tokens != NOTES_TABLE_TOKENS[k]}
-    evidence = tuple(Evidence(f"vision tokens of 1x{k}", tokens, None, None, "tokens") for k, tokens in counted.items())
-    if not unlike:
-        return Finding("holds", "The vision tokens that were counted are these.", evidence)
-    said = "; ".join(f"1x{k} has {tokens:,}, not {NOTES_TABLE_TOKENS[k]:,}" for k, tokens in unlike.items())
-    return Finding("does not hold", f"The model's inputs hold other counts: {said}.", evidence)
 
 
 def has_tilings(data: Data) -> bool:

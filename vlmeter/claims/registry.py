@@ -43,7 +43,6 @@ from vlmeter.claims.prefill import (
     hooks_above_subtraction,
     hooks_rise,
     launch_bound_below,
-    notes_token_table,
     subtraction_falls,
     token_table_exact,
     total_is_the_sum,
@@ -159,13 +158,6 @@ CLAIMS: Mapping[str, Entry] = {
         prefill_share_falls,
         ("prefill_share", "prefill_and_decode"),
         concerns=of_generations,
-    ),
-    "notes_token_table": Entry(
-        "A tiling 1 x 2 becomes 480 vision tokens, and from 1 x 8 on each has 1,344",
-        notes_token_table,
-        ("notes_series",),
-        timed=False,
-        concerns=has_tilings,
     ),
     "token_table_exact": Entry(
         "Crops and vision tokens follow exactly from the tiling",

@@ -95,10 +95,10 @@ def caption(table: pd.DataFrame) -> str:
     cells = prefill_cells.vision_cells(table)
     measured = sorted({int(crops) for crops in cells["crops"].dropna()} & set(gaps))
     if not gaps:
-        return "Images of 336k x 336 px reach every crop count that exact images reach, at this limit of crops."
+        return "Images of 336 · k x 336 px reach every crop count that exact images reach, at this limit of crops."
     text = (
-        f"Images of 336k x 336 px never become {_listed(gaps)} crops; images of (224k + 112) x 336 px do. Both follow "
-        "from the preprocessor's own choice of a tiling, without forcing it."
+        f"Images of 336 · k x 336 px never become {_listed(gaps)} crops; images of (224 · k + 112) x 336 px do. Both "
+        "follow from the preprocessor's own choice of a tiling, without forcing it."
     )
     if measured:
         text += f" Of these, this study measured cells with {_listed(measured)} crops."
