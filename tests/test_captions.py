@@ -25,7 +25,7 @@ from vlmeter.analysis import (
 from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures.registry import FIGURES, get_figure
-from vlmeter.numbers.units import duration, duration_range, percent, significant
+from vlmeter.numbers.units import duration, duration_range, percent, r_squared, significant
 from vlmeter.numbers.words import plural, with_interval
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
@@ -145,7 +145,7 @@ def decode_linear(table: pd.DataFrame) -> list[str]:
     law = law_of(table)
     return [
         f"at most {percent(law.line.largest_residual_fraction)}",
-        f"R² is {law.line.r_squared:.6f}",
+        f"R² is {r_squared(law.line.r_squared)}",
         f"the bend is {with_interval(law.curvature, 'fraction')}",
     ]
 
@@ -312,8 +312,9 @@ def limits(table: pd.DataFrame) -> list[str]:
         times[quantity.label] = row["median_ms"] / row["floor_ms"]
     nearest, farthest = min(times, key=lambda name: times[name]), max(times, key=lambda name: times[name])
     return [
-        f"Nearest to it: {nearest}, {significant(times[nearest], 2)} times the floor",
-        f"farthest: {farthest}, {significant(times[farthest], 2)} times",
+        f"Below, at {middle['prompt_tokens'].iloc[0]:,} prompt tokens, nearest to it is {nearest}, "
+        f"{significant(times[nearest], 2)} times the floor; farthest is {farthest}, "
+        f"{significant(times[farthest], 2)} times",
     ]
 
 

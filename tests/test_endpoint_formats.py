@@ -21,7 +21,7 @@ from vlmeter.analysis.prediction import predict
 from vlmeter.cells.cell import MadePicture, sentinel_of
 from vlmeter.claims.registry import judge_all
 from vlmeter.common.errors import UserError
-from vlmeter.figures.registry import FIGURES, draw_or_explain, get_figure
+from vlmeter.figures.registry import FIGURES, NOT_ASKED, draw_or_explain, get_figure
 from vlmeter.inputs.images import dummy_image
 from vlmeter.inputs.pictures import Pictures
 from vlmeter.models.encoding import Encoding
@@ -256,7 +256,7 @@ def test_the_figure_shows_every_file_at_its_bytes_and_its_first_token(ran: Any) 
 def test_without_a_second_format_there_is_no_such_figure(ran: Any) -> None:
     _, _, table = ran
     own = table[table["kind"] == "prefill"].reset_index(drop=True)
-    assert get_figure("first_token_by_format").needs(own) == "no image was sent to a server in several formats"
+    assert get_figure("first_token_by_format").needs(own) == NOT_ASKED
 
 
 def test_an_encoding_is_named_in_a_key_and_in_words() -> None:

@@ -207,6 +207,20 @@ def test_series_are_told_apart_by_colour_blind_eyes_and_in_grey(drawn: Drawn, ki
     )
 
 
+def test_no_filled_mark_is_rounded_off_by_a_seam(drawn: Drawn) -> None:
+    """Small marks that have an outline of their colour all look alike."""
+    seams = [
+        width
+        for axes in drawn["many cells", "flops_latency"].axes
+        for dots in axes.collections
+        if isinstance(dots, PathCollection)
+        for width, face in zip(dots.get_linewidths(), dots.get_facecolors(), strict=False)
+        if to_hex(face) != "#ffffff"
+    ]
+    assert seams
+    assert set(seams) == {0.0}
+
+
 def test_each_colour_of_the_palette_has_a_mark_of_its_own_and_plain_ones_differ_in_grey() -> None:
     looks = [style.look(name) for name in style.COLOURS]
     assert len({own.mark for own in looks}) == len(looks)

@@ -520,6 +520,51 @@ def test_components_are_bars_side_by_side_and_no_pie(table: pd.DataFrame) -> Non
     assert [text.get_text() for text in lower.get_legend().get_texts()] == ["FLOPs", "memory traffic", "time"]
 
 
+def test_a_share_stands_above_its_interval_and_not_across_it(table: pd.DataFrame) -> None:
+    found = components.profile(table)
+    assert not isinstance(found, reading.Unknown)
+    upper = axes_of(table, "component_profile")[0]
+    at = {(round(note.xy[0], 6), note.get_text()): note.xy[1] for note in upper.texts if hasattr(note, "xy")}
+    place = len(components.SHARES_OF) - 1  # time is the last of the bars
+    for part, patch in zip(PREFILL_PHASES, upper.containers[place].patches, strict=True):
+        middle = round(patch.get_x() + patch.get_width() / 2, 6)
+        (height,) = [y for (x, _), y in at.items() if x == middle]
+        assert height >= 100 * found.prefill_share[part].high - 1e-9
+
+
+def test_no_error_of_a_prediction_is_drawn_where_none_can_be(
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = held_out.held_out(table)
+    assert isinstance(found, pd.DataFrame)
+    found.loc[found.index[0], ["predicted_high_ms", "error_fraction"]] = [9 * found["measured_ms"].iloc[0], 4.0]
+    monkeypatch.setattr(held_out, "held_out", lambda table: found)
+    _, lower = axes_of(table, "held_out")
+    bottom, top = lower.get_ylim()
+    assert top > 400
+    assert -120 < bottom < -100, "a prediction is no more than all of the time too short"
+
+
+@pytest.mark.parametrize(
+    ("noise", "growth_ms", "starts_at_0", "unknown"),
+    [(0.002, 0.02, False, ()), (0.5, 0.0, True, ("per_context_token",)), (0.9, 0.02, True, ("constant",))],
+)
+def test_a_decode_step_says_where_its_axis_starts_and_what_is_not_known(
+    noise: float, growth_ms: float, starts_at_0: bool, unknown: tuple[str, ...], tmp_path: Path
+) -> None:
+    runner = FakeRunner(noise_fraction=noise, per_token_ms={"decode_step": growth_ms})
+    table = table_of(tmp_path, vision=None, runner=runner)
+    law = step_times.step_law(table)
+    assert isinstance(law, step_times.StepLaw)
+    assert tuple(name for name in ("constant", "per_context_token") if law.fit[name].contains(0)) == unknown
+    (axes,) = axes_of(table, "decode_steps")
+    assert (axes.get_ylim()[0] == 0) == starts_at_0
+    caption = get_figure("decode_steps").caption(table)
+    assert ("The axis does not start at 0." in caption) != starts_at_0
+    assert ("What a step costs whatever the context is not known" in caption) == ("constant" in unknown)
+    assert ("No growth with the context is seen" in caption) == ("per_context_token" in unknown)
+
+
 def test_what_was_not_counted_or_read_is_said_and_not_drawn_as_nothing(table: pd.DataFrame) -> None:
     plain = table.drop(columns=["flops", "weight_bytes", "cache_bytes"])
     upper = axes_of(plain, "component_profile")[0]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vlmeter.numbers.units import deviation, duration, duration_range, metric, percent, significant, size
+from vlmeter.numbers.units import deviation, duration, duration_range, metric, percent, r_squared, significant, size
 
 NAN = math.nan
 
@@ -82,3 +82,11 @@ def test_large_counts_are_said_in_powers_of_a_thousand(value: float, said: str) 
 )
 def test_a_range_has_one_unit_as_long_as_both_ends_can_be_read_in_it(low_ms: float, high_ms: float, text: str) -> None:
     assert duration_range(low_ms, high_ms) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.332, "0.33"), (0.806682, "0.81"), (0.99, "0.990"), (0.99987, "0.99987"), (1.0, "1.000000"), (-0.2, "-0.20")],
+)
+def test_r_squared_has_two_digits_of_what_is_missing_from_one(value: float, text: str) -> None:
+    assert r_squared(value) == text

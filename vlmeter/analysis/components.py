@@ -58,6 +58,9 @@ _SOURCES: Mapping[Kind, str] = {
     kinds.PREFILL: "prefills of dummy images",
 }
 
+#: The same where there was a single one.
+_ONE = {"requests": "one request", "generations": "one generation", "prefills of dummy images": "one prefill"}
+
 
 #: What energy is told of, and whose rows tell it, by kind of cell.
 _SPENT: Mapping[Kind, Mapping[Quantity, Quantity]] = {
@@ -94,6 +97,11 @@ class Profile:
         if not len(values) or np.isnan(values).any() or values.sum() <= 0:
             return {}
         return dict(zip(own["part"], (values / values.sum()).tolist(), strict=True))
+
+    @property
+    def of_what(self) -> str:
+        """What was averaged over, in words."""
+        return _ONE[self.source] if self.count == 1 else f"a mean over {self.count:,} {self.source}"
 
     @property
     def has_decode(self) -> bool:

@@ -188,15 +188,15 @@ def trust(table: pd.DataFrame, subject: str | None = None) -> Trust:
     unsettled = ~totals["warmup_settled"].fillna(True).astype(bool)
     reasons = []
     if drifted.any():
-        reasons.append(f"the sentinel had drifted around {drifted.sum()} of {count} cells")
+        reasons.append(f"the sentinel had drifted around {drifted.sum()} of {plural(count, 'cell')}")
     if kept.any():
         seen = {name for text in totals.loc[kept, "disturbances"].dropna() for name in text.split("; ")}
         names = "; ".join(sorted(seen))
-        reasons.append(f"most rounds of {kept.sum()} of {count} cells were disturbed ({names})")
+        reasons.append(f"most rounds of {kept.sum()} of {plural(count, 'cell')} were disturbed ({names})")
     if some.any():
-        reasons.append(f"single rounds of {some.sum()} of {count} cells were disturbed, and are left out")
+        reasons.append(f"single rounds of {some.sum()} of {plural(count, 'cell')} were disturbed, and are left out")
     if unsettled.any():
-        reasons.append(f"warm-up had not settled in {unsettled.sum()} of {count} cells")
+        reasons.append(f"warm-up had not settled in {unsettled.sum()} of {plural(count, 'cell')}")
     wander = sentinel_wander(rows)
     if wander > DISTURBED_WANDER:
         varied = deviation(wander, "its first value")

@@ -214,11 +214,13 @@ def _learn(rows: pd.DataFrame) -> Model | Unknown:
     inputs = Learnt(learn_inputs, _inputs_seen(cells, runs))
     prefill = Learnt(learn_prefill, _prefill_seen(cells))
     if prefill.group_count < FEWEST_GROUPS:
-        prefill = Learnt(learn_prefill, _prefill_of_photographs(runs))
+        photographed = Learnt(learn_prefill, _prefill_of_photographs(runs))
+        prefill = max(prefill, photographed, key=lambda part: part.group_count)
     for name, part in (("prefills", prefill), ("images", inputs)):
         if part.group_count < FEWEST_GROUPS:
             return Unknown(
-                f"a law needs {FEWEST_GROUPS} {name} of different size at least, and there are {part.group_count}"
+                f"a law needs {FEWEST_GROUPS} {name} of different size at least, and there "
+                f"{'is' if part.group_count == 1 else 'are'} {part.group_count}"
             )
     keys = _keys(rows)
     decode = Learnt(learn_decode, _decode_seen(runs))

@@ -30,6 +30,7 @@ from vlmeter.analysis.remembered import remembered
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.intervals import Fit, fit_linear, paired_difference, paired_ratio, standard_error
 from vlmeter.numbers.medians import CONFIDENCE, Estimate
+from vlmeter.numbers.units import duration_range
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
@@ -247,6 +248,17 @@ def pooled(cells: pd.DataFrame, quantity: Quantity) -> Estimate | Unknown:
     return with_runs(cells, lambda own: _pooled(own, quantity))
 
 
+def over_cells(values_ms: pd.Series[float]) -> str:
+    """Say over what a pooled time is: the median over cells and their range, or the one cell."""
+    known = values_ms.dropna()
+    if len(known) == 1:
+        return "in the one cell that was measured"
+    return (
+        f"in the median over {plural(len(known), 'cell')}, from "
+        f"{duration_range(float(known.min()), float(known.max()))}"
+    )
+
+
 def _pooled(cells: pd.DataFrame, quantity: Quantity) -> Estimate | Unknown:
     column, low, high = quantity.columns
     known = cells.dropna(subset=[column])
@@ -391,8 +403,10 @@ def sides(cells: pd.DataFrame, *, busy: bool) -> tuple[pd.Series[float], pd.Seri
 def _slope(sizes: pd.Series[Any], times_ms: pd.Series[Any], *, name: str) -> Estimate | Unknown:
     known = times_ms.notna()
     found = sizes[known].to_numpy(dtype=np.float64)
-    if len(np.unique(found)) < 3:
-        return Unknown(f"a cost needs three numbers of {name} at least, and there are {len(np.unique(found))}")
+    count = len(np.unique(found))
+    if count < 3:
+        are = "is" if count == 1 else "are"
+        return Unknown(f"a cost needs three numbers of {name} at least, and there {are} {count}")
     columns = {"slope": found, "constant": np.ones(len(found))}
     return fit_linear(columns, times_ms[known].to_numpy(dtype=np.float64))["slope"]
 

@@ -14,7 +14,7 @@ from vlmeter.claims.base import Data, Evidence, Finding, cannot_tell, ends_of, w
 from vlmeter.models.molmo1 import NAME as MOLMO
 from vlmeter.numbers.intervals import rank_correlation
 from vlmeter.numbers.medians import Estimate
-from vlmeter.numbers.units import duration, duration_range, percent
+from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import plural, with_interval
 from vlmeter.table.quantities import CLOSURE, HEAD, LANGUAGE, MERGE, METHOD_DIFFERENCE_WALL, OVERHEAD, PREFILL_SUM
 
@@ -58,11 +58,10 @@ def hooks_above_subtraction(data: Data) -> Finding:
     difference = prefill_cells.pooled(data.cells, METHOD_DIFFERENCE_WALL)
     if isinstance(difference, Unknown):
         return cannot_tell(difference.reason)
-    values = data.cells[METHOD_DIFFERENCE_WALL.column].dropna()
-    span = f"from {duration_range(float(values.min()), float(values.max()))} over {plural(len(values), 'cell')}"
+    values = data.cells[METHOD_DIFFERENCE_WALL.column]
     evidence = (Evidence.of("hooks minus subtraction, wall time", difference, "ms"),)
     low, high = ends_of(difference)
-    said = f"{with_interval(difference, 'ms')} in the median, {span}"
+    said = f"{with_interval(difference, 'ms')} {prefill_cells.over_cells(values)}"
     if low > 0:
         return Finding("holds", f"LLM prefill by hooks is above that by subtraction: by {said}.", evidence)
     if high < 0:
@@ -235,9 +234,10 @@ def token_table_exact(data: Data) -> Finding:
     )
     evidence = (Evidence("cells that agree", int(exact.sum()), None, None, ""),)
     if exact.all():
+        each = "each of " if len(tiled) > 1 else ""
         text = (
             f"What was counted in the model's inputs is i j + 1 crops, 144 + (8 i + 4)(8 j + 4) vision tokens and 8 i "
-            f"+ 20 special tokens for tiling i x j, in each of {plural(len(tiled), 'cell')}."
+            f"+ 20 special tokens for tiling i x j, in {each}{plural(len(tiled), 'cell')}."
         )
         return Finding("holds", text, evidence)
     wrong = tiled[~exact].iloc[0]

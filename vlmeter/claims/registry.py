@@ -102,6 +102,11 @@ def of_served_generations(data: Data) -> bool:
     return data.has(GENERATION) and reading.is_served(data.table)
 
 
+def of_limits_of_generations(data: Data) -> bool:
+    """A claim about work and floors of decoding."""
+    return of_limits(data) and data.has(GENERATION)
+
+
 def of_limits(data: Data) -> bool:
     """A claim about work and floors, on a device whose limits are known."""
     return data.roofline is not None and not data.roofline.empty
@@ -188,7 +193,7 @@ CLAIMS: Mapping[str, Entry] = {
         "The host sets the pace of decoding", decode_launch_bound, ("decode_steps",), concerns=of_pace_of_generations
     ),
     "decode_near_floor": Entry(
-        "Decode runs near the memory's limit", decode_near_floor, ("decode_steps",), concerns=of_limits
+        "Decode runs near the memory's limit", decode_near_floor, ("decode_steps",), concerns=of_limits_of_generations
     ),
     "hook_overhead_within_bound": Entry(
         "Marks cost less than 1 %", hook_overhead_within_bound, ("two_methods",), concerns=of_images
@@ -243,7 +248,7 @@ CLAIMS: Mapping[str, Entry] = {
         concerns=of_limits,
     ),
     "equal_flops_equal_time": Entry(
-        "Equal FLOPs take equal time", equal_flops_equal_time, ("flops_latency",), concerns=of_limits
+        "Equal FLOPs take equal time", equal_flops_equal_time, ("flops_latency",), concerns=of_limits_of_generations
     ),
     "output_token_costs_more": Entry(
         "An output token costs more than a vision token",

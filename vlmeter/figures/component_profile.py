@@ -88,14 +88,16 @@ def _bars(
         values = 100 * np.array([own[part] for part in parts])
         bar = style.filled(style.look(LOOKS[name][0]))
         axes.bar(x, values, 0.92 * width, linewidth=0, label=LOOKS[name][1], **bar)
-        for at, value in zip(x, values, strict=True):
-            text = f"{value:.0f}" if value >= 0.95 else f"{value:.1f}" if value >= 0.05 else "<0.1"
-            axes.annotate(
-                text, (at, value), textcoords="offset points", xytext=(0, 2), ha="center", fontsize=7, color=style.MUTED
-            )
+        top = values
         if name == "time_ms" and intervals:
             low, high = (100 * np.array([getattr(intervals[part], end) for part in parts]) for end in ("low", "high"))
             axes.errorbar(x, values, yerr=style.bars(values, low, high), fmt="none", ecolor=style.INK, elinewidth=1)
+            top = np.fmax(values, high)
+        for at, value, end in zip(x, values, top, strict=True):
+            text = f"{value:.0f}" if value >= 0.95 else f"{value:.1f}" if value >= 0.05 else "<0.1"
+            axes.annotate(
+                text, (at, end), textcoords="offset points", xytext=(0, 2), ha="center", fontsize=7, color=style.MUTED
+            )
     axes.set_xticks(places, [QUANTITIES[part].label for part in parts])
     axes.set_ylim(0, max(axes.get_ylim()[1] * 1.05, 10))
     axes.grid(axis="x", visible=False)
@@ -106,7 +108,7 @@ def caption(table: pd.DataFrame) -> str:
     """Say where shares differ most, of what they are, and what is not known."""
     found = components.profile(table)
     assert not isinstance(found, Unknown)
-    text = f"A mean over {found.count:,} {found.source}."
+    text = f"{_begun(found.of_what)}."
     for quantity, whole in (("parameters", "the prefill's time"), ("flops", "the time")):
         apart = components.disagreement(found, quantity)
         if not isinstance(apart, Unknown):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import decode_runs, reading
 from vlmeter.analysis.answers import Answers, answers_of
 from vlmeter.figures import style
-from vlmeter.numbers.units import percent
+from vlmeter.numbers.units import percent, r_squared
 from vlmeter.numbers.words import with_interval
 from vlmeter.table.quantities import DECODE
 
@@ -42,7 +42,7 @@ def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
         style.from_zero(upper)
         upper.set_xlim(left=0)
         token = (answers or answers_of(table))["output_token"]
-        style.note(upper, f"k, {token.question}: {token.said()}\nR² = {law.line.r_squared:.6f}")
+        style.note(upper, f"k, {token.question}: {token.said()}\nR² = {r_squared(law.line.r_squared)}")
         residuals(lower, runs, law)
         style.token_axis(lower, "output tokens N (the first comes out of the prefill)", at=runs["output_tokens"])
         style.title(upper, TITLE, table)
@@ -63,7 +63,7 @@ def caption(table: pd.DataFrame, answers: Answers | None = None) -> str:
     assert isinstance(law, decode_runs.DecodeLaw)
     text = (
         f"The line through all lengths leaves at most {percent(law.line.largest_residual_fraction)} of a measured "
-        f"time. R² is {law.line.r_squared:.6f}, as it would be for many a bent curve"
+        f"time. R² is {r_squared(law.line.r_squared)}, as it would be for many a bent curve"
     )
     if np.isnan(law.curvature.value):
         return text + "."

@@ -35,9 +35,7 @@ def draw(table: pd.DataFrame) -> Figure:
         ends = np.array([law.contexts.min(), law.contexts.max()])
         line = law.fit["per_context_token"].value * ends + law.fit["constant"].value
         axes.plot(ends, line, color=style.INK, linewidth=1.4)
-        low, high = float(law.values_ms.min()), float(law.values_ms.max())
-        room = 0.25 * (high - low) or 0.05 * high
-        axes.set_ylim(max(0.0, low - room), high + 2.2 * room)
+        axes.set_ylim(*_reach_ms(law))
         style.token_axis(axes, "tokens in context (prompt and output so far)")
         axes.set_ylabel("one decode step (ms)")
         lines = [
@@ -49,16 +47,34 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def _reach_ms(law: step_times.StepLaw) -> tuple[float, float]:
+    """Ends of the vertical axis: with room above for what is written there."""
+    low, high = float(law.values_ms.min()), float(law.values_ms.max())
+    room = 0.25 * (high - low) or 0.05 * high
+    return max(0.0, low - room), high + 2.2 * room
+
+
 def caption(table: pd.DataFrame) -> str:
-    """Say what the constant and the slope are, and whether the slope is one."""
+    """Say what the constant and the slope are, where they are known, and where the axis starts."""
     law = step_times.step_law(table)
     assert isinstance(law, step_times.StepLaw)
     slope = reading.scaled(law.fit["per_context_token"], 1000)
-    text = (
-        f"Longest run of {law.pictures}. A step costs "
-        f"{with_interval(law.fit['constant'], 'ms')} whatever the context, for reading the weights or for launching, "
-        f"and {with_interval(slope, 'ms')} per 1,000 tokens of context, for reading their keys and values."
-    )
+    constant = law.fit["constant"]
+    text = f"Longest run of {law.pictures}."
+    if constant.contains(0):
+        text += f" What a step costs whatever the context is not known: {with_interval(constant, 'ms')} holds 0."
+    else:
+        text += (
+            f" A step costs {with_interval(constant, 'ms')} whatever the context, for reading the weights or for "
+            "launching."
+        )
     if slope.contains(0):
-        text += " The interval of the second holds 0: no growth with the context is seen over this range."
-    return text + " The axis does not start at 0."
+        text += (
+            " No growth with the context is seen over this range: per 1,000 tokens of it the line gives "
+            f"{with_interval(slope, 'ms')}, which holds 0."
+        )
+    else:
+        text += (
+            f" It grows by {with_interval(slope, 'ms')} per 1,000 tokens of context, for reading their keys and values."
+        )
+    return text if _reach_ms(law)[0] == 0 else f"{text} The axis does not start at 0."

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from vlmeter.analysis import encodings, prefill_cells
 from vlmeter.analysis.reading import estimate_of
 from vlmeter.figures import style
+from vlmeter.figures.registry import NOT_ASKED
 from vlmeter.figures.side_by_side import MARKS, PALETTE, label_lines
 from vlmeter.figures.style import Look
 from vlmeter.numbers.intervals import Array
@@ -26,7 +27,7 @@ SECTION = "vision"
 
 def needs(table: pd.DataFrame) -> str | None:
     """An image that a server was sent in two formats."""
-    return None if len(encodings.sent_files(table)) else "no image was sent to a server in several formats"
+    return None if len(encodings.sent_files(table)) else NOT_ASKED
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -90,9 +90,10 @@ def caption(table: pd.DataFrame) -> str:
     )
     shares = {part.name: float((sizes[part.column] / sizes[FIRST_TOKEN.column]).median()) for part in parts}
     top = max(shares, key=lambda name: shares[name])
+    over = f" in the median over {len(sizes)} sizes" if len(sizes) > 1 else ""
     text = (
         f"Time to first token, from the opened picture on: {said}. The largest part is "
-        f"{QUANTITIES[top].noun} ({percent(shares[top])} in the median over {len(sizes)} sizes)"
+        f"{QUANTITIES[top].noun} ({percent(shares[top])}{over})"
     )
     if top != INPUTS_WALL.name and not np.isnan(shares.get(INPUTS_WALL.name, np.nan)):
         text += f"; preprocessing and copy to the device are {percent(shares[INPUTS_WALL.name])}"

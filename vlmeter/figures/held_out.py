@@ -30,6 +30,10 @@ _LOOKS: Mapping[tuple[str, Quantity], tuple[str, Colour]] = {
 }
 
 
+#: Error in percent of a prediction of no time at all, with a little room: below it, nothing sensible lies.
+LOWEST_ERROR = -112.0
+
+
 def needs(table: pd.DataFrame) -> str | None:
     """Cells enough to hold one of them out."""
     model = prediction_model.learn(table)
@@ -107,7 +111,8 @@ def _limit_errors(axes: Axes, found: pd.DataFrame) -> None:
     largest = float((100 * found["error_fraction"].abs()).max())
     reach = 100 * (found["predicted_high_ms"] / found["measured_ms"] - 1).abs()
     top = max(largest, min(float(reach.max()), max(3 * largest, 1.3 * float(reach.median()), 1.0)))
-    axes.set_ylim(-1.15 * top, 1.15 * top)
+    lowest = float((100 * found["error_fraction"]).min())
+    axes.set_ylim(max(-1.15 * top, min(LOWEST_ERROR, 1.15 * lowest)), 1.15 * top)
 
 
 def caption(table: pd.DataFrame) -> str:

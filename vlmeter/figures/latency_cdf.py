@@ -54,7 +54,8 @@ def draw(table: pd.DataFrame) -> Figure:
         for fraction, estimate in distribution.percentiles(*sample.by_run()).items():
             if estimate is not None:
                 _mark(upper, 100 * fraction, estimate, unit)
-        upper.set_ylim(0, 101)
+        upper.set_ylim(0, 108)  # a label may stand above the last percentile
+        upper.set_yticks(range(0, 101, 20))
         upper.set_ylabel("requests done (%)")
         upper.legend(loc="lower right")
         lower.set_yscale("log")
@@ -71,16 +72,16 @@ def _mark(axes: Axes, percent_done: float, estimate: Estimate, unit: float) -> N
     axes.errorbar(
         [estimate.value / unit], [percent_done], xerr=reach, fmt="o", markersize=4, color=style.INK, elinewidth=1.6
     )
-    # beside the interval's end, and not across it; where the axis ends there, at the other one
-    low, high = np.nan_to_num([estimate.low, estimate.high], nan=estimate.value) / unit
-    on_the_left = high > 0.93 * axes.get_xlim()[1]
+    # beside the interval's end, and not across it; where the axis ends there, above it, where no curve runs
+    high = float(np.nan_to_num(estimate.high, nan=estimate.value)) / unit
+    above = high > 0.93 * axes.get_xlim()[1]
     axes.annotate(
         f"P{percent_done:.0f}",
-        (low if on_the_left else high, percent_done),
+        (high, percent_done),
         textcoords="offset points",
-        xytext=(-5 if on_the_left else 5, 0),
-        ha="right" if on_the_left else "left",
-        va="center",
+        xytext=(0, 3) if above else (5, 0),
+        ha="right" if above else "left",
+        va="bottom" if above else "center",
         fontsize=8,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )

@@ -170,14 +170,25 @@ def caption(table: pd.DataFrame) -> str:
     text = (
         "The floor is the least time in which this device could do the work: arithmetic over its measured matrix rate, "
         "or bytes over its measured copy bandwidth, whichever takes longer. "
-        f"Nearest to it: {_flat(best.name)}, {significant(best.times, 2)} times the floor"
+        f"{_of_what(table)}nearest to it is {_flat(best.name)}, {significant(best.times, 2)} times the floor"
     )
     if len(ladder) > 1:
-        text += f"; farthest: {_flat(worst.name)}, {significant(worst.times, 2)} times"
+        text += f"; farthest is {_flat(worst.name)}, {significant(worst.times, 2)} times"
     return (
         text + ". MFU is the share of the matrix rate that was used (model FLOPs utilisation), MBU the share of the "
         "copy bandwidth (model bandwidth utilisation)."
     )
+
+
+def _of_what(table: pd.DataFrame) -> str:
+    """Begin the sentence about the lower panel with the cell that it shows: other cells are nearer or farther."""
+    prefills = _prefills(table)
+    middle = _middle(prefills)
+    if middle is None:
+        return "Below, "
+    rows = pd.concat(prefills.values())
+    tokens = rows.loc[rows["cell_id"] == middle, "prompt_tokens"].iloc[0]
+    return f"Below, at {tokens:,} prompt tokens, "
 
 
 def _flat(name: str) -> str:

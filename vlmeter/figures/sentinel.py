@@ -47,7 +47,8 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.plot(away["position"], 100 * away["fraction"], "X", color=style.COLOURS["vermilion"], markersize=8)
         if not math.isnan(noise):
             axes.axhspan(-100 * noise, 100 * noise, color=style.FAINT, alpha=0.5, linewidth=0)
-            style.note(axes, "grey: within the sentinel's own noise (median)", color=style.MUTED)
+            seen = "; cross: away beyond its noise at that visit" if len(away) else ""
+            style.note(axes, f"grey: within the sentinel's own noise (median of its visits){seen}", color=style.MUTED)
         room = 0.0 if math.isnan(noise) else noise
         low, high = min(float(visits["fraction"].min()), -room), max(float(visits["fraction"].max()), room)
         pad = 0.25 * max(high - low, 0.004)
@@ -68,5 +69,6 @@ def caption(table: pd.DataFrame) -> str:
         "the first of its session. "
     )
     if flagged:
-        return f"{text}{plural(flagged, 'cell')} were measured while it was away, and are flagged."
+        were, are = ("was", "is") if flagged == 1 else ("were", "are")
+        return f"{text}{plural(flagged, 'cell')} {were} measured while it was away, and {are} flagged."
     return f"{text}No cell was measured while it was away beyond its noise and the tolerance."

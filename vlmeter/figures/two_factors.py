@@ -14,7 +14,7 @@ from vlmeter.analysis.answers import Answers, answers_of, estimate_in
 from vlmeter.analysis.reading import Unknown
 from vlmeter.figures import style
 from vlmeter.numbers.intervals import Fit
-from vlmeter.numbers.units import percent
+from vlmeter.numbers.units import percent, r_squared
 from vlmeter.numbers.words import with_interval
 
 NAME = "two_factors"
@@ -61,7 +61,7 @@ def draw(table: pd.DataFrame, answers: Answers | None = None) -> Figure:
             f"a, {answers['crop'].question}: {answers['crop'].said()}",
             f"b, {answers['vision_token'].question}: {answers['vision_token'].said()}",
             f"c = {with_interval(fit['constant'], 'ms')}",
-            f"R² = {fit.r_squared:.4f}",
+            f"R² = {r_squared(fit.r_squared)}",
         ]
         style.note(upper, "\n".join(lines))
         tokens = cells["prompt_tokens"].to_numpy(dtype=np.float64)

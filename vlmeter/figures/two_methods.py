@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import conditions, prefill_cells, reading
 from vlmeter.figures import style
 from vlmeter.numbers.medians import Estimate
-from vlmeter.numbers.units import duration, duration_range
+from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural, with_interval
 from vlmeter.table.quantities import (
     LANGUAGE,
@@ -126,8 +126,8 @@ def caption(table: pd.DataFrame) -> str:
     if isinstance(difference, Estimate):
         values = cells[METHOD_DIFFERENCE_WALL.column]
         sentences.append(
-            f"Hooks minus subtraction (wall time) is {with_interval(difference, 'ms')} in the median over "
-            f"{plural(len(cells), 'cell')}, from {duration_range(float(values.min()), float(values.max()))}."
+            f"Hooks minus subtraction (wall time) is {with_interval(difference, 'ms')} "
+            f"{prefill_cells.over_cells(values)}."
         )
     wander = conditions.sentinel_wander(table)
     for quantity, name in ((SUBTRACTION_WALL, "By subtraction"), (LANGUAGE, "By hooks")):

@@ -42,9 +42,9 @@ def draw(table: pd.DataFrame) -> Figure:
     with style.styled():
         figure, (axes,) = style.new_figure(height_in=4.2)
         x = data["crops"].to_numpy(dtype=np.float64)
-        style.stack(
-            axes, data, x, 0.72, marks="diamonds: total without marks, wall time, from the least to the most tokens"
-        )
+        marks = "diamonds: total without marks, wall time"
+        spread = (data[PLAIN_WALL.high] > data[PLAIN_WALL.low]).any()
+        style.stack(axes, data, x, 0.72, marks=f"{marks}, shortest to longest cell" if spread else marks)
         axes.set_xticks(x, [f"{count:.0f}" for count in x])
         axes.set_xlabel("crops that the vision encoder takes (the global one included)")
         style.title(axes, TITLE, table)

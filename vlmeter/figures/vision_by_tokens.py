@@ -40,9 +40,9 @@ def draw(table: pd.DataFrame) -> Figure:
         tokens = data["vision_tokens"].to_numpy(dtype=np.float64)
         x, width = style.beside(tokens)
         style.stack(axes, data, x, width, crops=data["crops"].tolist())
-        style.token_axis(
-            axes, "vision tokens (counted in the model's inputs); bars of one count stand side by side", at=tokens
-        )
+        label = "vision tokens (counted in the model's inputs)"
+        repeats = len(np.unique(tokens)) < len(tokens)
+        style.token_axis(axes, f"{label}; bars of one count stand side by side" if repeats else label, at=tokens)
         style.title(axes, TITLE, table)
     return figure
 

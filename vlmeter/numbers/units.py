@@ -57,6 +57,12 @@ def percent(fraction: float, digits: int = 2) -> str:
     return "n/a" if math.isnan(fraction) else f"{significant(100 * fraction, digits)} %"
 
 
+def r_squared(value: float) -> str:
+    """Format R² with two digits of what is missing from 1: 0.81, 0.99987."""
+    missing = 1 - value
+    return f"{value:.{min(max(1 - math.floor(math.log10(missing)), 2), 6) if missing > 0 else 6}f}"
+
+
 def metric(value: float, digits: int = 3) -> str:
     """Format a count that may be large in powers of a thousand: 950, 1.25 M, 14.1 G, 2.5 T."""
     if math.isnan(value):
