@@ -563,7 +563,7 @@ def test_the_slowest_requests_are_shown_with_their_photographs(requests_page: tu
     rows = grid_rows(page, "slowest-fake")
     assert len(rows) == 10
     worst = distribution.slowest(distribution.sample_of(table)).iloc[0]
-    assert rows[0][0] == worst["image_id"]
+    assert rows[0][0] == f"photograph {worst['image_index']}, id {worst['image_id']}", "as in all other tables"
     assert rows[0][1] == worst["question"]
     assert rows[0][10] == "64"
     pictures = page.find_all("img", class_="thumbnail")

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.browser import WIDTHS_PX, chromium, opened, outside
 from tests.support.fakes import FakeRunner
 from tests.support.reports import inputs_of, roofline_of
-from tests.support.tables import LATENCY, OF_SERVERS, table_of
+from tests.support.tables import LATENCY, OF_SERVERS, CpuLikeRunner, table_of
 from vlmeter.analysis import prefill_cells
 from vlmeter.figures import style
 from vlmeter.figures.registry import FIGURES
@@ -318,6 +318,45 @@ def test_the_chart_draws_the_tables_medians_and_intervals(page: Page, table: pd.
     assert trace["y"] == rows["median_ms"].tolist()
     upper = [value + length for value, length in zip(trace["y"], trace["error_y"]["array"], strict=True)]
     assert upper == pytest.approx(rows["high_ms"].tolist())
+
+
+def test_a_chart_of_one_count_has_its_tick_there_and_offers_what_was_measured(browser: Browser, tmp_path: Path) -> None:
+    table = table_of(tmp_path / "records", vision={"tilings": ["2x2"]}, output=None, runner=CpuLikeRunner())
+    write(inputs_of(tmp_path, table), tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as (page, _):
+        shown = chart(page)
+        tokens = int(table["vision_tokens"].dropna().iloc[0])
+        assert shown["layout"]["xaxis"]["tickvals"] == [tokens]
+        low, high = shown["layout"]["xaxis"]["range"]
+        assert low < tokens < high
+        offered = page.locator("#controls .phases label").all_inner_texts()
+        assert len(offered) > 4
+        assert not any("busy" in name for name in offered), "a processor has no busy time"
+
+
+def test_a_printed_table_has_headings_of_the_size_of_its_numbers(browser: Browser, report: Path) -> None:
+    with opened(browser, report) as (page, _):
+        page.emulate_media(media="print")
+        sizes = page.evaluate(
+            """() => ["th", "th button", "td"]
+                .map((part) => getComputedStyle(document.querySelector(`.grid ${part}`)).fontSize)"""
+        )
+        assert len(set(sizes)) == 1
+
+
+def test_a_long_remark_does_not_make_a_row_many_lines_high(
+    browser: Browser, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    disturbed = table.assign(drifted=True, remeasured=True, disturbed_samples=3, warmup_settled=False)
+    disturbed["stop_reason"] = disturbed["stop_reason"].mask(disturbed["stop_reason"].notna(), "time_cap")
+    write(inputs_of(tmp_path, disturbed), tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html", width_px=1400) as (page, _):
+        lines = page.evaluate(
+            """() => [...document.querySelectorAll("[data-grid=vision-fake] tbody tr")]
+                .map((row) => row.clientHeight / parseFloat(getComputedStyle(row).lineHeight))"""
+        )
+    assert len(lines) == 12
+    assert max(lines) < 4
 
 
 def test_the_chart_leaves_out_prefills_whose_pictures_were_sent_otherwise(

@@ -83,12 +83,16 @@ def share_bars(cells: pd.DataFrame, runs: pd.DataFrame) -> list[Bar]:
                 QUANTITIES[row["phase"]].label,
                 css_variable(colour_of(QUANTITIES[row["phase"]])),
                 row["median_fraction"],
-                f"{percent(row['median_fraction'])} ({percent(row['smallest_fraction'])} to "
+                percent(row["median_fraction"])
+                if len(cells) == 1
+                else f"{percent(row['median_fraction'])} ({percent(row['smallest_fraction'])} to "
                 f"{percent(row['largest_fraction'])})",
             )
             for row in shares.to_dict("records")
         ]
-        note = f"median over {plural(len(cells), 'image size')}, smallest and largest in brackets"
+        note = f"median over {len(cells)} image sizes, smallest and largest in brackets"
+        if len(cells) == 1:
+            note = "of the one image size that was measured"
         bars.append(Bar(title, note, parts))
     lengths = sorted({int(steps) + 1 for steps in runs.loc[runs["direct"], "steps"]})
     shortest_and_longest = dict.fromkeys(lengths[:1] + lengths[-1:])

@@ -125,7 +125,7 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str, *
             "a photograph's place in the dataset, as in the plan, and its id there; else its path, or its size",
         ),
         ("question", "the dataset's id of the question"),
-        ("crops", "pieces of the image that the vision encoder sees"),
+        ("crops", "pieces of the image that the vision encoder sees, the whole image in small among them"),
         ("vision tokens", "prompt tokens that carry the image; counted in the model's input"),
         ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
         ("output tokens", "tokens generated; the first comes out of the prefill"),
@@ -138,7 +138,7 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str, *
     ]
     rows = [
         [
-            word_value(_photograph(row)),
+            word_value(photograph(row)),
             word_value(row["question_id"]),
             *(count_value(row[count]) for count in ("crops", "vision_tokens", "prompt_tokens")),
             Value(f"{row['steps'] + 1:,}", float(row["steps"] + 1)),
@@ -151,9 +151,12 @@ def output_grid(runs: pd.DataFrame, flags: Mapping[str, list[str]], name: str, *
     return Grid(f"output-{name}", "Output-token cells: median (95 % interval)", columns, rows).where_cut()
 
 
-def _photograph(row: Mapping[Hashable, Any]) -> Any:
-    """What a plan and a prediction call a photograph, with the dataset's id; another image by its id alone."""
-    if pd.isna(row["image_index"]) or pd.notna(row.get("width_px")):
+def photograph(row: Mapping[Hashable, Any], *, of_a_size: bool = True) -> Any:
+    """What a plan and a prediction call a photograph, with the dataset's id; another image by its id alone.
+
+    of_a_size: whether an image whose size is in the row is none of the dataset's.
+    """
+    if pd.isna(row["image_index"]) or (of_a_size and pd.notna(row.get("width_px"))):
         return row["image_id"]
     own = "" if pd.isna(row["image_id"]) else f", id {row['image_id']}"
     return f"photograph {int(row['image_index'])}{own}"
@@ -173,7 +176,7 @@ def photograph_grid(table: pd.DataFrame, name: str) -> Grid:
     ]
     rows = [
         [
-            word_value(_photograph(row)),
+            word_value(photograph(row)),
             word_value(row["question_id"]),
             word_value(row["question"]),
             word_value(_answers(row["answers"])),

@@ -52,7 +52,7 @@ def component_grid(found: components.Profile, name: str) -> Grid:
         ]
         for row in found.parts.to_dict("records")
     ]
-    return Grid(f"components-{name}", f"Components, a mean over {found.count:,} {found.source}", columns, rows)
+    return Grid(f"components-{name}", f"Components, {found.of_what}", columns, rows)
 
 
 def _share(shares: Mapping[str, float], part: str) -> Value:

@@ -39,6 +39,18 @@ class Grid:
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[Value]]
 
+    @property
+    def filled(self) -> Grid:
+        """Leave out columns in which no row says anything: they would only push others off the page."""
+        if not self.rows:
+            return self
+        told = [any(row[place].text or row[place].image for row in self.rows) for place in range(len(self.columns))]
+        return replace(
+            self,
+            columns=[column for column, says in zip(self.columns, told, strict=True) if says],
+            rows=[[value for value, says in zip(row, told, strict=True) if says] for row in self.rows],
+        )
+
     def where_cut(self) -> Grid:
         """Leave the column of crops out where no image is cut: of a family that cuts none there is nothing to say."""
         place = self._place("crops")

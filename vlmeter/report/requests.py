@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from vlmeter.analysis import distribution
 from vlmeter.numbers.units import duration
+from vlmeter.report.cells import photograph
 from vlmeter.report.grids import Grid, Value, count_value, estimate_value, word_value
 from vlmeter.table.quantities import DECODE, FIRST_TOKEN, LONGEST_STEP, WHOLE_REQUEST
 
@@ -46,7 +47,7 @@ def percentile_grid(sample: distribution.Sample, name: str) -> Grid:
 def slowest_grid(sample: distribution.Sample, thumbnails: Mapping[int, str], name: str) -> Grid:
     """The table of the slowest requests, with their photographs."""
     columns = [
-        ("photograph", "in small, and the dataset's id of the image"),
+        ("photograph", "in small; its place in the dataset, as in the plan, and its id there"),
         ("question", "what the model was asked"),
         ("latency", "from the opened picture to the last token"),
         ("expected", "what output tokens, prompt tokens, crops and pixels let one expect (the fit above)"),
@@ -54,7 +55,7 @@ def slowest_grid(sample: distribution.Sample, thumbnails: Mapping[int, str], nam
         (DECODE.label, DECODE.words),
         (LONGEST_STEP.label, LONGEST_STEP.words),
         ("size", "of the photograph, width x height"),
-        ("crops", "pieces of the image that the vision encoder sees"),
+        ("crops", "pieces of the image that the vision encoder sees, the whole image in small among them"),
         ("prompt tokens", "all tokens of the prompt; counted in the model's input"),
         ("output tokens", "tokens generated"),
         ("disturbed by", "what else went on; empty: nothing that was seen"),
@@ -62,7 +63,7 @@ def slowest_grid(sample: distribution.Sample, thumbnails: Mapping[int, str], nam
     times = (WHOLE_REQUEST.column, "fitted_ms", *(one.column for one in (FIRST_TOKEN, DECODE, LONGEST_STEP)))
     rows = [
         [
-            Value(str(row["image_id"] or row["image_index"]), str(row["image_id"]), _picture(row, thumbnails)),
+            Value(str(photograph(row, of_a_size=False)), float(row["image_index"]), _picture(row, thumbnails)),
             word_value(row["question"]),
             *(Value("" if pd.isna(row[time]) else duration(row[time]), float(row[time])) for time in times),
             Value(f"{row['width_px']} x {row['height_px']} px", float(row["image_px"])),

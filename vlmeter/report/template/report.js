@@ -133,13 +133,15 @@ async function makeChart() {
     const along = kindOf(experiment) === "generation" ? ["output_tokens", "vision_tokens", "prompt_tokens", "crops"]
       : ["vision_tokens", "prompt_tokens", "crops"];
     options("along", along.map((name) => [name, COUNTS[name]]));
-    const boxes = series[kindOf(experiment)].map(({ label, colour, glyph, shown }, n) => {
+    const measured = new Set(rowsOf(experiment).map((i) => [columns.arm[i], columns.phase[i], columns.clock[i]].join()));
+    const boxes = series[kindOf(experiment)].flatMap(({ label, colour, glyph, shown, arm, phase, clock }, n) => {
+      if (!measured.has([arm, phase, clock].join())) return []; // nothing would be drawn
       const box = document.createElement("label");
       const input = Object.assign(document.createElement("input"), { type: "checkbox", name: "phase", value: n, checked: shown });
       const mark = Object.assign(document.createElement("span"), { className: "mark", ariaHidden: true, textContent: glyph });
       mark.style.color = colour;
       box.append(input, mark, label);
-      return box;
+      return [box];
     });
     $(".phases", form).replaceChildren($(".phases legend", form), ...boxes);
   }
@@ -180,6 +182,16 @@ async function makeChart() {
     });
   }
 
+  /* One count only: room about it, and a tick at it; there are no halves of tokens. */
+  function reach() {
+    const { experiment, subject, along } = form.elements;
+    const rows = rowsOf(experiment.value).filter((i) => columns.subject[i] === subject.value);
+    const counts = [...new Set(rows.map((i) => columns[along.value][i]).filter((count) => count !== null))];
+    if (counts.length !== 1) return {};
+    const ends = [0.9 * counts[0], 1.1 * counts[0]];
+    return { range: form.elements.x.value === "log" ? ends.map(Math.log10) : ends, tickvals: counts };
+  }
+
   function layout() {
     const style = getComputedStyle(document.body);
     const axis = { gridcolor: style.getPropertyValue("--line"), zeroline: false, automargin: true };
@@ -190,10 +202,11 @@ async function makeChart() {
       margin: { l: 60, r: 12, t: 8, b: 48 },
       showlegend: false,
       hovermode: "closest",
-      xaxis: { ...axis, type: form.elements.x.value, title: { text: COUNTS[form.elements.along.value] } },
+      xaxis: { ...axis, ...reach(), type: form.elements.x.value, tickformat: ",", title: { text: COUNTS[form.elements.along.value] } },
       yaxis: {
         ...axis,
         type: form.elements.y.value,
+        tickformat: ",",
         title: { text: "median and 95 % interval (ms)" },
         rangemode: "tozero",
       },
