@@ -179,6 +179,30 @@ def test_image_sizes_are_listed_with_the_parts_of_their_wait(page: Element, tabl
         assert row[3] == duration(size["inputs_wall_ms"])
 
 
+@pytest.mark.parametrize(("family", "word"), [("internvl", "tile"), ("idefics3", "sub-image"), ("molmo", None)])
+def test_a_page_says_once_in_its_words_what_a_familys_authors_call_a_crop(
+    family: str, word: str | None, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    study = {"study": "small", "subjects": {"fake": {"family": family, "preset": "nano"}}}
+    page = parse(render(inputs_of(tmp_path, table, study=study)))
+    meaning = next(dd for dt, dd in zip(page.find_all("dt"), page.find_all("dd"), strict=True) if dt.text == "crop")
+    card = page.find("li", data_answer="crop")
+    if word is None:
+        assert "authors" not in meaning.text + card.text
+    else:
+        assert f"the authors of {family} call it a {word}" in meaning.text
+        assert f"its authors call a crop a {word}" in card.text
+
+
+@pytest.mark.parametrize(("attention", "said"), [("eager", "attention in matrix products"), ("sdpa", "sdpa attention")])
+def test_eager_means_the_backend_alone(attention: str, said: str, table: pd.DataFrame, tmp_path: Path) -> None:
+    subject = {"family": "molmo", "preset": "nano", "attention": attention, "backend": "eager"}
+    page = parse(render(inputs_of(tmp_path, table, study={"study": "small", "subjects": {"fake": subject}})))
+    what = page.find("p", class_="what").text
+    assert f"{said}, backend eager" in what
+    assert what.count("eager") == 1
+
+
 def test_only_claims_about_what_the_subject_is_and_has_are_shown(tmp_path: Path) -> None:
     table = table_of(tmp_path / "records", vision=None)
     text = page_of(tmp_path, table).find("section", id="claims").text

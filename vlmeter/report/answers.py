@@ -28,15 +28,18 @@ class Card:
     note: str
 
 
-def card_of(answer: Answer) -> Card:
-    """An answer of the analysis as a card."""
+def card_of(answer: Answer, *, piece: str = "crop") -> Card:
+    """An answer of the analysis as a card; `piece`: what the family's authors call a crop."""
+    own = f"its authors call a crop a {piece}" if answer.name == "crop" and piece != "crop" else ""
     if isinstance(answer.found, Unknown):
         why = (
             f"{answer.found.reason}; to know it, {answer.found.remedy}" if answer.found.remedy else answer.found.reason
         )
-        return Card(answer.name, answer.question, answer.topic, "", "", _with(why, answer.misgivings()))
+        return Card(answer.name, answer.question, answer.topic, "", "", _with(own, why, answer.misgivings()))
     value, interval = in_two(with_interval(answer.found, answer.unit))
-    return Card(answer.name, answer.question, answer.topic, value, interval, _with(answer.note, answer.misgivings()))
+    return Card(
+        answer.name, answer.question, answer.topic, value, interval, _with(own, answer.note, answer.misgivings())
+    )
 
 
 def _with(*notes: str) -> str:

@@ -152,6 +152,7 @@ def render(inputs: ReportInputs) -> str:
             else None,
             commits=sorted(set(table["commit"].dropna())),
             reproduction=inputs.reproduction,
+            pieces=sorted({(one.family, one.piece) for one in subjects if one.piece != "crop"}),
             dictionary=_dictionary_grid(),
             topics=TOPICS,
             prediction=_prediction_command(table, inputs.study),

@@ -14,6 +14,7 @@ from vlmeter.analysis.distances import distances_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
 from vlmeter.claims.base import Claim
+from vlmeter.models.families.registry import FAMILIES, get_family
 from vlmeter.numbers.units import size
 from vlmeter.numbers.words import plural
 from vlmeter.report.answers import Bar, Card, card_of, share_bars
@@ -48,6 +49,8 @@ class SubjectView:
     """A subject as the page shows it."""
 
     name: str
+    family: str
+    piece: str
     model: str
     device: str
     prepared: str
@@ -101,6 +104,8 @@ def subject_view(
     left_out = left_out_grid(table, name)
     sample = distribution.sample_of(table)
     profile = components.profile(whole)
+    family = str(config["family"])
+    piece = get_family(family).piece if family in FAMILIES else "crop"
     missing = []
     asked = set(table["kind"].dropna())
     if cells.empty and kinds.PREFILL in asked:
@@ -115,6 +120,8 @@ def subject_view(
         missing.append("The environment was not handed to this page.")
     return SubjectView(
         name=name,
+        family=family,
+        piece=piece,
         model=_model(config),
         device=", ".join(sorted(set(table["device_model"].dropna()))) or "device not known",
         prepared=preparation_sentence(table),
@@ -123,7 +130,7 @@ def subject_view(
         trust_sentence=TRUST[trust.verdict],
         trust_reasons=trust.reasons,
         runs=conditions.runs_in_words(table),
-        answers=[card_of(answer) for answer in answers.values()],
+        answers=[card_of(answer, piece=piece) for answer in answers.values()],
         topics=frozenset(answer.topic for answer in answers.values()),
         first_token=first_token_grid(cells, name),
         bars=share_bars(cells, runs),
@@ -164,6 +171,10 @@ def claim_view(claim: Claim, figures: Sequence[FigureView]) -> dict[str, Any]:
     }
 
 
+#: Attention whose key is also the name of a backend, in words of its own.
+_ATTENTION = {"eager": "attention in matrix products"}
+
+
 def _model(config: Mapping[str, Any]) -> str:
     """Say what was run, in words that name what each of them is."""
     random = config.get("weights", "random") == "random"
@@ -171,7 +182,7 @@ def _model(config: Mapping[str, Any]) -> str:
         f"{config['family']}" + (f" ({config['preset']})" if config.get("preset") else ""),
         "random weights" if random else f"weights {config['weights']}",
         str(config.get("dtype", "")),
-        f"{config['attention']} attention" if config.get("attention") else "",
+        _ATTENTION.get(config["attention"], f"{config['attention']} attention") if config.get("attention") else "",
         f"backend {config.get('backend', 'eager')}",
         # the key is there, with its default, whatever the backend
         f"compile mode {config['compile_mode']}" if config.get("compile_mode", "default") != "default" else "",

@@ -250,6 +250,8 @@ class Family(Protocol):
     loads_by_transformers: bool
     #: whether it reads checkpoints of any model_type, and takes one in a preset's stead, for its configuration
     takes_any_checkpoint: bool
+    #: what its authors call a piece of an image that the vision encoder sees by itself; vlmeter says "crop"
+    piece: str
     #: whether it runs the Python code that a checkpoint brings along, where a study trusts it
     runs_remote_code: bool
 

@@ -18,6 +18,7 @@ class Idefics3Family(NativeFamily):
     """Idefics3."""
 
     name = "idefics3"
+    piece = "sub-image"
     model_types = ("idefics3",)
     parts = Parts(
         vision_encoder="model.vision_model",

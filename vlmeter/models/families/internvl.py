@@ -146,6 +146,7 @@ class InternVLFamily(NativeFamily):
     """InternVL in transformers' own format (the checkpoints whose names end in -hf), with random or real weights."""
 
     name = "internvl"
+    piece = "tile"
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     other_formats: ClassVar[Mapping[str, str]] = {"internvl_chat": "OpenGVLab/InternVL3-8B-hf"}
     template: ClassVar[Template] = Template(

@@ -23,6 +23,7 @@ class LlavaNextFamily(NativeFamily):
     """LLaVA-NeXT on Mistral, Vicuna and others."""
 
     name = "llava_next"
+    piece = "patch"
     model_types = ("llava_next",)
     other_formats: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("llava_llama", "llava_mistral", "llava_gemma", "llava_mixtral"), "llava-hf/llava-v1.6-mistral-7b-hf"

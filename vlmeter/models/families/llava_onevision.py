@@ -25,6 +25,7 @@ class LlavaOnevisionFamily(NativeFamily):
     """LLaVA-OneVision on Qwen2."""
 
     name = "llava_onevision"
+    piece = "patch"
     model_types = ("llava_onevision",)
     other_formats: ClassVar[Mapping[str, str]] = {"llava_qwen": "llava-hf/llava-onevision-qwen2-7b-ov-hf"}
     template = Template(

@@ -120,6 +120,7 @@ class MolmoFamily:
 
     name = NAME
     model_types: Sequence[str] = (NAME,)
+    piece = "crop"
     loads_by_transformers = False
     takes_any_checkpoint = False
     runs_remote_code = False

@@ -71,6 +71,7 @@ class NativeFamily:
     encoders: ClassVar[tuple[str, ...]] = ()
     #: model_type of checkpoints in a format of their makers -> a checkpoint in the format that is read
     other_formats: ClassVar[Mapping[str, str]] = {}
+    piece = "crop"
     loads_by_transformers = True
     takes_any_checkpoint = False
     runs_remote_code = False

@@ -22,6 +22,7 @@ class SmolVLMFamily(NativeFamily):
     """SmolVLM and SmolVLM2."""
 
     name = "smolvlm"
+    piece = "sub-image"
     model_types = ("smolvlm",)
     parts = Parts(
         vision_encoder="model.vision_model",
