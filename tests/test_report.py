@@ -32,7 +32,7 @@ from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import duration, percent
 from vlmeter.numbers.words import with_interval
 from vlmeter.report.chart import DRAWN, questions
-from vlmeter.report.page import PAGE, render, write
+from vlmeter.report.page import PAGE, render, said, write
 from vlmeter.report.pictures import DARK_COLOURS, FigureFiles, follow_the_reader
 from vlmeter.table.columns import COLUMNS
 from vlmeter.table.kinds import GENERATION, PREFILL
@@ -201,6 +201,15 @@ def test_eager_means_the_backend_alone(attention: str, said: str, table: pd.Data
     what = page.find("p", class_="what").text
     assert f"{said}, backend eager" in what
     assert what.count("eager") == 1
+
+
+def test_a_number_stays_with_its_unit_and_a_size_in_one_line() -> None:
+    text = said("336 x 336 px: 37 % to 57 %, 1.70 ms (1.40 to 2.02), 5.17 times in 35 cells of `a 1 s`")
+    assert '<span class="size">336 x 336\u00a0px</span>' in text
+    for kept in ("37\u00a0%", "57\u00a0%", "1.70\u00a0ms", "5.17\u00a0times"):
+        assert kept in text
+    assert "<code>a 1 s</code>" in text, "it is for copying"
+    assert "in 35 cells" in text, "any other space may be a line's end"
 
 
 def test_only_claims_about_what_the_subject_is_and_has_are_shown(tmp_path: Path) -> None:

@@ -220,13 +220,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-#: What a sentence of the analysis marks as code, and an image's size.
-_CODE, _SIZE = re.compile(r"`([^`]+)`"), re.compile(r"\b\d+ x \d+(?: px)?\b")
+#: What a sentence of the analysis marks as code, an image's size, and the space between a number and its unit.
+_CODE, _SIZE = re.compile(r"`([^`]+)`"), re.compile(r"\b\d+ x \d+(?:[ \u00a0]px)?\b")
+_BEFORE_UNIT = re.compile(r"(`[^`]+`)|(?<=\d) (?=%|(?:ms|µs|s|px|times|KiB|MiB|GiB)\b)")
 
 
 def said(sentence: str) -> Markup:
-    """A sentence of the analysis as HTML: `code` as such, and a size of an image in one line."""
-    text = str(escape(sentence))
+    """A sentence of the analysis as HTML: `code` as such; a size, and a number with its unit, in one line."""
+    text = _BEFORE_UNIT.sub(lambda found: found[1] or "\u00a0", str(escape(sentence)))
     text = _SIZE.sub(r'<span class="size">\g<0></span>', text)
     return Markup(_CODE.sub(r"<code>\1</code>", text))
 
