@@ -4,8 +4,8 @@
     python -m benchmarks.coverage --only median slope --repeats 500
 
 No model runs: durations are drawn, from noise like that of real machines, and go through the very functions that the
-report goes through. The truth is known, so it can be counted how often an interval holds it. `--before` judges the
-median as it was before: looked at after every round, and taken as if samples were independent.
+report goes through. The truth is known, so it can be counted how often an interval holds it. `--before` judges besides
+the median as it was before: looked at after every round, and taken as if samples were independent.
 `benchmarks/coverage_noise.py` says what the noise is.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,8 +32,10 @@ from benchmarks.coverage_cells import (
     slope_cases,
 )
 from benchmarks.coverage_noise import Case, Trial
-from benchmarks.coverage_whole import flops_cases, law_cases, run_cases, share_cases
+from benchmarks.coverage_whole import cause_cases, flops_cases, law_cases, run_cases, share_cases
 from vlmeter.common.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
 
 #: What coverage is called right.
 RIGHT = (0.93, 0.97)
@@ -52,6 +55,7 @@ def every_case(*, before: bool = False) -> list[Case]:
         correlation_cases(),
         law_cases(),
         share_cases(),
+        cause_cases(),
         flops_cases(),
         run_cases(),
     )
@@ -86,16 +90,25 @@ class Answer:
         return "wide" if self.coverage - 2 * self.uncertain > RIGHT[1] else "right"
 
 
-def answer(case: Case, *, repeats: int, seed: int) -> Answer:
+def answers_of(case: Case, *, repeats: int, seed: int) -> list[Answer]:
     """Try a case so many times; each has random numbers of its own, whichever others are tried."""
     name = f"{case.interval}|{case.noise}".encode()
     rng = np.random.default_rng([seed, *name])
-    trials: list[Trial] = []
-    while len(trials) < max(1, round(repeats * case.share)):
+    trials: dict[str, list[Trial]] = {interval: [] for interval in case.intervals}
+    while min(len(own) for own in trials.values()) < max(1, round(repeats * case.share)):
         found = case.trial(rng)
-        trials += found if isinstance(found, list) else [found]
-    held = sum(trial.holds for trial in trials)
-    return Answer(case.interval, case.noise, len(trials), held, sum(trial.rounds for trial in trials) / len(trials))
+        for trial in found if isinstance(found, list) else [found]:
+            trials[trial.interval or case.interval].append(trial)
+    return [
+        Answer(
+            interval,
+            case.noise,
+            len(own),
+            sum(trial.holds for trial in own),
+            sum(trial.rounds for trial in own) / len(own),
+        )
+        for interval, own in trials.items()
+    ]
 
 
 def as_table(answers: Sequence[Answer]) -> str:
@@ -107,29 +120,49 @@ def as_table(answers: Sequence[Answer]) -> str:
     return "\n".join(lines)
 
 
+def commit() -> str:
+    """The commit of the working copy, short, with its title; it says so where tracked files were changed since."""
+
+    def said(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = " with changes" if said("status", "--porcelain", "--untracked-files=no") else ""
+    return f"{said('log', '-1', '--format=%h %s')}{changed}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 0 whatever it finds: it is read, not passed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=2000, help="simulations of a case; slopes take a part of it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=[], help="cases whose interval has one of these words in its name")
-    parser.add_argument("--before", action="store_true", help="the median as it was: a look after every round")
-    parser.add_argument("--output", type=Path, help="write the counts as JSON")
+    parser.add_argument("--before", action="store_true", help="the median as it was, too: a look after every round")
+    parser.add_argument("--output", type=Path, help="write the counts as JSON, with commit and command")
     options = parser.parse_args(arguments)
-    cases = [
-        case
-        for case in every_case(before=options.before)
-        if not options.only or any(word in case.interval for word in options.only)
-    ]
-    if not cases:
+    chosen = {
+        when: [
+            case
+            for case in every_case(before=when == "before")
+            if not options.only or any(word in interval for word in options.only for interval in case.intervals)
+        ]
+        for when in (("before", "now") if options.before else ("now",))
+    }
+    if not any(chosen.values()):
         parser.error(f"--only: no interval has {' or '.join(options.only)} in its name")
-    answers = []
-    for case in cases:
-        answers.append(answer(case, repeats=options.repeats, seed=options.seed))
-        sys.stderr.write(f"{case.interval}, {case.noise}\n")
-    sys.stdout.write(as_table(answers) + "\n")
+    found: dict[str, list[Answer]] = {}
+    measured = commit() if options.output else ""  # at the start: the code that was loaded
+    for when, cases in chosen.items():
+        found[when] = []
+        for case in cases:
+            found[when] += answers_of(case, repeats=options.repeats, seed=options.seed)
+            sys.stderr.write(f"{when}: {case.interval}, {case.noise}\n")
+        sys.stdout.write((f"{when}\n\n" if options.before else "") + as_table(found[when]) + "\n")
     if options.output:
-        write_atomically(options.output, (json.dumps([asdict(each) for each in answers], indent=1) + "\n").encode())
+        words = " ".join(sys.argv[1:] if arguments is None else arguments)
+        command = f"python -m benchmarks.coverage {words}"
+        made = {"commit": measured, "command": command, "repeats": options.repeats, "seed": options.seed}
+        counts = {when: [asdict(each) for each in own] for when, own in found.items()}
+        write_atomically(options.output, (json.dumps({**made, **counts}, indent=1) + "\n").encode())
     return 0
 
 

@@ -180,36 +180,53 @@ TOKENS = np.array([60 + 144 + (8 * h + 4) * (8 * w + 4) for h, w in TILINGS], dt
 CROP_MS, TOKEN_MS, CONSTANT_MS = 2.09, 0.0263, 4.5
 
 
+#: Errors of cells as logarithms, and how far the session as a whole lies from others.
+Errors = tuple[Array, float]
+
+
 def slope_cases() -> Iterator[Case]:
     """What a crop and a token cost, alone and in a plane; what an output token costs."""
-    errors: dict[str, Callable[[Rng, int], Array]] = {
-        "cells err by 0.5 %": lambda rng, count: 0.005 * rng.standard_normal(count),
-        "cells err by 0.5 %, one in ten is slow by 5 %": lambda rng, count: (
-            0.005 * rng.standard_normal(count) + 0.05 * (rng.random(count) < 0.1)
-        ),
-        "cells err by 0.5 % and wander by 0.5 %, correlated 0.8, in random order": lambda rng, count: (
-            0.005 * rng.standard_normal(count) + rng.permutation(correlated(rng, count, correlation=0.8, spread=0.005))
-        ),
+
+    def err(rng: Rng, count: int) -> Errors:
+        return 0.005 * rng.standard_normal(count), 0.0
+
+    def slow_ones(rng: Rng, count: int) -> Errors:
+        return err(rng, count)[0] + 0.05 * (rng.random(count) < 0.1), 0.0
+
+    def wander(rng: Rng, count: int) -> Errors:
+        wandered = rng.permutation(correlated(rng, count, correlation=0.8, spread=0.005))
+        return err(rng, count)[0] + wandered, float(wandered.mean())
+
+    def wander_from_session_to_session(rng: Rng, count: int) -> Errors:
+        return wander(rng, count)[0], 0.0
+
+    wandering = "cells err by 0.5 % and wander by 0.5 %, correlated 0.8, in random order"
+    errors: dict[str, Callable[[Rng, int], Errors]] = {
+        "cells err by 0.5 %": err,
+        "cells err by 0.5 %, one in ten is slow by 5 %": slow_ones,
+        f"{wandering}; the truth of this session": wander,
+        f"{wandering}; the truth of all sessions": wander_from_session_to_session,
     }
 
-    def alone(draw: Callable[[Rng, int], Array], chosen: npt.NDArray[np.intp]) -> Callable[[Rng], Trial]:
+    def alone(draw: Callable[[Rng, int], Errors], chosen: npt.NDArray[np.intp]) -> Callable[[Rng], Trial]:
         def trial(rng: Rng) -> Trial:
             crops = CROPS[chosen]
-            times = (CROP_MS * crops + CONSTANT_MS) * np.exp(draw(rng, len(crops)))
-            return Trial(
-                fit_linear({"slope": crops, "constant": np.ones(len(crops))}, times)["slope"], CROP_MS, len(crops)
-            )
+            error, session = draw(rng, len(crops))
+            times = (CROP_MS * crops + CONSTANT_MS) * np.exp(error)
+            found = fit_linear({"slope": crops, "constant": np.ones(len(crops))}, times)["slope"]
+            return Trial(found, CROP_MS * math.exp(session), len(crops))
 
         return trial
 
-    def plane(draw: Callable[[Rng, int], Array], chosen: npt.NDArray[np.intp], term: str) -> Callable[[Rng], Trial]:
+    def plane(draw: Callable[[Rng, int], Errors], chosen: npt.NDArray[np.intp], term: str) -> Callable[[Rng], Trial]:
         truth = {"crop": CROP_MS, "token": TOKEN_MS}[term]
 
         def trial(rng: Rng) -> Trial:
             crops, tokens = CROPS[chosen], TOKENS[chosen]
-            times = (CROP_MS * crops + TOKEN_MS * tokens + CONSTANT_MS) * np.exp(draw(rng, len(crops)))
+            error, session = draw(rng, len(crops))
+            times = (CROP_MS * crops + TOKEN_MS * tokens + CONSTANT_MS) * np.exp(error)
             columns = {"crop": crops, "token": tokens, "constant": np.ones(len(crops))}
-            return Trial(fit_linear(columns, times)[term], truth, len(crops))
+            return Trial(fit_linear(columns, times)[term], truth * math.exp(session), len(crops))
 
         return trial
 
@@ -267,11 +284,17 @@ def prediction_cases() -> Iterator[Case]:
 
 
 def correlation_cases() -> Iterator[Case]:
-    """Rank correlation of latency with FLOPs, over cells that were drawn."""
+    """Rank correlation of latency with vision tokens, over cells that were drawn."""
 
-    def trial(rng: Rng) -> Trial:
-        first = rng.standard_normal(39)
-        second = 0.8 * first + 0.6 * rng.standard_normal(39)
-        return Trial(rank_correlation(first, second), 6 / math.pi * math.asin(0.8 / 2), 39)
+    def of(correlation: float, count: int) -> Callable[[Rng], Trial]:
+        own = math.sqrt(1 - correlation**2)
 
-    yield Case("rank correlation over 39 cells", "correlated 0.8", trial, 0.25)
+        def trial(rng: Rng) -> Trial:
+            first = rng.standard_normal(count)
+            second = correlation * first + own * rng.standard_normal(count)
+            return Trial(rank_correlation(first, second), 6 / math.pi * math.asin(correlation / 2), count)
+
+        return trial
+
+    for correlation, count in ((0.8, 39), (0.98, 39), (0.8, 12)):
+        yield Case(f"rank correlation over {count} cells", f"correlated {correlation:g}", of(correlation, count), 0.25)

@@ -105,11 +105,12 @@ NOISES = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One interval and the truth; rounds: samples behind it."""
+    """One interval and the truth; rounds: samples behind it; interval: its kind, where a case has several."""
 
     found: Estimate
     truth: float
     rounds: int
+    interval: str = ""
 
     @property
     def holds(self) -> bool:
@@ -119,14 +120,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of interval under a kind of noise."""
+    """A kind of interval under a kind of noise; or several kinds that one trial gives at once, each of them named."""
 
     interval: str
     noise: str
-    #: one interval, or those of all cells of a session
+    #: one interval, those of all cells of a session, or one of each of several kinds
     trial: Callable[[Rng], Trial | list[Trial]]
     #: simulations of this case over those that were asked for: fits take longer
     share: float = 1.0
+    #: the kinds, where a trial gives several
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def intervals(self) -> tuple[str, ...]:
+        """The kinds of interval that it tries."""
+        return self.kinds or (self.interval,)
 
 
 def sampled(series: Array, *, before: bool) -> tuple[Estimate, int]:

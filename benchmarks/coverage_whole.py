@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import pandas as pd
+from scipy import stats as distributions
 
 from benchmarks.coverage_cells import CONSTANT_MS, CROP_MS, CROPS, normal_quantile
 from benchmarks.coverage_noise import Case, Rng, Trial
 from vlmeter.analysis.by_run import combined, with_runs
 from vlmeter.analysis.components import shares_of
 from vlmeter.analysis.decode_runs import DecodeLaw, decode_law
+from vlmeter.analysis.distribution import FACTORS, TAIL_FRACTIONS, Sample, explain, gap_shares, variance_shares
 from vlmeter.analysis.flops import equal_flops, relations
 from vlmeter.analysis.prediction_laws import Forecast
 from vlmeter.analysis.reading import Unknown, estimate_in
@@ -20,7 +23,7 @@ from vlmeter.numbers.clusters import over_runs, percentile_over_runs
 from vlmeter.numbers.intervals import Array, fit_linear
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.resemblance import median_in_a_row
-from vlmeter.table.quantities import DECODE, LLM_BLOCKS, PLAIN_WALL
+from vlmeter.table.quantities import DECODE, LLM_BLOCKS, PLAIN_WALL, WHOLE_REQUEST
 
 
 def law_cases() -> Iterator[Case]:
@@ -65,27 +68,99 @@ def share_cases() -> Iterator[Case]:
         yield Case(f"share of a component, {count} generations", noise, component(count), 0.25)
 
 
+#: What tells why requests are slow: the case's intervals, of which one trial gives all.
+CAUSES = (
+    "share of output tokens in the variance of latency",
+    "rest of the variance of latency",
+    "share of output tokens in the gap of slow requests",
+    "gap of slow requests",
+)
+
+
+def cause_cases() -> Iterator[Case]:
+    """What makes requests slow: shares of output tokens, what no factor explains, and the gap in ms."""
+
+    def drawn(rng: Rng, count: int, *, lengths: tuple[int, ...], rest_ms: float) -> pd.DataFrame:
+        outputs, crops = rng.choice(lengths, size=count), rng.integers(2, 14, size=count)
+        prompt = 144 * crops + rng.integers(10, 200, size=count)
+        pixels = crops * 112_896.0 * np.exp(0.2 * rng.standard_normal(count))
+        rest = rest_ms * np.exp(0.3 * rng.standard_normal(count))
+        names = [str(place) for place in range(count)]
+        factors = {"generated_tokens": outputs, "prompt_tokens": prompt, "crops": crops, "image_px": pixels}
+        times = 16.0 * outputs + 20.0 * crops + 0.026 * prompt + rest
+        return pd.DataFrame({"image_id": names, "image_index": names, **factors, WHOLE_REQUEST.column: times})
+
+    def of(count: int, lengths: tuple[int, ...], rest_ms: float) -> Callable[[Rng], list[Trial]]:
+        @cache
+        def truths() -> tuple[float, ...]:
+            found = drawn(np.random.default_rng(7), 400_000, lengths=lengths, rest_ms=rest_ms)
+            design, values = found[list(FACTORS)].to_numpy(np.float64), found[WHOLE_REQUEST.column].to_numpy(np.float64)
+            gap_ms, gap = gap_shares(design, values, TAIL_FRACTIONS[-1])
+            variance = variance_shares(design, values)
+            return float(variance[1]), float(variance[0]), float(gap[1]), gap_ms
+
+        def trial(rng: Rng) -> list[Trial]:
+            requests = drawn(rng, count, lengths=lengths, rest_ms=rest_ms)
+            found = explain(Sample(requests, disturbed=0, kept=False, failed=0))
+            assert not isinstance(found, Unknown)
+            output = "generated_tokens"
+            told = (found.variance[output], found.variance["rest"], found.gap[output], found.gap_ms)
+            return [Trial(one, true, count, name) for name, one, true in zip(CAUSES, told, truths(), strict=True)]
+
+        return trial
+
+    for count, lengths, rest_ms in (
+        (300, (8, 16, 32, 64, 128), 100.0),
+        (300, (8, 16, 24, 32), 400.0),
+        (80, (8, 16, 24, 32), 400.0),
+    ):
+        noise = f"{count} requests of {lengths[0]} to {lengths[-1]} tokens, {rest_ms:g} ms of each by chance +-30 %"
+        yield Case("why requests are slow", noise, of(count, lengths, rest_ms), 0.1, kinds=CAUSES)
+
+
 def flops_cases() -> Iterator[Case]:
     """How FLOPs and latency go together over cells, and equal FLOPs in decode and prefill."""
     noise = "cells drawn, 10 % off the line"
 
-    def cells(rng: Rng, phase: str, *, factor: float) -> pd.DataFrame:
-        flops = 1e9 * np.exp(rng.uniform(0, 3, 35))
-        times = factor * (flops / 1e9) ** 0.9 * np.exp(0.1 * rng.standard_normal(35))
-        groups = [f"{phase} {place}" for place in range(35)]
+    def drawn(rng: Rng, count: int) -> tuple[Array, Array]:
+        flops = np.exp(rng.uniform(0, 3, count))
+        return flops, flops**0.9 * np.exp(0.1 * rng.standard_normal(count))
+
+    def cells(rng: Rng, phase: str, *, factor: float, count: int = 35) -> pd.DataFrame:
+        gflops, each = drawn(rng, count)
+        flops, times = 1e9 * gflops, factor * each
+        groups = [f"{phase} {place}" for place in range(count)]
         told = {"flops": flops, "latency_ms": times, "floor_ms": flops / 1e10, "phase": phase, "group": groups}
         return pd.DataFrame(told)
 
-    def relation(name: str, truth: float) -> Callable[[Rng], Trial]:
+    def relation(name: str, truth: Callable[[], float], count: int = 35) -> Callable[[Rng], Trial]:
         def trial(rng: Rng) -> Trial:
-            row = relations(cells(rng, LLM_BLOCKS.name, factor=1.0)).iloc[0]
-            return Trial(estimate_in(row, name, ""), truth, 35)
+            row = relations(cells(rng, LLM_BLOCKS.name, factor=1.0, count=count)).iloc[0]
+            return Trial(estimate_in(row, name, ""), truth(), count)
 
         return trial
 
-    explained = 0.9**2 * 9 / 12 / (0.9**2 * 9 / 12 + 0.1**2)
-    yield Case("slope over FLOPs in log-log, 35 cells", noise, relation("slope", 0.9), 0.15)
-    yield Case("R squared over FLOPs in log-log, 35 cells", noise, relation("r_squared", explained), 0.15)
+    @cache
+    def many() -> tuple[Array, Array]:
+        return drawn(np.random.default_rng(7), 1_000_000)
+
+    @cache
+    def linear() -> float:
+        return float(np.corrcoef(*many())[0, 1])
+
+    @cache
+    def of_ranks() -> float:
+        return float(np.corrcoef(*(distributions.rankdata(each) for each in many()))[0, 1])
+
+    def explained() -> float:
+        return 0.9**2 * 9 / 12 / (0.9**2 * 9 / 12 + 0.1**2)
+
+    yield Case("slope over FLOPs in log-log, 35 cells", noise, relation("slope", lambda: 0.9), 0.15)
+    for count in (35, 12):
+        name = f"R squared over FLOPs in log-log, {count} cells"
+        yield Case(name, noise, relation("r_squared", explained, count), 0.25)
+    yield Case("linear correlation with FLOPs, 35 cells", noise, relation("pearson", linear), 0.25)
+    yield Case("rank correlation with FLOPs, 35 cells", noise, relation("spearman", of_ranks), 0.25)
 
     def equal(rng: Rng) -> Trial:
         both = pd.concat([cells(rng, LLM_BLOCKS.name, factor=1.0), cells(rng, DECODE.name, factor=4.0)])

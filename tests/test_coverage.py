@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import coverage
-from benchmarks.coverage import Answer, answer, every_case
+from benchmarks.coverage import Answer, answers_of, every_case
 from benchmarks.coverage_noise import NOISES, Case, Noise, Trial, sampled
 from vlmeter.numbers.medians import Estimate
 
@@ -21,7 +21,9 @@ CASES = every_case()
 def test_every_case_gives_an_interval_about_its_truth(case: Case) -> None:
     found = [case.trial(np.random.default_rng(seed)) for seed in range(3)]
     trials = [one[0] if isinstance(one, list) else one for one in found]
-    for trial in trials:
+    every = [trial for one in found for trial in (one if isinstance(one, list) else [one])]
+    assert {trial.interval or case.interval for trial in every} == set(case.intervals)
+    for trial in every:
         assert trial.found.low <= trial.found.value <= trial.found.high
         assert math.isfinite(trial.truth)
     assert len({trial.found for trial in trials}) == 3, "each has its own random numbers"
@@ -44,6 +46,24 @@ def planted(width: float) -> Case:
 
 
 @pytest.mark.parametrize(("width", "verdict"), [(1.3, "too narrow"), (1.96, "right"), (3.0, "wide")])
+def answer(case: Case, *, repeats: int, seed: int) -> Answer:
+    """Of a case with a single kind of interval."""
+    (found,) = answers_of(case, repeats=repeats, seed=seed)
+    return found
+
+
+def test_a_case_of_several_intervals_counts_each_by_itself() -> None:
+    def both(rng: np.random.Generator) -> list[Trial]:
+        value = float(rng.standard_normal())
+        sides = {"narrow": 0.5, "wide": 4.0}
+        return [Trial(Estimate(value, value - side, value + side), 0.0, 1, name) for name, side in sides.items()]
+
+    case = Case("both", "normal", both, kinds=("narrow", "wide"))
+    found = {one.interval: one for one in answers_of(case, repeats=400, seed=1)}
+    assert {name: one.verdict for name, one in found.items()} == {"narrow": "too narrow", "wide": "wide"}
+    assert [one.trials for one in found.values()] == [400, 400]
+
+
 def test_a_planted_interval_is_called_what_it_is(width: float, verdict: str) -> None:
     assert answer(planted(width), repeats=2000, seed=1).verdict == verdict
 
@@ -76,16 +96,29 @@ def test_intervals_hold_more_often_than_they_did() -> None:
 def test_the_committed_counts_are_of_the_cases_that_there_are() -> None:
     path = Path(coverage.__file__).parent / "results" / "coverage.json"
     kept = json.loads(path.read_text("utf-8"))
-    assert {(each["interval"], each["noise"]) for each in kept["now"]} == {(c.interval, c.noise) for c in CASES}
+    there_are = {(interval, case.noise) for case in CASES for interval in case.intervals}
+    assert {(each["interval"], each["noise"]) for each in kept["now"]} == there_are
+    assert kept["commit"]
+    assert kept["command"].startswith("python -m benchmarks.coverage --before")
     medians = [Answer(**each) for each in kept["now"] if each["interval"].startswith("median, until")]
     page = (Path(coverage.__file__).parent / "README.md").read_text("utf-8")
     for each in medians:
         assert f"{each.coverage * 100:.1f} %" in page, each.noise
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    for one in (Answer(**each) for each in kept["now"]):
+        if not one.interval.startswith(("median, until", "median of ", "median in ")):
+            start, told = f"| {one.interval} | {one.noise} | ", f"{one.coverage * 100:.1f} %"
+            assert [row for row in rows if row.startswith(start) and told in row], one
+    assert kept["commit"].split()[0] in page
 
 
 def test_the_command_prints_a_table_and_writes_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert coverage.main(["--only", "closure over", "--repeats", "20", "--output", str(tmp_path / "c.json")]) == 0
     assert capsys.readouterr().out.count("closure over") == 3
-    assert [each["trials"] for each in json.loads((tmp_path / "c.json").read_text("utf-8"))] == [20, 20, 20]
+    kept = json.loads((tmp_path / "c.json").read_text("utf-8"))
+    assert [each["trials"] for each in kept["now"]] == [20, 20, 20]
+    assert kept["command"].startswith("python -m benchmarks.coverage --only closure over --repeats 20")
+    assert kept["repeats"] == 20
+    assert "before" not in kept
     with pytest.raises(SystemExit):
         coverage.main(["--only", "nothing of that name"])

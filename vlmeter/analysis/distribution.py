@@ -28,8 +28,8 @@ from vlmeter.analysis.by_run import added_fits
 from vlmeter.analysis.prefill_cells import over
 from vlmeter.analysis.reading import Unknown, of_subject, rows_of
 from vlmeter.analysis.runs import runs_of
-from vlmeter.numbers.clusters import added, over_runs_of_the_same, percentile_over_runs
-from vlmeter.numbers.intervals import Array, Fit, fit_linear, percentile_estimate
+from vlmeter.numbers.clusters import added, over_runs_of_the_same, percentile_over_runs, t_reach
+from vlmeter.numbers.intervals import NORMAL_REACH, Array, Fit, fit_linear, percentile_estimate
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
@@ -221,10 +221,15 @@ def _tail_over_middle(data: Array) -> Estimate | Unknown:
     return over(tail, middle)
 
 
-def _interval(draws: Array) -> tuple[float, float]:
-    beside = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(draws, [beside, 1 - beside])
-    return float(low), float(high)
+def _about(value: float, draws: Array, *, freedom: int, ends: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """A value with the distance on both sides within which 95 % of the bootstrap's draws lie of it.
+
+    Percentiles of the draws are off: a resample has more chance correlations than the requests, as these have more than
+    all requests there could be, so that shares near 0 and 1 move away from there twice. As much lies in the few slowest
+    requests, of which Student's t takes account. Simulated, percentiles held in 43 to 98 % of cases of 300 requests.
+    """
+    reach = float(np.nanquantile(np.abs(draws - value), CONFIDENCE)) * t_reach(freedom) / NORMAL_REACH
+    return Estimate(value, max(value - reach, ends[0]), min(value + reach, ends[1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,22 +335,24 @@ def _explain(found: pd.DataFrame) -> Explanation | Unknown:
         draws["gap"].append(gap)
         gaps.append(gap_ms)
     gap_ms, gap = gap_shares(design, values, tail_fraction)
-    shares = {"variance": variance_shares(design, values), "gap": gap}
+    tail_requests = int((values >= np.quantile(values, 1 - tail_fraction)).sum())
+    freedom = max(1, tail_requests - 1)
+    shares = {"variance": (variance_shares(design, values), (0.0, 1.0)), "gap": (gap, (-math.inf, math.inf))}
     estimates = {
         what: {
-            name: Estimate(float(shares[what][place]), *_interval(np.array(draws[what])[:, place]))
+            name: _about(float(own[place]), np.array(draws[what])[:, place], freedom=freedom, ends=ends)
             for place, name in enumerate(parts)
         }
-        for what in shares
+        for what, (own, ends) in shares.items()
     }
     return Explanation(
         fit=fit,
         fixed=fixed,
         variance=estimates["variance"],
         gap=estimates["gap"],
-        gap_ms=Estimate(gap_ms, *_interval(np.array(gaps))),
+        gap_ms=_about(gap_ms, np.array(gaps), freedom=freedom),
         tail_fraction=tail_fraction,
-        tail_requests=int((values >= np.quantile(values, 1 - tail_fraction)).sum()),
+        tail_requests=tail_requests,
     )
 
 

@@ -26,7 +26,7 @@ from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, rows_of
 from vlmeter.analysis.remembered import remembered
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import added
-from vlmeter.numbers.intervals import Array
+from vlmeter.numbers.intervals import Array, correlation_estimate, squared
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
@@ -157,6 +157,11 @@ class _Bootstrap:
         low, high = np.nanquantile(values[1:], [tail, 1 - tail])
         return Estimate(float(values[0]), float(low), float(high))
 
+    def correlation(self, values: Array) -> Estimate:
+        """Estimate of a correlation, likewise."""
+        few = self.cells < MIN_SAMPLES_FOR_PERCENTILE[0.50] or math.isnan(values[0])
+        return self.estimate(values) if few else correlation_estimate(values, self.cells)
+
 
 def _centred(draws: Array, values: Array) -> Array:
     """Values [n] or [draws, n] less their weighted mean, per draw."""
@@ -240,16 +245,15 @@ def _relations(found: pd.DataFrame) -> list[dict[str, Any]]:
         bootstrap = _Bootstrap(own["group"])
         draws = bootstrap.draws
         in_logs, slope = _correlate(draws, np.log(flops), np.log(latency))
-        values = {
-            "pearson": _correlate(draws, flops, latency)[0],
-            "spearman": _correlate(draws, _ranks(draws, flops), _ranks(draws, latency))[0],
-            "slope": slope,
-            "r_squared": in_logs**2,
+        told = {
+            "pearson": bootstrap.correlation(_correlate(draws, flops, latency)[0]),
+            "spearman": bootstrap.correlation(_correlate(draws, _ranks(draws, flops), _ranks(draws, latency))[0]),
+            "slope": bootstrap.estimate(slope),
+            "r_squared": squared(bootstrap.correlation(in_logs)),
         }
         row: dict[str, Any] = {"phase": name, "points": len(own), "cells": bootstrap.cells}
         row |= {"smallest_flops": float(flops.min()), "largest_flops": float(flops.max())}
-        for quantity in RELATION_QUANTITIES:
-            estimate = bootstrap.estimate(values[quantity])
+        for quantity, estimate in told.items():
             row |= {quantity: estimate.value, f"{quantity}_low": estimate.low, f"{quantity}_high": estimate.high}
         rows.append(row)
     return rows

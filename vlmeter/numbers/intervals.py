@@ -338,6 +338,36 @@ def fit_power(
     return fit_linear(columns, np.log(values), clusters=clusters, seed=seed)
 
 
+#: A correlation nearer to 1 than this is that of a line without noise, or of two cells.
+_NO_NOISE = 1e-12
+
+
+def correlation_estimate(values: Array, count: int) -> Estimate:
+    """Interval of a correlation over `count` cells, from its value [0] and its values in bootstrap draws of them [1:].
+
+    On Fisher's scale (artanh) the scatter of a correlation hardly depends on where it lies, so that half the width of
+    the draws stands on both sides of the value, made wider for few cells by Student's t and by count / (count - 2) of
+    the variance. The percentiles of the draws as they are lie too high or too low, since draws repeat cells: of 35
+    cells they held 91 % of the time, of ranks 87 %. Of an order without any exception they are all there is.
+    """
+    scaled = np.arctanh(np.where(np.abs(values) < 1 - _NO_NOISE, values, np.nan))
+    tail = (1 - CONFIDENCE) / 2
+    if math.isnan(scaled[0]):
+        low, high = np.nanquantile(values[1:], [tail, 1 - tail])
+    else:
+        below, above = np.nanquantile(scaled[1:], [tail, 1 - tail])
+        wider = float(distributions.t.ppf(1 - tail, count - 2)) / NORMAL_REACH * math.sqrt(count / (count - 2))
+        reach = wider * (above - below) / 2
+        low, high = np.tanh([scaled[0] - reach, scaled[0] + reach])
+    return Estimate(float(values[0]), float(low), float(high))
+
+
+def squared(found: Estimate) -> Estimate:
+    """The square of an estimate; an interval that holds 0 begins at 0."""
+    ends = sorted((found.low**2, found.high**2))
+    return Estimate(found.value**2, 0.0 if found.low < 0 < found.high else ends[0], ends[1])
+
+
 def rank_correlation(
     sizes: Sequence[float] | Array, values: Sequence[float] | Array, *, replicates: int = REPLICATES, seed: int = 0
 ) -> Estimate:
@@ -363,6 +393,4 @@ def rank_correlation(
     if len(first) < MIN_SAMPLES_FOR_PERCENTILE[0.50] or math.isnan(value):
         return Estimate(value, math.nan, math.nan)
     drawn = np.random.default_rng(seed).integers(0, len(first), size=(replicates, len(first)))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(of(first[drawn], second[drawn]), [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
+    return correlation_estimate(np.concatenate([[value], of(first[drawn], second[drawn])]), len(first))
