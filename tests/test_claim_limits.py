@@ -71,7 +71,8 @@ def bend(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
 
 def step_growth(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
     fit = {"constant": exactly(100.0 - 100.0 * value), "per_context_token": exactly(value)}
-    found = SimpleNamespace(contexts=np.array([100.0, 200.0]), fit=fit)  # of 100 ms where the context begins
+    contexts = np.array([100.0, 200.0])  # a step takes 100 ms where the context begins
+    found = SimpleNamespace(contexts=contexts, fit=fit, modes="")
     monkeypatch.setattr(step_times, "step_law", lambda table: found)
     return SimpleNamespace(table=None)
 
@@ -110,14 +111,16 @@ def model_error(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
     )} for phase in ("parts", "decode")])  # fmt: skip
     monkeypatch.setattr(flops, "relations", lambda points: relations)
     errors = dict.fromkeys(flops.MODELS, exactly(value))
-    return SimpleNamespace(points=relations, models=SimpleNamespace(errors=errors, best_flops="flops"))
+    return SimpleNamespace(
+        points=relations, models=SimpleNamespace(errors=errors, best_flops="flops"), modes_over_flops=""
+    )
 
 
 def equal_flops(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
     found = SimpleNamespace(times=exactly(1 + value), floor_times=1.0, matched=True)
     monkeypatch.setattr(flops, "equal_flops", lambda points: found)
     monkeypatch.setattr(flops, "pace_cost", lambda points: Unknown("not asked"))
-    return SimpleNamespace(points=None)
+    return SimpleNamespace(points=None, modes_over_flops="")
 
 
 def share_apart(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:
@@ -141,7 +144,7 @@ def explained(*, gap: float = 0.6, rest: float = 0.0) -> SimpleNamespace:
 def predicted(monkeypatch: pytest.MonkeyPatch, *, error: float = 0.0, coverage: float = 1.0) -> Any:
     found = Accuracy(exactly(error), exactly(coverage), count=20, inside=20)
     monkeypatch.setattr(held_out, "accuracy", lambda frame, quantity=None: found)
-    return SimpleNamespace(held_out=None)
+    return SimpleNamespace(held_out=None, modes_of_requests="")
 
 
 def costs(monkeypatch: pytest.MonkeyPatch, value: float) -> Any:

@@ -12,10 +12,10 @@ import pytest
 from tests.support.fakes import FakeRunner
 from tests.support.tables import table_of, table_of_runs
 from vlmeter.analysis.answer_files import read_answers, write_answers
-from vlmeter.analysis.answers import MIXED_NAMED, answers_of
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.conditions import trust
 from vlmeter.analysis.prefill_cells import vision_cells
-from vlmeter.analysis.spread import by_cell, cell_modes, wide_cells
+from vlmeter.analysis.spread import MIXED_NAMED, by_cell, cell_modes, wide_cells
 from vlmeter.analysis.summary import summaries
 from vlmeter.figures import decode_log, two_factors
 from vlmeter.numbers.modes import two_modes
@@ -187,9 +187,10 @@ def test_a_fit_names_the_cells_of_two_modes_that_it_goes_through(table: pd.DataF
     changed = planted(table, "vision-tiling-2x2", VISION_ENCODER, [slow * one / TWO[0] for one in TWO])
     found = answers_of(changed)
     assert found["crop"].is_known
-    assert found["crop"].mixed == ("vision-tiling-2x2",)
+    assert [one.cell_id for one in found["crop"].mixed] == ["vision-tiling-2x2"]
     assert found["vision_token"].mixed == found["output_token"].mixed == (), "their own parts have one mode"
-    said = "cells has two modes (vision-tiling-2x2): its median is the time of no run"
+    both = found["crop"].mixed[0].both
+    said = f"cells has two modes (vision-tiling-2x2: {both}): its median is the time of no run"
     said = f"1 of these {len(found['crop'].cells)} {said}"
     assert found["crop"].misgivings() == said
     assert said in card_of(found["crop"]).note
@@ -206,8 +207,8 @@ def test_a_law_of_decode_names_its_cells_of_two_modes(table: pd.DataFrame) -> No
     for cell in cells[:4]:
         changed = planted(changed, cell, DECODE, TWO)
     found = answers_of(changed)["output_token"]
-    assert set(found.mixed) == set(cells[:4])
+    assert {one.cell_id for one in found.mixed} == set(cells[:4])
     assert "4 of these 12 cells have two modes" in found.misgivings()
-    assert found.misgivings().count("output-image") == MIXED_NAMED
+    assert found.misgivings().count("output-image") == found.misgivings().count("146 and 212 ms") == MIXED_NAMED
     assert found.misgivings() in decode_log.caption(changed, answers_of(changed))
     assert answers_of(table)["output_token"].misgivings() == ""

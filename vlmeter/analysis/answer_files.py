@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vlmeter.analysis.answers import Answer, Answers, all_answers
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import read_roofline
+from vlmeter.analysis.spread import Mixed
 from vlmeter.common.errors import UserError
 from vlmeter.common.files import write_atomically
 from vlmeter.numbers.medians import Estimate
@@ -88,8 +90,20 @@ def answer_as_data(answer: Answer) -> dict[str, Any]:
         "source": answer.source,
         "cells": list(answer.cells),
         "note": answer.note,
-        "mixed": list(answer.mixed),
+        "mixed": [_mixed_as_data(one) for one in answer.mixed],
     }
+
+
+def _mixed_as_data(one: Mixed) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in asdict(one).items()}
+
+
+def _mixed(data: Any) -> Mixed:
+    """Read a cell of two modes; an older file has its name alone."""
+    if isinstance(data, str):
+        return Mixed(data, math.nan, math.nan)
+    low, high = (math.nan if data[name] is None else float(data[name]) for name in ("low_ms", "high_ms"))
+    return Mixed(str(data["cell_id"]), low, high)
 
 
 def _from_data(data: Mapping[str, Any]) -> Answer:
@@ -106,5 +120,5 @@ def _from_data(data: Mapping[str, Any]) -> Answer:
         source=data["source"],
         cells=tuple(data["cells"]),
         note=data["note"],
-        mixed=tuple(data.get("mixed", ())),  # a file of before they were looked for has none
+        mixed=tuple(_mixed(one) for one in data.get("mixed", ())),  # a file of before they were looked for has none
     )

@@ -33,7 +33,7 @@ from vlmeter.analysis.prefill_cells import (
 )
 from vlmeter.analysis.reading import Unknown, is_served, median_in, median_of, of_subject
 from vlmeter.analysis.roofline import beside
-from vlmeter.analysis.spread import mixed_cells
+from vlmeter.analysis.spread import Mixed, misgivings_of, mixed_cells, modes_in_words
 from vlmeter.analysis.step_times import served_token
 from vlmeter.common.errors import UserError
 from vlmeter.numbers.medians import Estimate
@@ -70,9 +70,6 @@ LEAST_KNOWN = 0.5
 #: What is set beside its floor on a first screen.
 LIMITS = (PLAIN_WALL, DECODE)
 
-#: Cells of two modes that are named before they are only counted.
-MIXED_NAMED = 3
-
 #: What is in a time to first token, of a model alone and at a server.
 _UP_TO_IT = {
     False: "preprocessing, copy and prefill",
@@ -91,7 +88,7 @@ class Answer:
     question: in words, such as "one more crop". found: the value with its 95 % interval (NaN: too few samples for one),
     or why it is not known. unit: ms, fraction, times or tokens. quantity, clock: what was timed, and by which clock.
     cells: ids of the cells behind it. note: what else a reader should know. mixed: those of the cells whose median, of
-    which a fit is made, lies between two modes.
+    which the answer is made, lies between two modes.
     """
 
     name: str
@@ -104,7 +101,7 @@ class Answer:
     source: Source
     cells: tuple[str, ...] = ()
     note: str = ""
-    mixed: tuple[str, ...] = ()
+    mixed: tuple[Mixed, ...] = ()
 
     @property
     def is_known(self) -> bool:
@@ -112,20 +109,20 @@ class Answer:
         return isinstance(self.found, Estimate)
 
     def said(self) -> str:
-        """Say the value with its interval, or that it is not known and why."""
+        """Say the value with its interval and the modes behind it, or that it is not known and why."""
         if isinstance(self.found, Unknown):
             return f"not known: {self.found.reason}"
-        return with_interval(self.found, "" if self.unit in ("times", "tokens") else self.unit)
+        number = with_interval(self.found, "" if self.unit in ("times", "tokens") else self.unit)
+        return f"{number} ({self.modes})" if self.mixed else number
+
+    @property
+    def modes(self) -> str:
+        """What has two modes behind it, in few words; empty if nothing has."""
+        return modes_in_words(self.mixed, len(self.cells))
 
     def misgivings(self) -> str:
-        """Say of how many of the cells behind a fit the median is the time of no run; empty without such cells."""
-        if not self.mixed:
-            return ""
-        named = ", ".join(self.mixed[:MIXED_NAMED]) + (" and others" if len(self.mixed) > MIXED_NAMED else "")
-        verb, whose = ("has", "its median is") if len(self.mixed) == 1 else ("have", "their medians are")
-        return (
-            f"{len(self.mixed)} of these {len(self.cells)} cells {verb} two modes ({named}): {whose} the time of no run"
-        )
+        """Say of how many of the cells behind it the median is the time of no run; empty without such cells."""
+        return misgivings_of(self.mixed, len(self.cells))
 
 
 #: Answers of one subject by name.
@@ -163,17 +160,15 @@ def answers_of(table: pd.DataFrame, subject: str | None = None, *, roofline: pd.
         found.append(_output_over_vision(by_name["output_token"], by_name["vision_token"]))
     if roofline is not None:
         own = rows if "floor_ms" in rows else beside(rows, roofline)
-        found += _limits(own)
+        found += [_with_mixed(answer, rows) for answer in _limits(own)]
     return {answer.name: answer for answer in found}
 
 
 def _with_mixed(answer: Answer, rows: pd.DataFrame) -> Answer:
-    """Name the cells of two modes among those that a fit goes through.
+    """Name the cells of two modes among those that an answer is made of.
 
     They stay in: one of two modes left out would be a choice, and a cell less makes a slope worse than a cell between.
     """
-    if answer.source != "fitted":
-        return answer
     return replace(answer, mixed=mixed_cells(rows, set(answer.cells), QUANTITIES[answer.quantity]))
 
 
@@ -455,6 +450,7 @@ def _output_over_vision(output: Answer, vision: Answer) -> Answer:
         topic="cost",
         source="fitted",
         cells=(*output.cells, *vision.cells),
+        mixed=(*output.mixed, *vision.mixed),
     )
 
 

@@ -25,6 +25,7 @@ from vlmeter.analysis.by_run import BY_RUN, frames_by_run
 from vlmeter.analysis.reading import NO_ESTIMATE, Unknown, rows_of
 from vlmeter.analysis.remembered import remembered
 from vlmeter.analysis.runs import runs_of
+from vlmeter.analysis.spread import with_modes
 from vlmeter.numbers.clusters import added
 from vlmeter.numbers.intervals import Array, correlation_estimate, squared
 from vlmeter.numbers.medians import CONFIDENCE, MIN_SAMPLES_FOR_PERCENTILE, Estimate, median_estimate
@@ -70,7 +71,7 @@ def points(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Un
 
     Columns: cell_id, group (cells that err together), phase (of PARTS or WHOLES), crops, prompt_tokens, output_tokens,
     flops, floor_ms, latency_ms with its interval, floor_bound (arithmetic or traffic), pace (who sets it: launch-bound,
-    device-bound, cannot tell).
+    device-bound, cannot tell), low_mode_ms and high_mode_ms (of a latency with two modes, else NaN).
 
     Phases are taken from the pass with marks (device time); a whole prefill is that without (wall time); a request is a
     generation with marks (wall time). A photograph's prefill is the same at every output length and counts once. Of
@@ -78,6 +79,8 @@ def points(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame | Un
     """
     rows = reading.of_subject(table, subject)
     found = _points(rows)
+    if not isinstance(found, Unknown):
+        found = with_modes(found, rows, {"prefill": PLAIN_WALL.name, "request": HOOKS_WALL.name})
     frames = [own for run in runs_of(rows) if not isinstance(own := _points(run), Unknown)]
     if isinstance(found, Unknown) or len(frames) < 2:
         return found

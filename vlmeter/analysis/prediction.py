@@ -31,6 +31,7 @@ from vlmeter.analysis.held_out import PREDICTED, Accuracy, accuracy, held_out
 from vlmeter.analysis.prediction_model import Query, learn
 from vlmeter.analysis.reading import Unknown, is_served
 from vlmeter.analysis.runs import runs_of
+from vlmeter.analysis.spread import misgivings_of_requests
 from vlmeter.common.errors import UserError
 from vlmeter.models.families.base import ImageOptions, ImageTokens, SubjectSpec
 from vlmeter.models.families.registry import get_family
@@ -131,6 +132,8 @@ def predict(
         )
     if len(runs_of(table)) > 1 and not model.by_run:
         notes.append("a run by itself does not tell all of this: intervals do not hold what differs between runs")
+    if said := misgivings_of_requests(table):
+        notes.append(said)
     if (conditions := trust(table)).verdict != "quiet":
         notes.append(f"conditions of the study were {conditions.verdict}: {conditions.reasons[0]}")
     forecasts = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,24 @@ import pandas as pd
 
 from vlmeter.analysis.reading import Samples, cells_of, of_subject
 from vlmeter.analysis.runs import runs_of
-from vlmeter.numbers.modes import Modes, two_modes
+from vlmeter.numbers.intervals import Array
+from vlmeter.numbers.modes import Modes, both_in_words, two_modes
 from vlmeter.numbers.units import duration
+from vlmeter.numbers.words import plural
 from vlmeter.table import kinds
 from vlmeter.table.kinds import Kind
-from vlmeter.table.quantities import DECODE, HOOKS_WALL, PHASES, PLAIN_WALL, VISION, Quantity
+from vlmeter.table.quantities import (
+    AROUND,
+    DECODE,
+    FIRST_TOKEN,
+    HOOKS_WALL,
+    INPUTS_WALL,
+    PHASES,
+    PLAIN_WALL,
+    PREFILL_SUM,
+    VISION,
+    Quantity,
+)
 
 #: What is looked at in a cell of each kind, the whole first.
 LOOKED_AT: dict[Kind, Sequence[Quantity]] = {
@@ -25,6 +39,9 @@ LOOKED_AT: dict[Kind, Sequence[Quantity]] = {
 #: Interquartile range over median above which a cell's rounds scatter widely. # ASSUME: a quiet GPU stays below 1 %,
 #: a desktop that others use within some percent; at a fifth the middle half differs by as much as two sizes may.
 WIDE_FRACTION = 0.2
+
+#: Cells of two modes that are named before they are only counted.
+MIXED_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -63,17 +80,96 @@ def by_cell(found: Sequence[CellModes]) -> list[CellModes]:
     return [chosen[cell] for cell in dict.fromkeys(one.cell_id for one in found)]
 
 
-def mixed_cells(rows: pd.DataFrame, cells: Collection[str], quantity: Quantity) -> tuple[str, ...]:
-    """Name the cells whose median of a quantity, a fit's own, lies between two modes in a run; rows of one subject."""
-    found: dict[str, None] = {}
-    for own in runs_of(rows):
+@dataclass(frozen=True)
+class Mixed:
+    """A cell whose median, of which something is made, lies between two modes; of several runs those farthest apart.
+
+    The modes are NaN where a file of an older version names the cell alone.
+    """
+
+    cell_id: str
+    low_ms: float
+    high_ms: float
+
+    def __str__(self) -> str:
+        return f"{self.cell_id}{self.both and ': '}{self.both}"
+
+    @property
+    def both(self) -> str:
+        """Both modes, such as '146 and 212 ms'."""
+        return "" if math.isnan(self.low_ms) else both_in_words(self.low_ms, self.high_ms)
+
+
+def mixed_cells(rows: pd.DataFrame, cells: Collection[str], *quantities: Quantity) -> tuple[Mixed, ...]:
+    """Find the cells whose median of one of some quantities lies between two modes in a run; rows of one subject."""
+    found: dict[str, Modes] = {}
+    for own in runs_of(rows) if cells else ():
         for kind in LOOKED_AT:
             samples = Samples(own, kind)
             for cell in cells_of(own, kind)["cell_id"].astype(str):
-                taken = samples.get(cell, quantity) if cell in cells else None
-                if taken is not None and two_modes(taken) is not None:
-                    found[cell] = None
-    return tuple(found)
+                taken = [_series(samples, cell, quantity, kind) for quantity in quantities] if cell in cells else []
+                modes = [both for series in taken if series is not None and (both := two_modes(series)) is not None]
+                if modes:
+                    found[cell] = max((*modes, *([found[cell]] if cell in found else [])), key=lambda one: one.ratio)
+    return tuple(Mixed(cell, both.low, both.high) for cell, both in found.items())
+
+
+def _series(samples: Samples, cell: str, quantity: Quantity, kind: Kind) -> Array | None:
+    """Samples of a quantity, and of the time to first token, which no arm takes as a whole; None where it has none."""
+    if quantity == FIRST_TOKEN:
+        inputs = samples.get(cell, INPUTS_WALL)
+        prefill = (PLAIN_WALL,) if kind == kinds.PREFILL else (PREFILL_SUM, *AROUND)
+        rest = samples.total(cell, prefill)
+        return None if inputs is None or rest is None or len(inputs) != len(rest) else inputs + rest
+    return samples.get(cell, quantity) if all(kind in part.rows for part in quantity.parts or (quantity,)) else None
+
+
+def with_modes(found: pd.DataFrame, rows: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFrame:
+    """A frame of cells and phases with low_mode_ms and high_mode_ms beside each, NaN where it has not two modes.
+
+    named: phases that are called otherwise than their quantity.
+    """
+    ordered = sorted(cell_modes(rows), key=lambda one: one.modes.ratio)  # of several runs those farthest apart
+    known = {(one.cell_id, one.quantity.name): one.modes for one in ordered}
+    both = [
+        known.get((str(cell), named.get(phase, phase)))
+        for cell, phase in zip(found["cell_id"], found["phase"], strict=True)
+    ]
+    ends = {end: [math.nan if one is None else getattr(one, end) for one in both] for end in ("low", "high")}
+    return found.assign(low_mode_ms=ends["low"], high_mode_ms=ends["high"])
+
+
+def misgivings_in(found: pd.DataFrame) -> str:
+    """Say in a sentence which cells of a frame of `with_modes` have two modes; empty if none has."""
+    mixed = found.dropna(subset=["low_mode_ms"]).drop_duplicates("cell_id")
+    pairs = zip(mixed["cell_id"].astype(str), mixed["low_mode_ms"], mixed["high_mode_ms"], strict=True)
+    return misgivings_of([Mixed(*pair) for pair in pairs], found["cell_id"].nunique())
+
+
+def modes_in_words(mixed: Sequence[Mixed], cells: int) -> str:
+    """Say in few words what has two modes among so many cells, to stand behind a number; empty without any."""
+    if not mixed:
+        return ""
+    both = max(mixed, key=lambda one: one.high_ms / one.low_ms).both
+    start = "" if cells < 2 else f"{len(mixed)} of {plural(cells, 'cell')} {'has' if len(mixed) == 1 else 'have'} "
+    return f"{start}two modes{both and (': ' if len(mixed) == 1 else ', such as ')}{both}"
+
+
+def misgivings_of(mixed: Sequence[Mixed], cells: int) -> str:
+    """Say in a sentence of how many of these cells the median is the time of no run; empty without such cells."""
+    if not mixed:
+        return ""
+    if cells < 2:
+        return f"two modes: {mixed[0].both}; the median is the time of no run"
+    named = "; ".join(str(one) for one in mixed[:MIXED_NAMED]) + (" and others" if len(mixed) > MIXED_NAMED else "")
+    verb, whose = ("has", "its median is") if len(mixed) == 1 else ("have", "their medians are")
+    return f"{len(mixed)} of these {cells} cells {verb} two modes ({named}): {whose} the time of no run"
+
+
+def misgivings_of_requests(rows: pd.DataFrame) -> str:
+    """Say in a sentence which of the cells that predictions are learnt from have two modes; rows of one subject."""
+    cells = {str(cell) for kind in LOOKED_AT for cell in cells_of(rows, kind)["cell_id"]}
+    return misgivings_of(mixed_cells(rows, cells, FIRST_TOKEN, DECODE), len(cells))
 
 
 def wide_cells(table: pd.DataFrame, subject: str | None = None) -> dict[str, float]:

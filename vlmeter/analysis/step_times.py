@@ -23,6 +23,7 @@ from vlmeter.analysis.reading import (
     rows_of,
 )
 from vlmeter.analysis.runs import runs_of
+from vlmeter.analysis.spread import Mixed, misgivings_of, mixed_cells, modes_in_words
 from vlmeter.numbers.clusters import over_runs_of_the_same, percentile_over_runs
 from vlmeter.numbers.intervals import Array, Fit, fit_linear
 from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
@@ -48,7 +49,8 @@ class StepLaw:
     """How long a decode step takes at a context length: step = constant + per_context_token * context, in ms.
 
     The constant is what every step costs whatever the context: reading the weights, or the host's launches.
-    The slope is reading the keys and values of one more token. pictures: what was looked at, in words.
+    The slope is reading the keys and values of one more token. pictures: what was looked at, in words. cells: how many
+    generations are behind it; mixed: those of them whose rounds have two modes, in ms of a step.
     """
 
     fit: Fit
@@ -56,6 +58,17 @@ class StepLaw:
     values_ms: Array
     images: npt.NDArray[np.int64]
     pictures: str
+    cells: int = 0
+    mixed: tuple[Mixed, ...] = ()
+
+    @property
+    def modes(self) -> str:
+        """What has two modes behind it, in few words; empty if nothing has."""
+        return modes_in_words(self.mixed, self.cells)
+
+    def misgivings(self) -> str:
+        """Say of how many generations a median step is the time of no run; empty without such."""
+        return misgivings_of(self.mixed, self.cells)
 
 
 def decode_steps(table: pd.DataFrame, subject: str | None = None) -> dict[int, tuple[Array, Array]]:
@@ -63,9 +76,7 @@ def decode_steps(table: pd.DataFrame, subject: str | None = None) -> dict[int, t
 
     A step's context is the tokens whose keys and values it reads, its own included.
     """
-    rows = of_subject(table, subject)
-    fine = rows_of(rows, DECODE_STEP, kind=kinds.GENERATION)
-    fine = fine.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
+    fine = _longest(of_subject(table, subject))
     found: dict[int, tuple[Array, Array]] = {}
     for row in fine.sort_values("image_index").to_dict("records"):
         steps = np.asarray(row["samples_ms"], dtype=np.float64)
@@ -73,6 +84,21 @@ def decode_steps(table: pd.DataFrame, subject: str | None = None) -> dict[int, t
             context = np.arange(len(steps), dtype=np.float64) + (int(row["prompt_tokens"]) + 1)
             found[int(row["image_index"])] = (context, steps)
     return found
+
+
+def _longest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the decode steps of the longest run of each image."""
+    fine = rows_of(rows, DECODE_STEP, kind=kinds.GENERATION)
+    return fine.sort_values("output_tokens").drop_duplicates("image_index", keep="last")
+
+
+def _mixed_steps(rows: pd.DataFrame) -> tuple[int, tuple[Mixed, ...]]:
+    """How many generations are behind the steps, and those of two modes: all steps of a round, over their number."""
+    steps = {str(row["cell_id"]): len(row["samples_ms"]) for row in _longest(rows).to_dict("records")}
+    mixed = mixed_cells(rows, [cell for cell, count in steps.items() if count], DECODE)
+    return len(steps), tuple(
+        Mixed(one.cell_id, one.low_ms / steps[one.cell_id], one.high_ms / steps[one.cell_id]) for one in mixed
+    )
 
 
 def step_law(table: pd.DataFrame, subject: str | None = None) -> StepLaw | Unknown:
@@ -85,7 +111,10 @@ def step_law(table: pd.DataFrame, subject: str | None = None) -> StepLaw | Unkno
     rows = of_subject(table, subject)
     law = _step_law(rows)
     by_run = [found.fit for own in runs_of(rows) if not isinstance(found := _step_law(own), Unknown)]
-    return law if isinstance(law, Unknown) else replace(law, fit=added_fits(law.fit, by_run))
+    if isinstance(law, Unknown):
+        return law
+    cells, mixed = _mixed_steps(rows)
+    return replace(law, fit=added_fits(law.fit, by_run), cells=cells, mixed=mixed)
 
 
 def _step_law(rows: pd.DataFrame) -> StepLaw | Unknown:

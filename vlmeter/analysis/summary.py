@@ -19,7 +19,10 @@ from vlmeter.analysis.answers import Answer, Answers, Topic
 from vlmeter.analysis.reading import Samples, Unknown, median_in_order
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import over_runs
+from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.modes import two_modes
+from vlmeter.numbers.resemblance import Resemblance
 from vlmeter.numbers.words import plural, with_interval
 from vlmeter.table import kinds
 from vlmeter.table.quantities import (
@@ -43,7 +46,10 @@ _TOPICS: Mapping[Topic, str] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One number with its words; unit: ms, fraction or times; predicted: told by laws for what was not measured."""
+    """One number with its words; unit: ms, fraction or times; predicted: told by laws for what was not measured.
+
+    modes: what has two modes behind it, in few words.
+    """
 
     name: str
     words: str
@@ -51,6 +57,7 @@ class Line:
     unit: str
     note: str = ""
     predicted: bool = False
+    modes: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ def _by_topic(answers: Sequence[Answer]) -> list[Section]:
         Section(
             title,
             tuple(
-                Line(a.name, a.question, a.found, a.unit, _note(a), predicted=a.source == "predicted")
+                Line(a.name, a.question, a.found, a.unit, _note(a), predicted=a.source == "predicted", modes=a.modes)
                 for a in answers
                 if a.topic == topic
             ),
@@ -195,7 +202,8 @@ def _of_image(title: str, cell: Mapping[Any, Any], by_run: Sequence[Samples]) ->
         line = found[0]
         estimate = over_runs([one.found for one in found if isinstance(one.found, Estimate)])
         if not math.isnan(estimate.value):
-            lines.append(replace(line, found=_known(estimate, line.unit)))
+            modes = next((own[name].modes for own in told if name in own and own[name].modes), "")
+            lines.append(replace(line, found=_known(estimate, line.unit), modes=modes))
     return Section(title, tuple(lines), _counts(cell))
 
 
@@ -210,9 +218,9 @@ def _waits(cell: Mapping[Any, Any], samples: Samples) -> dict[str, Line]:
     """The waits of one cell in one run, by name."""
     name = str(cell["cell_id"])
     lines = [
-        Line(quantity.name, quantity.label, samples.median(name, quantity), quantity.unit)
+        _line(quantity.name, quantity.label, own, like=samples.resemblance(quantity))
         for quantity in (INPUTS_WALL, *AROUND[:-1], *PHASES, AROUND[-1])
-        if samples.get(name, quantity) is not None
+        if (own := samples.get(name, quantity)) is not None
     ]
     is_prefill = cell["kind"] == kinds.PREFILL
     inputs = samples.get(name, INPUTS_WALL)
@@ -220,14 +228,20 @@ def _waits(cell: Mapping[Any, Any], samples: Samples) -> dict[str, Line]:
     steps = None if is_prefill else samples.get(name, DECODE)
     if inputs is not None and whole is not None and len(inputs) == len(whole):
         first, like = inputs + whole, samples.resemblance(PLAIN_WALL if is_prefill else PREFILL_SUM)
-        lines.append(Line(FIRST_TOKEN.name, FIRST_TOKEN.label, median_in_order(first, like=like), "ms"))
+        lines.append(_line(FIRST_TOKEN.name, FIRST_TOKEN.label, first, like=like))
         if steps is not None and len(steps) == len(first):
             tokens = _tokens(cell)
-            each = median_in_order(steps / max(1, tokens - 1), like=samples.resemblance(DECODE))
-            lines.append(Line("output_token", "each further token", each, "ms"))
-            request = median_in_order(first + steps, like=samples.resemblance(HOOKS_WALL))
-            lines.append(Line("request", f"all {plural(tokens, 'token')}", request, "ms"))
+            each, every = steps / max(1, tokens - 1), f"all {plural(tokens, 'token')}"
+            lines.append(_line("output_token", "each further token", each, like=samples.resemblance(DECODE)))
+            lines.append(_line("request", every, first + steps, like=samples.resemblance(HOOKS_WALL)))
     return {line.name: line for line in lines}
+
+
+def _line(name: str, words: str, samples: Array, *, like: Resemblance) -> Line:
+    """The median of samples of a cell in ms, with both modes where there are two."""
+    both = two_modes(samples)
+    modes = "" if both is None else f"two modes: {both.said()}"
+    return Line(name, words, median_in_order(samples, like=like), "ms", modes=modes)
 
 
 def _tokens(cell: Mapping[Any, Any]) -> int:
@@ -273,6 +287,7 @@ def _subject_data(summary: Summary) -> dict[str, Any]:
             "unit": line.unit,
             "note": line.note,
             "predicted": line.predicted,
+            "modes": line.modes,
         }
         | _number_data(line.found)
         for section in summary.sections

@@ -23,6 +23,7 @@ from vlmeter.analysis import (
 from vlmeter.analysis.answers import Answers, all_answers, answers_of, estimate_in
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.roofline import beside
+from vlmeter.analysis.spread import misgivings_in, misgivings_of_requests
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.words import with_interval
 from vlmeter.table.kinds import Kind
@@ -185,6 +186,16 @@ class Data:
         return self.worked if isinstance(self.worked, Unknown) else flops.points(self.worked)
 
     @cached_property
+    def modes_over_flops(self) -> str:
+        """What has two modes among the cells of `points`, as a sentence; empty if nothing has."""
+        return "" if isinstance(self.points, Unknown) else misgivings_in(self.points)
+
+    @cached_property
+    def modes_of_requests(self) -> str:
+        """What has two modes among the cells that predictions are learnt from, as a sentence; empty if nothing has."""
+        return misgivings_of_requests(self.table)
+
+    @cached_property
     def models(self) -> flops.Models | Unknown:
         """How well FLOPs and floors predict latency."""
         return self.points if isinstance(self.points, Unknown) else flops.compare_models(self.points)
@@ -193,6 +204,11 @@ class Data:
     def held_out(self) -> pd.DataFrame | Unknown:
         """Every cell, predicted from the others."""
         return held_out.held_out(self.table)
+
+
+def sentence(said: str) -> str:
+    """Make what is said a sentence that stands behind another one; empty of nothing."""
+    return f" {said}." if said else ""
 
 
 def ends_of(estimate: Estimate) -> tuple[float, float]:

@@ -146,6 +146,7 @@ def constant_cost_per_token(data: Data) -> Finding:
     evidence = (Evidence.of("growth of a step over the measured contexts", growth, "fraction"),)
     verdict = within(growth, -LINEAR_FRACTION, LINEAR_FRACTION)
     said = f"from {low:,.0f} to {high:,.0f} tokens in context a step grows by {with_interval(growth, 'fraction')}"
+    said += f" ({law.modes})" if law.modes else ""
     limit = percent(LINEAR_FRACTION, 1)
     start = {
         "holds": f"The cost of a token is constant within {limit}",

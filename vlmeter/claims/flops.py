@@ -6,7 +6,7 @@ import math
 
 from vlmeter.analysis import components, flops, reading
 from vlmeter.analysis.reading import Unknown
-from vlmeter.claims.base import Data, Evidence, Finding, Verdict, cannot_tell, ends_of, within
+from vlmeter.claims.base import Data, Evidence, Finding, Verdict, cannot_tell, ends_of, sentence, within
 from vlmeter.numbers.medians import Estimate
 from vlmeter.numbers.units import percent, significant
 from vlmeter.numbers.words import with_interval
@@ -91,7 +91,7 @@ def flops_predict_latency(data: Data) -> Finding:
     said += f" ({'; '.join([flops.MODELS[models.best_flops], *details])})"
     if len(inside):
         said += f", although within a phase R² reaches {significant(float(inside.max()), 3)}"
-    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+    return Finding(verdict, f"{start[verdict]}: {said}.{sentence(data.modes_over_flops)}", evidence)
 
 
 def roofline_beats_flops(data: Data) -> Finding:
@@ -108,12 +108,13 @@ def roofline_beats_flops(data: Data) -> Finding:
         f"{errors[models.best_roofline]} by the roofline and {errors[models.best_flops]} by FLOPs, each at its best; "
         f"with a single number fitted {errors['roofline']} and {errors['flops']}"
     )
+    said += f".{sentence(data.modes_over_flops)}"
     low, high = ends_of(models.gain)
     if low > 0:
-        return Finding("holds", f"The roofline predicts cells that were left out better: off by {said}.", evidence)
+        return Finding("holds", f"The roofline predicts cells that were left out better: off by {said}", evidence)
     if high < 0:
-        return Finding("does not hold", f"FLOPs predict cells that were left out better: off by {said}.", evidence)
-    return Finding("cannot tell", f"Which predicts better cannot be told from these cells: off by {said}.", evidence)
+        return Finding("does not hold", f"FLOPs predict cells that were left out better: off by {said}", evidence)
+    return Finding("cannot tell", f"Which predicts better cannot be told from these cells: off by {said}", evidence)
 
 
 def equal_flops_equal_time(data: Data) -> Finding:
@@ -144,7 +145,7 @@ def equal_flops_equal_time(data: Data) -> Finding:
         "does not hold": "Equal FLOPs do not take equal time",
         "cannot tell": "Whether equal FLOPs take equal time cannot be told",
     }
-    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+    return Finding(verdict, f"{start[verdict]}: {said}.{sentence(data.modes_over_flops)}", evidence)
 
 
 def output_token_costs_more(data: Data) -> Finding:

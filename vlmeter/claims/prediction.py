@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmeter.analysis import held_out
 from vlmeter.analysis.reading import Unknown
-from vlmeter.claims.base import Data, Evidence, Finding, Verdict, cannot_tell, within
+from vlmeter.claims.base import Data, Evidence, Finding, Verdict, cannot_tell, sentence, within
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import plural, with_interval
 
@@ -42,7 +42,7 @@ def held_out_predicted(data: Data) -> Finding:
         "does not hold": f"Held-out cells are not predicted within {limit}",
         "cannot tell": f"Whether held-out cells are predicted within {limit} cannot be told",
     }
-    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+    return Finding(verdict, f"{start[verdict]}: {said}.{sentence(data.modes_of_requests)}", evidence)
 
 
 def prediction_intervals_hold(data: Data) -> Finding:
@@ -60,4 +60,4 @@ def prediction_intervals_hold(data: Data) -> Finding:
         "cannot tell": f"Whether {limit} of the prediction intervals hold cannot be told",
     }
     said = f"{worth.inside} of {worth.count}, {with_interval(worth.coverage, 'fraction')}; nominally 95 %"
-    return Finding(verdict, f"{start[verdict]}: {said}.", evidence)
+    return Finding(verdict, f"{start[verdict]}: {said}.{sentence(data.modes_of_requests)}", evidence)

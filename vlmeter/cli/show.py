@@ -174,4 +174,5 @@ def _said(line: Line | None) -> str:
     found: Any = line.found
     if isinstance(found, Unknown):
         return f"not known: {found.reason}{f'; {found.remedy}' if found.remedy else ''}"
-    return f"{with_interval(found, line.unit)}{', predicted' if line.predicted else ''}"
+    modes = f"; {line.modes}" if line.modes else ""
+    return f"{with_interval(found, line.unit)}{', predicted' if line.predicted else ''}{modes}"

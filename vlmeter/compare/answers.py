@@ -80,5 +80,7 @@ def answer_in_words(answer: Answer | None) -> str:
     if answer is None:
         return "not measured"
     predicted = ", predicted" if answer.source == "predicted" else ""
-    said = answer.said() if isinstance(answer.found, Unknown) else with_interval(answer.found, answer.unit)
-    return f"{said}{predicted}"
+    if isinstance(answer.found, Unknown):
+        return answer.said()
+    modes = f"; {answer.modes}" if answer.modes else ""
+    return f"{with_interval(answer.found, answer.unit)}{predicted}{modes}"

@@ -71,6 +71,8 @@ from vlmeter.numbers.intervals import (
     pooled_serial_correlation,
 )
 from vlmeter.numbers.medians import median_inflation
+from vlmeter.numbers.modes import Modes, two_modes
+from vlmeter.numbers.words import plural
 from vlmeter.table.kinds import PREFILL
 from vlmeter.table.quantities import DEVICE_ALONE, PHASES, WHOLE_CELL, RowKey, is_another_at_a_server, is_busy
 
@@ -124,6 +126,7 @@ def compare(
         told = session_noise_fraction is not None or pair.freedom > 0 or bool(identical_results(own))
         assumed.append(None if told else noise.assumed_offset_fraction)
         quantities += own
+        warnings += modes_behind(own)
     if not any(found.name == TOTAL_NAME for found in quantities):
         raise UserError(f"{a.label} and {b.label} have no cell that was timed in both, so there is nothing to compare")
     warnings += identical_results(quantities)
@@ -221,6 +224,7 @@ class _Raw:
     a: _Level
     b: _Level
     identical: bool
+    modes: tuple[Modes | None, Modes | None]
 
     @property
     def is_uncertain(self) -> bool:
@@ -287,8 +291,30 @@ def _raw(
         if len(a) == len(sides[0]) and len(b) == len(sides[1]):
             identical = [q.samples_ms for q in a] == [q.samples_ms for q in b]
             level_a, level_b = (_level(found, correlations[key][place]) for place, found in enumerate((a, b)))
-            return _Raw(cell, key, level_a, level_b, identical)
+            return _Raw(cell, key, level_a, level_b, identical, (_modes(a), _modes(b)))
     return None
+
+
+def _modes(found: Sequence[Repeats]) -> Modes | None:
+    """The two modes of a side's runs, of several those farthest apart; None where no run has two."""
+    known = [modes for one in found if (modes := two_modes(np.asarray(one.samples_ms, dtype=np.float64))) is not None]
+    return max(known, key=lambda one: one.ratio, default=None)
+
+
+def modes_behind(found: Sequence[QuantityComparison]) -> list[str]:
+    """Say on which side whole cells have two modes, and both of one of them: their medians are the time of no run."""
+    said = []
+    for one in (one for one in found if one.name == TOTAL_NAME):
+        for letter, subject, side in (("A", one.subject_a, "a_modes"), ("B", one.subject_b, "b_modes")):
+            mixed = {cell.cell_id: own for cell in one.cells if (own := getattr(cell, side)) is not None}
+            if mixed:
+                widest = max(mixed, key=lambda cell: mixed[cell].ratio)
+                verb, start = ("has", "") if len(mixed) == 1 else ("have", "such as ")
+                said.append(
+                    f"{subject}: in {letter} {len(mixed)} of {plural(len(one.cells), 'cell')} {verb} two modes "
+                    f"({start}{widest}: {mixed[widest].said()}), so that a median is the time of no run"
+                )
+    return said
 
 
 def _offset(
@@ -360,6 +386,8 @@ def _quantity(
             a_samples=raw.a.samples,
             b_samples=raw.b.samples,
             effect=effect,
+            a_modes=raw.modes[0],
+            b_modes=raw.modes[1],
         )
         for raw, effect in zip(raws, judge_effects(effects), strict=True)
     ]

@@ -14,6 +14,7 @@ from vlmeter.compare.answers import AnswerPair, SideAnswers
 from vlmeter.compare.baseline import Run
 from vlmeter.numbers.intervals import Variance, holm
 from vlmeter.numbers.medians import CONFIDENCE
+from vlmeter.numbers.modes import Modes
 from vlmeter.table.quantities import DEVICE_ALONE, PREFILL_SUM, WHOLE_CELL, RowKey
 
 Verdict = Literal["slower", "faster", "same", "cannot tell"]
@@ -72,7 +73,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class CellComparison:
-    """One quantity of one cell on both sides."""
+    """One quantity of one cell on both sides; the modes of a side where a run of it has two, in ms."""
 
     cell_id: str
     experiment: str
@@ -82,6 +83,8 @@ class CellComparison:
     a_samples: int
     b_samples: int
     effect: Effect
+    a_modes: Modes | None = None
+    b_modes: Modes | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from vlmeter.compare.comparison import (
     QuantityComparison,
     Verdict,
 )
+from vlmeter.numbers.modes import Modes
 from vlmeter.numbers.units import duration
 from vlmeter.numbers.words import plural
 from vlmeter.table.quantities import CLOCKS
@@ -196,8 +197,8 @@ def cell_rows(comparison: Comparison) -> list[dict[str, Any]]:
                     "subject": pair_name(found),
                     "cell": cell.cell_id,
                     "timed": " ".join(cell.quantity),
-                    "a": duration(cell.a_ms, 4),
-                    "b": duration(cell.b_ms, 4),
+                    "a": _median(cell.a_ms, cell.a_modes),
+                    "b": _median(cell.b_ms, cell.b_modes),
                     "change": change(cell.effect),
                     "interval": interval(cell.effect),
                     "verdict": cell.effect.verdict,
@@ -206,6 +207,11 @@ def cell_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _median(value_ms: float, modes: Modes | None) -> str:
+    """Say a median, with both modes where it lies between two."""
+    return duration(value_ms, 4) if modes is None else f"{duration(value_ms, 4)} (two modes: {modes.said()})"
 
 
 def cell_columns(comparison: Comparison) -> list[str]:
@@ -343,6 +349,8 @@ def _cell_data(cell: CellComparison) -> dict[str, Any]:
         "b_median_ms": cell.b_ms,
         "a_samples": cell.a_samples,
         "b_samples": cell.b_samples,
+        "a_modes_ms": cell.a_modes and [cell.a_modes.low, cell.a_modes.high],
+        "b_modes_ms": cell.b_modes and [cell.b_modes.low, cell.b_modes.high],
         **_effect_data(cell.effect),
     }
 

@@ -42,7 +42,7 @@ def draw(table: pd.DataFrame) -> Figure:
             f"at no context: {with_interval(law.fit['constant'], 'ms')}",
             f"per 1,000 tokens: {with_interval(reading.scaled(law.fit['per_context_token'], 1000), 'ms')}",
         ]
-        style.note(axes, "\n".join(lines))
+        style.note(axes, "\n".join([*lines, *([law.modes] if law.modes else [])]))
         style.title(axes, TITLE, table)
     return figure
 
@@ -77,4 +77,6 @@ def caption(table: pd.DataFrame) -> str:
         text += (
             f" It grows by {with_interval(slope, 'ms')} per 1,000 tokens of context, for reading their keys and values."
         )
+    if said := law.misgivings():
+        text += f" {said[0].upper()}{said[1:]}."
     return text if _reach_ms(law)[0] == 0 else f"{text} The axis does not start at 0."

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from vlmeter.analysis import flops
 from vlmeter.analysis.reading import Unknown, estimate_in
+from vlmeter.analysis.spread import misgivings_in
 from vlmeter.figures import style
 from vlmeter.numbers.units import metric, significant
 from vlmeter.numbers.words import with_interval
@@ -135,6 +136,8 @@ def caption(table: pd.DataFrame) -> str:
         if not math.isnan(float(found_parts["r_squared_low"])):
             sentences.append("Intervals of R² are a little narrow: in simulated studies 91 of 100 held the truth.")
     sentences += _differences(found)
+    if modes := misgivings_in(found):
+        sentences.append(f"{modes}.")
     return " ".join(sentences)
 
 

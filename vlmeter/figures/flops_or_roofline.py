@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator
 
 from vlmeter.analysis import flops
 from vlmeter.analysis.reading import Unknown
+from vlmeter.analysis.spread import misgivings_in
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import with_interval
@@ -84,7 +85,7 @@ def caption(table: pd.DataFrame) -> str:
     """Give the errors of all models, and where each is farthest off."""
     models = _models(table)
     assert not isinstance(models, Unknown)
-    errors = models.errors
+    errors, modes = models.errors, misgivings_in(models.frame)
     return (
         "Every cell is predicted from all the others; one number is fitted for all phases, a rate for FLOPs and an "
         f"efficiency for the floor ({percent(models.efficiency)}). The median error, every phase counting the same and "
@@ -93,6 +94,7 @@ def caption(table: pd.DataFrame) -> str:
         f"{with_interval(errors['flops_power'], 'fraction')} and "
         f"{with_interval(errors['roofline_power'], 'fraction')}. "
         f"FLOPs are farthest off for {_worst(models, 'flops')}, the roofline for {_worst(models, 'roofline')}."
+        f"{modes and f' {modes}.'}"
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from vlmeter.analysis import held_out, prediction_model
 from vlmeter.analysis.reading import Unknown
 from vlmeter.analysis.runs import runs_of
+from vlmeter.analysis.spread import misgivings_of_requests
 from vlmeter.figures import style
 from vlmeter.numbers.units import percent
 from vlmeter.numbers.words import plural
@@ -134,4 +135,6 @@ def caption(table: pd.DataFrame) -> str:
         )
     if len(runs_of(table)) > 1:
         sentences.append(f"Both are {held_out.OF_RUNS}.")
+    if said := misgivings_of_requests(table):
+        sentences.append(f"{said}.")
     return " ".join(sentences)

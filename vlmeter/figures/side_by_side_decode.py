@@ -88,14 +88,18 @@ def caption(table: pd.DataFrame, answers: Mapping[str, Answers] | None = None) -
         )
     grows: list[str] = []
     flat: list[str] = []
+    modes: list[str] = []
     for name in found:
         law = step_times.step_law(table, name)
         if not isinstance(law, Unknown):
             (grows if law.fit["per_context_token"].low > 0 else flat).append(name)
+            modes += [f"{name}: {law.modes}"] if law.modes else []
     if grows:
         sentences.append(f"A step is seen to grow with the context in {side_by_side.listed(grows, len(found))}.")
     if flat:
         sentences.append(
             f"In {side_by_side.listed(flat, len(found))} no growth beyond noise is seen, over the range measured."
         )
+    if modes:
+        sentences.append(f"Behind these steps, {'; '.join(modes)}.")
     return " ".join([*sentences, *side_by_side.who_is_missing(table, list(found))])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmeter.numbers.intervals import Array
+from vlmeter.numbers.units import duration_range
 
 #: Samples below which two modes cannot be told from chance.
 LEAST_SAMPLES = 9
@@ -36,6 +37,15 @@ class Modes:
     def ratio(self) -> float:
         """The longer over the shorter."""
         return self.high / self.low
+
+    def said(self) -> str:
+        """Say both, of samples in ms, such as '146 and 212 ms'."""
+        return both_in_words(self.low, self.high)
+
+
+def both_in_words(low_ms: float, high_ms: float) -> str:
+    """Say two modes, such as '146 and 212 ms'."""
+    return duration_range(low_ms, high_ms).replace(" to ", " and ")
 
 
 def two_modes(samples: Array) -> Modes | None:

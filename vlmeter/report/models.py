@@ -8,6 +8,7 @@ from vlmeter.analysis import flops, held_out
 from vlmeter.analysis.reading import Unknown, estimate_in
 from vlmeter.analysis.roofline import beside
 from vlmeter.analysis.runs import runs_of
+from vlmeter.analysis.spread import misgivings_in, misgivings_of_requests
 from vlmeter.numbers.units import duration, metric, percent
 from vlmeter.report.grids import Grid, Value, count_value, estimate_value, word_value
 from vlmeter.table.quantities import QUANTITIES
@@ -18,12 +19,17 @@ def flops_grids(table: pd.DataFrame, roofline: pd.DataFrame | None, name: str) -
     points = Unknown("") if roofline is None else flops.points(beside(table, roofline))
     if isinstance(points, Unknown):
         return []
-    grids = [_relations_grid(flops.relations(points), name)]
+    grids = [_relations_grid(flops.relations(points), name, modes=misgivings_in(points))]
     models = flops.compare_models(points)
     return grids if isinstance(models, Unknown) else [*grids, _models_grid(models, name)]
 
 
-def _relations_grid(relations: pd.DataFrame, name: str) -> Grid:
+def _entitled(title: str, modes: str) -> str:
+    """A title, with what has two modes behind its numbers."""
+    return f"{title}; {modes}" if modes else title
+
+
+def _relations_grid(relations: pd.DataFrame, name: str, *, modes: str) -> Grid:
     columns = [
         ("phase", "what was timed; all of these: the phases together, which share no time"),
         ("points", "phases of cells behind the row"),
@@ -41,7 +47,8 @@ def _relations_grid(relations: pd.DataFrame, name: str) -> Grid:
         ]
         for row in relations.to_dict("records")
     ]
-    return Grid(f"flops-{name}", "FLOPs and latency, with 95 % intervals over cells", columns, rows)
+    title = _entitled("FLOPs and latency, with 95 % intervals over cells", modes)
+    return Grid(f"flops-{name}", title, columns, rows)
 
 
 _RELATION_HEADINGS = {
@@ -73,7 +80,8 @@ def _models_grid(models: flops.Models, name: str) -> Grid:
         ]
         for model, label in flops.MODELS.items()
     ]
-    return Grid(f"models-{name}", "How far predictions of left-out cells are off", columns, rows)
+    title = _entitled("How far predictions of left-out cells are off", misgivings_in(models.frame))
+    return Grid(f"models-{name}", title, columns, rows)
 
 
 def held_out_grid(table: pd.DataFrame, name: str) -> Grid:
@@ -104,4 +112,5 @@ def held_out_grid(table: pd.DataFrame, name: str) -> Grid:
             for row in found.to_dict("records")
         ]
     )
-    return Grid(f"held-out-{name}", "Requests predicted from a study without them", columns, rows)
+    title = _entitled("Requests predicted from a study without them", misgivings_of_requests(table))
+    return Grid(f"held-out-{name}", title, columns, rows)

@@ -14,19 +14,21 @@ import pandas as pd
 from vlmeter.analysis.by_run import BY_RUN
 from vlmeter.analysis.decode_runs import DecodeLaw, decode, decode_law
 from vlmeter.analysis.prefill_cells import PartCosts, cost_clock, part_costs, two_factor, vision_cells
-from vlmeter.analysis.reading import Unknown, subjects_of
+from vlmeter.analysis.reading import Unknown, of_subject, subjects_of
 from vlmeter.analysis.roofline import read_roofline
+from vlmeter.analysis.spread import cell_modes, misgivings_of, mixed_cells
 from vlmeter.analysis.step_times import StepLaw, step_law
 from vlmeter.claims.files import read_claims
 from vlmeter.common.errors import UserError
 from vlmeter.numbers.intervals import Fit
 from vlmeter.numbers.medians import Estimate
 from vlmeter.table.files import read_table
+from vlmeter.table.quantities import DECODE, LANGUAGE, PREFILL_SUM, VISION, Quantity
 
 #: What names a row of `Results.fits`, the number with its interval, and what it is made of.
 FIT_COLUMNS = (
     *("subject", "law", "term", "unit", "value", "low", "high"),
-    *("time", "points", "r_squared", "unknown"),
+    *("time", "points", "r_squared", "unknown", "modes"),
 )
 
 
@@ -48,13 +50,33 @@ class Results:
 
     @cached_property
     def prefills(self) -> pd.DataFrame:
-        """One row per finished prefill: counts, quantities with their 95 % intervals, and who sets the pace."""
-        return self._of_each(vision_cells)
+        """One row per finished prefill: counts, quantities with their 95 % intervals, and who sets the pace.
+
+        modes: what of it has two modes, whose median is the time of no run; empty if nothing has.
+        """
+        return self._of_each(vision_cells, with_modes=True)
 
     @cached_property
     def generations(self) -> pd.DataFrame:
-        """One row per photograph and output length: decode, prefill, their sum, each in ms with its 95 % interval."""
-        return self._of_each(decode)
+        """One row per photograph and output length: decode, prefill, their sum, each in ms with its 95 % interval.
+
+        modes: as of `prefills`.
+        """
+        return self._of_each(decode, with_modes=True)
+
+    @cached_property
+    def modes(self) -> pd.DataFrame:
+        """One row per subject, run, cell and quantity with two modes: both in ms, and the rounds at each."""
+        rows = [
+            (
+                *(name, one.run, one.cell_id, one.quantity.name),
+                *(one.modes.low, one.modes.low_count, one.modes.high, one.modes.high_count),
+            )
+            for name in self.subjects
+            for one in cell_modes(self.table, name)
+        ]
+        counted = ["low_ms", "low_rounds", "high_ms", "high_rounds"]
+        return pd.DataFrame(rows, columns=["subject", "run", "cell_id", "quantity", *counted])
 
     @cached_property
     def fits(self) -> pd.DataFrame:
@@ -63,7 +85,7 @@ class Results:
         law: "costs" (of a crop and a token, each told by its part of the model), "prefill_plane" (over crops and
         prompt tokens), "decode_line" (over steps, relative least squares), "decode_log_log" (its slope over steps),
         "step_line" (over the context); time: which time it is about; points: how many cells it has; unknown: why
-        there is no number, where there is none.
+        there is no number, where there is none; modes: which of these cells have two modes, both of them said.
         """
         rows = [row for name in self.subjects for row in _fits_of(self.table, name)]
         return pd.DataFrame(rows, columns=list(FIT_COLUMNS))
@@ -89,14 +111,27 @@ class Results:
             raise UserError(f"{where}; legal: the folder of a study that has run, with {name} in it")
         return path
 
-    def _of_each(self, make: Callable[[pd.DataFrame, str], pd.DataFrame]) -> pd.DataFrame:
+    def _of_each(self, make: Callable[[pd.DataFrame, str], pd.DataFrame], *, with_modes: bool = False) -> pd.DataFrame:
         frames = []
         for name in self.subjects:
             frame = make(self.table, name).drop(columns=BY_RUN, errors="ignore")
             frame.insert(0, "subject", name)
+            if with_modes:
+                said: dict[str, list[str]] = {}
+                for one in cell_modes(self.table, name):
+                    said.setdefault(one.cell_id, []).append(f"{one.quantity.noun}: {one.modes.said()}")
+                frame["modes"] = [
+                    "" if is_derived else "; ".join(dict.fromkeys(said.get(str(cell), [])))
+                    for cell, is_derived in zip(frame["cell_id"], _derived(frame), strict=True)
+                ]
             frames.append(frame)
         kept = [frame for frame in frames if len(frame)] or frames[:1]
         return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
+
+
+def _derived(frame: pd.DataFrame) -> list[bool]:
+    """Which rows are sums of the first steps of a longer run of the same cell, whose modes are not theirs."""
+    return [source == "derived" for source in frame["source"]] if "source" in frame else [False] * len(frame)
 
 
 def load(place: str | Path) -> Results:
@@ -115,29 +150,38 @@ def load(place: str | Path) -> Results:
 def _fits_of(table: pd.DataFrame, subject: str) -> Iterator[dict[str, Any]]:
     """Rows of one subject, law after law."""
     cells, runs = vision_cells(table, subject), decode(table, subject)
-    clock = cost_clock(cells)
+    clock, table_of_subject = cost_clock(cells), of_subject(table, subject)
 
-    def row(law: str, term: str, unit: str, estimate: Estimate | Unknown, time: str, fit: Fit | None) -> dict[str, Any]:
+    def modes(quantity: Quantity, frame: pd.DataFrame) -> str:
+        own = set(frame["cell_id"].astype(str)) if len(frame) else set()
+        return misgivings_of(mixed_cells(table_of_subject, own, quantity), len(own))
+
+    def row(
+        law: str, term: str, unit: str, estimate: Estimate | Unknown, time: str, fit: Fit | None, mixed: str
+    ) -> dict[str, Any]:
         known = Estimate(math.nan, math.nan, math.nan) if isinstance(estimate, Unknown) else estimate
         reason = estimate.reason if isinstance(estimate, Unknown) else ""
         rests = (fit.count, fit.r_squared) if fit else (pd.NA, math.nan)
-        values = (subject, law, term, unit, known.value, known.low, known.high, time, *rests, reason)
+        values = (subject, law, term, unit, known.value, known.low, known.high, time, *rests, reason, mixed)
         return dict(zip(FIT_COLUMNS, values, strict=True))
 
-    def rows(law: str, terms: dict[str, str], fit: Fit | Unknown, time: str) -> Iterator[dict[str, Any]]:
+    def rows(law: str, terms: dict[str, str], fit: Fit | Unknown, time: str, mixed: str) -> Iterator[dict[str, Any]]:
         for term, unit in terms.items():
             own = fit if isinstance(fit, Unknown) else fit[term]
-            yield row(law, term, unit, own, time, None if isinstance(fit, Unknown) else fit)
+            yield row(law, term, unit, own, time, None if isinstance(fit, Unknown) else fit, mixed)
 
     costs: PartCosts = part_costs(cells)
-    yield row("costs", "crop", "ms", costs.crop, f"{clock.name} of the vision side", None)
-    yield row("costs", "token", "ms", costs.token, f"{clock.name} of {costs.token_is_of}", None)
+    told_by = LANGUAGE if len(cells) and cells["crops"].nunique() > 1 else PREFILL_SUM
+    yield row("costs", "crop", "ms", costs.crop, f"{clock.name} of the vision side", None, modes(VISION, cells))
+    yield row("costs", "token", "ms", costs.token, f"{clock.name} of {costs.token_is_of}", None, modes(told_by, cells))
     plane = two_factor(cells, clock.quantity)
-    yield from rows("prefill_plane", {"crop": "ms", "token": "ms", "constant": "ms"}, plane, clock.name)
+    terms = {"crop": "ms", "token": "ms", "constant": "ms"}
+    yield from rows("prefill_plane", terms, plane, clock.name, modes(clock.quantity, cells))
     law: DecodeLaw | Unknown = decode_law(runs)
     line, power = (law, law) if isinstance(law, Unknown) else (law.line, law.power)
-    yield from rows("decode_line", {"per_token": "ms", "constant": "ms"}, line, "device time with gaps")
-    yield from rows("decode_log_log", {"slope": "times"}, power, "device time with gaps")
+    gaps, of_decode = "device time with gaps", modes(DECODE, runs)
+    yield from rows("decode_line", {"per_token": "ms", "constant": "ms"}, line, gaps, of_decode)
+    yield from rows("decode_log_log", {"slope": "times"}, power, gaps, of_decode)
     steps: StepLaw | Unknown = step_law(table, subject)
-    step = steps if isinstance(steps, Unknown) else steps.fit
-    yield from rows("step_line", {"per_context_token": "ms", "constant": "ms"}, step, "device time with gaps")
+    step, of_steps = (steps, "") if isinstance(steps, Unknown) else (steps.fit, steps.misgivings())
+    yield from rows("step_line", {"per_context_token": "ms", "constant": "ms"}, step, gaps, of_steps)
