@@ -130,6 +130,14 @@ def commit() -> str:
     return f"{said('log', '-1', '--format=%h %s')}{changed}"
 
 
+def command_of(arguments: Sequence[str]) -> str:
+    """The command with these arguments, whatever file it writes."""
+    words = list(arguments)
+    if "--output" in words:
+        del words[(place := words.index("--output")) : place + 2]
+    return " ".join(["python -m benchmarks.coverage", *words])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 0 whatever it finds: it is read, not passed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
@@ -158,8 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{when}: {case.interval}, {case.noise}\n")
         sys.stdout.write((f"{when}\n\n" if options.before else "") + as_table(found[when]) + "\n")
     if options.output:
-        words = " ".join(sys.argv[1:] if arguments is None else arguments)
-        command = f"python -m benchmarks.coverage {words}"
+        command = command_of(sys.argv[1:] if arguments is None else arguments)
         made = {"commit": measured, "command": command, "repeats": options.repeats, "seed": options.seed}
         counts = {when: [asdict(each) for each in own] for when, own in found.items()}
         write_atomically(options.output, (json.dumps({**made, **counts}, indent=1) + "\n").encode())

@@ -45,7 +45,6 @@ def planted(width: float) -> Case:
     return Case("planted", "normal", trial)
 
 
-@pytest.mark.parametrize(("width", "verdict"), [(1.3, "too narrow"), (1.96, "right"), (3.0, "wide")])
 def answer(case: Case, *, repeats: int, seed: int) -> Answer:
     """Of a case with a single kind of interval."""
     (found,) = answers_of(case, repeats=repeats, seed=seed)
@@ -64,6 +63,7 @@ def test_a_case_of_several_intervals_counts_each_by_itself() -> None:
     assert [one.trials for one in found.values()] == [400, 400]
 
 
+@pytest.mark.parametrize(("width", "verdict"), [(1.3, "too narrow"), (1.96, "right"), (3.0, "wide")])
 def test_a_planted_interval_is_called_what_it_is(width: float, verdict: str) -> None:
     assert answer(planted(width), repeats=2000, seed=1).verdict == verdict
 
@@ -99,7 +99,7 @@ def test_the_committed_counts_are_of_the_cases_that_there_are() -> None:
     there_are = {(interval, case.noise) for case in CASES for interval in case.intervals}
     assert {(each["interval"], each["noise"]) for each in kept["now"]} == there_are
     assert kept["commit"]
-    assert kept["command"].startswith("python -m benchmarks.coverage --before")
+    assert kept["command"] == "python -m benchmarks.coverage --before", "all of them, in one run"
     medians = [Answer(**each) for each in kept["now"] if each["interval"].startswith("median, until")]
     page = (Path(coverage.__file__).parent / "README.md").read_text("utf-8")
     for each in medians:
@@ -117,7 +117,7 @@ def test_the_command_prints_a_table_and_writes_the_counts(tmp_path: Path, capsys
     assert capsys.readouterr().out.count("closure over") == 3
     kept = json.loads((tmp_path / "c.json").read_text("utf-8"))
     assert [each["trials"] for each in kept["now"]] == [20, 20, 20]
-    assert kept["command"].startswith("python -m benchmarks.coverage --only closure over --repeats 20")
+    assert kept["command"] == "python -m benchmarks.coverage --only closure over --repeats 20"
     assert kept["repeats"] == 20
     assert "before" not in kept
     with pytest.raises(SystemExit):

@@ -14,7 +14,7 @@ from tests.support.fakes import FakeRunner
 from tests.support.tables import LATENCY, records_of, rewrite, table_of
 from vlmeter.analysis import answers, distribution
 from vlmeter.analysis.conditions import trust
-from vlmeter.analysis.distribution import Explanation, Sample, explain, sample_of
+from vlmeter.analysis.distribution import Explanation, Sample, _about, explain, sample_of
 from vlmeter.analysis.reading import Unknown
 from vlmeter.numbers.medians import Estimate
 from vlmeter.table.build import build_table
@@ -188,6 +188,30 @@ def test_a_tail_of_long_answers_is_put_down_to_output_tokens() -> None:
     found = explained(planted(700, per_output_ms=5.0, per_crop_ms=0.5, noise_ms=2.0))
     assert found.gap["generated_tokens"].low > 0.85
     assert found.variance["generated_tokens"].low > 0.85
+
+
+def test_the_share_of_a_factor_that_dominates_is_not_told_too_low() -> None:
+    """A resample has more chance correlations than the requests, so that percentiles of its shares are too low."""
+    whole = planted(200_000, per_output_ms=10.0, per_crop_ms=0.1, noise_ms=20.0).requests
+    factors = whole[list(distribution.FACTORS)].to_numpy(np.float64)
+    truth = float(distribution.variance_shares(factors, whole["whole_request_ms"].to_numpy(np.float64))[1])
+    assert truth > 0.99
+    for seed in range(1, 6):
+        share = explained(planted(300, per_output_ms=10.0, per_crop_ms=0.1, noise_ms=20.0, seed=seed)).variance
+        assert share["generated_tokens"].low < truth < share["generated_tokens"].high <= 1
+        assert all(0 <= one.low <= one.value <= one.high <= 1 for one in share.values())
+
+
+def test_four_slow_requests_make_intervals_wider_than_forty_do() -> None:
+    draws = 5.0 + np.random.default_rng(1).standard_normal(20_000)
+    few, many = (_about(5.0, draws, freedom=freedom) for freedom in (3, 39))
+    assert few.high - 5.0 == pytest.approx(5.0 - few.low) == pytest.approx(3.18, rel=0.02), "Student's t of three"
+    assert many.high - 5.0 == pytest.approx(2.02, rel=0.02)
+    assert _about(0.9, draws, freedom=3, ends=(0.0, 1.0)) == Estimate(0.9, 0.0, 1.0)
+    explanation = explained(planted(80, per_output_ms=1.0, noise_ms=10.0))
+    assert explanation.tail_requests == 4
+    gap = explanation.gap_ms
+    assert gap.value - gap.low == pytest.approx(gap.high - gap.value)
 
 
 def test_a_tail_of_large_pictures_is_put_down_to_crops_and_tokens() -> None:

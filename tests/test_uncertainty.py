@@ -12,6 +12,7 @@ from scipy.stats import binom
 from vlmeter.numbers.intervals import (
     Variance,
     add_variances,
+    correlation_estimate,
     fit_linear,
     fit_power,
     holm,
@@ -22,6 +23,7 @@ from vlmeter.numbers.intervals import (
     pooled_serial_correlation,
     rank_correlation,
     relative_weights,
+    squared,
     standard_error,
 )
 from vlmeter.numbers.medians import Estimate
@@ -236,6 +238,42 @@ def test_rank_correlation_is_scipys_and_its_interval_holds_it() -> None:
 def test_rank_correlation_of_ties_is_scipys() -> None:
     first, second = np.round(X / 3), np.round(X / 4)
     assert rank_correlation(first, second).value == pytest.approx(scipy_stats.spearmanr(first, second).statistic)
+
+
+def test_a_correlation_has_fishers_interval_with_the_scatter_of_its_draws() -> None:
+    """Draws that scatter by 0.1 on Fisher's scale, and lie too low as draws do: the value stays in the middle."""
+    draws = np.tanh(1.3 + 0.1 * rng().normal(size=20_000))
+    found = correlation_estimate(np.concatenate([[math.tanh(1.5)], draws]), 22)
+    reach = float(scipy_stats.t.ppf(0.975, 20)) * math.sqrt(22 / 20) * 0.1
+    assert (found.low, found.high) == pytest.approx((math.tanh(1.5 - reach), math.tanh(1.5 + reach)), rel=2e-3)
+    assert found.value - found.low > found.high - found.value, "there is less room above"
+
+
+def test_draws_of_two_cells_tell_nothing_of_a_correlation() -> None:
+    draws = np.tanh(1.3 + 0.1 * rng().normal(size=2000))
+    values = np.concatenate([[math.tanh(1.3)], draws])
+    assert correlation_estimate(np.concatenate([values, np.ones(300)]), 8) == correlation_estimate(values, 8)
+
+
+def test_an_order_without_exception_has_a_correlation_of_one() -> None:
+    found = rank_correlation(X, X**2)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+@pytest.mark.parametrize("count", [12, 39])
+def test_the_interval_of_a_rank_correlation_holds_it_near_one(count: int) -> None:
+    held = 0
+    for seed in range(200):
+        first, second = rng(seed).standard_normal((2, count))
+        found = rank_correlation(first, 0.98 * first + math.sqrt(1 - 0.98**2) * second, replicates=400)
+        held += found.contains(6 / math.pi * math.asin(0.98 / 2))
+    assert held / 200 > 0.92, "percentiles of the draws held 92 % of 39 cells"
+
+
+def test_a_square_begins_at_zero_where_its_root_may_be_zero() -> None:
+    assert squared(Estimate(-0.5, -0.8, 0.2)) == Estimate(0.25, 0.0, pytest.approx(0.64))
+    assert squared(Estimate(-0.5, -0.8, -0.2)) == Estimate(0.25, pytest.approx(0.04), pytest.approx(0.64))
+    assert math.isnan(squared(Estimate(0.5, math.nan, math.nan)).low)
 
 
 def test_what_does_not_vary_has_no_correlation() -> None:

