@@ -131,10 +131,10 @@ def caption(table: pd.DataFrame) -> str:
         said = {name: with_interval(estimate_in(found_parts, name, ""), "") for name in names}
         sentences.append(
             f"Over all phases R² is {said['r_squared']}, rank correlation {said['spearman']}, linear correlation "
-            f"{said['pearson']}. The last interval is a little narrow: in simulated studies 92 of 100 held the truth."
+            f"{said['pearson']}."
         )
-        if not math.isnan(float(found_parts["r_squared_low"])):
-            sentences.append("Intervals of R² are a little narrow: in simulated studies 91 of 100 held the truth.")
+        if not math.isnan(float(found_parts["pearson_low"])):
+            sentences.append("The last interval is a little narrow: in simulated studies 92 of 100 held the truth.")
     sentences += _differences(found)
     if modes := misgivings_in(found):
         sentences.append(f"{modes}.")
