@@ -68,10 +68,10 @@ OTHERS: Mapping[str, str] = {
 }
 
 #: Seconds of the processor that the tests of one mutant may take in all: those of its line, those of its module.
-BUDGET_S, MODULE_BUDGET_S = 40.0, 30.0
+BUDGET_S, MODULE_BUDGET_S = 90.0, 30.0
 
 #: Those of the tests that are run without any change, to see that they pass; and when a process of tests is ended.
-CONTROL_BUDGET_S, CPU_S = 1.0, 90
+CONTROL_BUDGET_S, CPU_S = 1.0, 180
 
 #: What share of the mutants has to be noticed.
 ENOUGH = 0.9
