@@ -32,7 +32,7 @@ from vlmeter.measure.subject import measure_subject
 from vlmeter.models.families.base import ImageOptions
 from vlmeter.models.families.registry import FAMILIES, get_family
 from vlmeter.models.molmo1.vision import MolmoVisionAttention
-from vlmeter.records.record import read_record
+from vlmeter.records.record import Record, read_record
 from vlmeter.study.layout import Layout
 from vlmeter.study.loader import load_study
 from vlmeter.study.plan import build_plan
@@ -103,16 +103,8 @@ def test_a_cache_of_fixed_length_gives_eagers_tokens_at_eagers_marks(plain: Eage
     assert len(fixed.preparations) == 1, "two pictures of one size are one shape"
 
 
-def test_a_compiled_molmo_chooses_eagers_tokens() -> None:
-    check_compiled(loaded("molmo"))
-
-
-@pytest.mark.slow
-def test_what_is_compiled_chooses_eagers_tokens(plain: EagerRunner) -> None:
-    check_compiled(plain)
-
-
-def check_compiled(plain: EagerRunner) -> None:
+def test_a_compiled_molmo_chooses_eagers_tokens_at_eagers_marks() -> None:
+    plain = loaded("molmo")
     wanted = generated(plain)
     compiled = beside(plain, "prefill", "step")
     assert compiled.ready(prompt_of(compiled), output_tokens=OUTPUT_TOKENS).keys() == {"compile"}
@@ -451,9 +443,10 @@ def test_a_study_compares_a_compiled_model_with_the_same_one_run_eagerly(
 OF_A_FAMILY = """
 study: family
 subjects:
-  compile: {{family: {family}, preset: nano, dtype: float32, device: cpu, cpu_threads: 1, backend: compile}}
+  eager: &toy {{family: {family}, preset: nano, dtype: float32, device: cpu, cpu_threads: 1}}
+  compile: {{<<: *toy, backend: compile}}
 experiments:
-  vision_tokens: {{image_sizes: [500x380], text_tokens: 40}}
+  requests: {{image_sizes: [500x380], output_tokens: [6], text_tokens: 40}}
 sampling: {{min_samples: 3, max_samples: 3, min_warmup: 1, max_warmup: 1, max_seconds_per_cell: 2}}
 drift_tolerance_fraction: 100 # measured again, a cell would find its shape compiled
 """
@@ -461,24 +454,30 @@ drift_tolerance_fraction: 100 # measured again, a cell would find its shape comp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", NATIVE)
-def test_a_study_of_a_compiled_family_gives_numbers_or_a_sentence(
+def test_a_study_of_a_compiled_family_gives_numbers_with_eagers_tokens_and_phases_or_a_sentence(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLMETER_LOCK_DIR", str(tmp_path / "locks"))
     (tmp_path / "study.yaml").write_text(OF_A_FAMILY.format(family=family))
     study = load_study(tmp_path / "study.yaml")
     layout = Layout(study.study, tmp_path / "results")
-    (cell,) = build_plan(study)
     make_dummies(study, layout)
-    assert measure_subject(study, "compile", layout, tell=print, progress=lambda step: None).failed == []
-    record = read_record(layout.record(cell))
+    for name in study.subjects:
+        assert measure_subject(study, name, layout, tell=print, progress=lambda step: None).failed == []
+    plain, record = (read_record(layout.record(cell)) for cell in build_plan(study))
     if record.status == "unsupported":
         with pytest.raises(Unsupported, match=re.escape(record.reason or "nothing")):
             load_runner(loading(subject(family), device="cpu"))  # what keeps it out is not the compiling
         return
-    assert record.status == "ok"
-    assert record.find("plain", "total", "wall")
+    assert (record.status, plain.status) == ("ok", "ok")
+    assert (record.cell.subject, record.cell.output_tokens) == ("compile", 6)
+    assert record.output_digests == plain.output_digests != [], "it chooses eager's tokens"
+    assert phases_of(record) == phases_of(plain) >= {"vision_encoder", "llm_blocks", "decode"}
     assert record.find("hooks", "llm_blocks", "device")
     assert record.seconds["compile"] > 0
-    assert record.output_digests, "it tells its tokens"
     assert record.execution == Execution("fewer", "fused")
+
+
+def phases_of(record: Record) -> set[str]:
+    """What the marks of a cell tell apart."""
+    return {series.phase for series in record.series if series.arm == "hooks"}

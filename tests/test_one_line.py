@@ -80,22 +80,29 @@ def test_several_pictures_in_several_runs_as_json(folder: Path) -> None:
     assert max(map(len, again.stdout.splitlines())) <= 100, "no terminal, no long lines"
 
 
-@pytest.mark.parametrize("place", ["folder", "hub"])
-def test_a_checkpoint_is_loaded_and_its_family_found(place: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "backend"), [pytest.param("folder", "compile", marks=pytest.mark.needs("g++")), ("hub", "eager")]
+)
+def test_a_checkpoint_is_loaded_its_family_found_and_it_runs_as_asked(
+    place: str, backend: str, folder: Path, tmp_path: Path
+) -> None:
     checkpoint = tmp_path / "checkpoint"
     write_checkpoint(checkpoint, family="llava_next", preset="nano", weights=True)
+    asked = (*LITTLE, "--device", "cpu", "--backend", backend)
     if place == "folder":
-        ran = vlmeter(folder, "measure", "../checkpoint", *LITTLE, "--device", "cpu")
+        ran = vlmeter(folder, "measure", "../checkpoint", *asked)
     else:
         with HubStandIn({"models/acme/llava": checkpoint}) as hub:
             where = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
-            ran = vlmeter(folder, "measure", "acme/llava", *LITTLE, "--device", "cpu", **where)
+            ran = vlmeter(folder, "measure", "acme/llava", *asked, **where)
             assert any(request.path.endswith(".safetensors") for request in hub.requests)
     assert ran.returncode == 0, ran.stderr
     (record,) = records_in(folder)
-    assert (record.status, record.subject_config.family) == ("ok", "llava_next")
-    assert record.subject_config.weights == {"folder": "../checkpoint", "hub": "acme/llava"}[place]
+    subject = record.subject_config
+    assert (record.status, subject.family, subject.backend) == ("ok", "llava_next", backend)
+    assert subject.weights == {"folder": "../checkpoint", "hub": "acme/llava"}[place]
     assert "time to first token" in ran.stdout
+    assert ("backend compile" in " ".join(ran.stdout.split())) == (backend == "compile")
     report, study = (line.split()[1] for line in ran.stdout.splitlines()[-2:])
     assert (folder / report).is_file()
     assert yaml.safe_load((folder / study).read_text())["subjects"]
@@ -107,15 +114,6 @@ def test_a_hub_that_is_out_of_reach_is_one_sentence_and_nothing_is_written(folde
     assert ran.stderr.startswith("vlmeter: acme/llava: not in the local cache, and the hub is out of reach")
     assert ran.stderr.count("\n") == 1
     assert [path.name for path in folder.iterdir()] == ["photo.jpg"]
-
-
-@pytest.mark.needs("g++")
-def test_a_model_is_measured_compiled(folder: Path) -> None:
-    ran = vlmeter(folder, "measure", *NANO, *LITTLE, "--backend", "compile")
-    assert ran.returncode == 0, ran.stderr
-    (record,) = records_in(folder)
-    assert (record.status, record.subject_config.backend) == ("ok", "compile")
-    assert "molmo nano, random weights, float32, sdpa attention, backend compile" in " ".join(ran.stdout.split())
 
 
 @pytest.fixture
