@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from vlmeter.analysis import reading, software, subjects
+from vlmeter.analysis import decode_runs, reading, software, subjects
+from vlmeter.analysis.distribution import FACTORS
 from vlmeter.claims import software as software_claims
-from vlmeter.claims.base import Finding
+from vlmeter.claims.base import Finding, listed
 from vlmeter.claims.registry import CLAIMS
 from vlmeter.claims.subjects import SIDE_BY_SIDE_CLAIMS
 from vlmeter.numbers.medians import Estimate
+from vlmeter.table.quantities import SLOPE_STEPS
 
 
 def exactly(value: float) -> Estimate:
@@ -23,6 +25,30 @@ def exactly(value: float) -> Estimate:
 
 def judge(name: str, data: Any) -> Finding:
     return {**CLAIMS, **SIDE_BY_SIDE_CLAIMS}[name].judge(data)
+
+
+@pytest.mark.parametrize(
+    ("factors", "said"),
+    [
+        (["crops"], "crops"),
+        (["crops", "image_px"], "crops and pixels of the image"),
+        (["generated_tokens", "crops", "image_px"], "output tokens, crops and pixels of the image"),
+        (list(FACTORS), "output tokens, prompt tokens, crops and pixels of the image"),
+    ],
+)
+def test_factors_are_named_in_one_list(factors: list[str], said: str) -> None:
+    assert listed(factors) == said
+
+
+@pytest.mark.parametrize(("slope", "off"), [(0.94, True), (0.96, False), (1.0, False), (1.04, False), (1.06, True)])
+def test_pieces_whose_slope_is_away_from_one_are_named(
+    slope: float, off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piece = {"from_tokens": 512, "to_tokens": 1024, **dict.fromkeys(SLOPE_STEPS.columns, slope)}
+    monkeypatch.setattr(decode_runs, "growth", lambda runs: pd.DataFrame([piece]))
+    law = SimpleNamespace(power={"slope": exactly(1.0)}, power_tokens={"slope": exactly(1.0)}, misgivings=lambda: "")
+    found = judge("log_log_slope_is_one", SimpleNamespace(law=law, runs=None, table=None))
+    assert ("Piece by piece it is away from 1 between 512 to 1,024 tokens." in found.statement) == off
 
 
 # --- subjects side by side --------------------------------------------------------------------------
