@@ -16,7 +16,7 @@ from vlmeter.claims.base import Finding, listed
 from vlmeter.claims.registry import CLAIMS
 from vlmeter.claims.subjects import SIDE_BY_SIDE_CLAIMS
 from vlmeter.numbers.medians import Estimate
-from vlmeter.table.quantities import SLOPE_STEPS
+from vlmeter.table.quantities import RATIO, SLOPE_STEPS
 
 
 def exactly(value: float) -> Estimate:
@@ -49,6 +49,15 @@ def test_pieces_whose_slope_is_away_from_one_are_named(
     law = SimpleNamespace(power={"slope": exactly(1.0)}, power_tokens={"slope": exactly(1.0)}, misgivings=lambda: "")
     found = judge("log_log_slope_is_one", SimpleNamespace(law=law, runs=None, table=None))
     assert ("Piece by piece it is away from 1 between 512 to 1,024 tokens." in found.statement) == off
+
+
+def test_only_lengths_and_their_doubles_are_doublings(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [(24, 32, 1.33), (32, 64, 2.0), (64, 256, 4.0)]
+    rows = [{"from_tokens": start, "to_tokens": end, **dict.fromkeys(RATIO.columns, x)} for start, end, x in steps]
+    monkeypatch.setattr(decode_runs, "growth", lambda runs: pd.DataFrame(rows))
+    found = judge("doubling_doubles", SimpleNamespace(runs=None, table=None))
+    assert found.verdict == "holds"
+    assert [part.name for part in found.evidence] == ["T(64) / T(32)"]
 
 
 # --- subjects side by side --------------------------------------------------------------------------

@@ -254,6 +254,16 @@ def test_what_cannot_be_held_out_is_not_drawn(tmp_path: Path) -> None:
     assert caption.startswith("Not drawn: ")
 
 
+def test_the_limits_have_room_for_the_nearest_to_them_though_it_is_not_the_largest_image(table: pd.DataFrame) -> None:
+    largest = table["prompt_tokens"] == table["prompt_tokens"].max()
+    slow = table.assign(floor_fraction=table["floor_fraction"].where(~largest, table["floor_fraction"] / 10))
+    above, _ = axes_of(slow, "limits")
+    lines = [y for _, y in points(above) if len(y) > 2]
+    highest = max(np.nanmax(y) for y in lines)
+    assert highest > 5 * max(y[-1] for y in lines)
+    assert above.get_ylim()[1] > 1.1 * highest
+
+
 def test_without_ceilings_the_limits_say_why_they_are_not_drawn(table: pd.DataFrame) -> None:
     _, caption = draw_or_explain(table.drop(columns="floor_ms"), "limits")
     assert caption.startswith("Not drawn: there are no floors")

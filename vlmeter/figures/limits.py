@@ -108,14 +108,14 @@ HALF = 50.0
 
 
 def _draw_shares(axes: Axes, prefills: dict[Quantity, pd.DataFrame]) -> None:
-    labels = []
+    labels, top = [], 0.0
     for quantity, rows in prefills.items():
         by_size = rows.groupby("prompt_tokens", sort=True)["floor_fraction"].median()
         look, width = style.look_of(quantity), 2.2 if quantity is PLAIN_WALL else 1.3
         x, y = by_size.index.to_numpy(dtype=float), 100 * by_size.to_numpy(dtype=float)
         axes.plot(x, y, look.mark + "-", color=look.colour, markersize=4, markeredgewidth=0, linewidth=width)
-        labels.append((100 * float(by_size.iloc[-1]), quantity.label, look))
-    top = max(label[0] for label in labels)
+        labels.append((float(y[-1]), quantity.label, look))
+        top = max(top, float(np.nanmax(y)))
     axes.set_ylim(0, max(112.0, 1.2 * top) if top > HALF else 1.3 * top)
     sizes = [float(size) for rows in prefills.values() for size in rows["prompt_tokens"]]
     style.token_axis(axes, "prompt tokens", at=sizes)
