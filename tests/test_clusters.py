@@ -13,9 +13,9 @@ from scipy import stats as distributions
 from tests.support.fakes import FakeRunner
 from tests.support.roofline import with_floors
 from tests.support.tables import table_of_runs
-from vlmeter.analysis import components, decode_runs, distribution, flops, prefill_cells, step_times
+from vlmeter.analysis import components, conditions, decode_runs, distribution, flops, prefill_cells, step_times
 from vlmeter.analysis.answers import answers_of
-from vlmeter.analysis.by_run import BY_RUN, between_runs, frames_by_run, told_by_run
+from vlmeter.analysis.by_run import BY_RUN, BetweenRuns, between_runs, frames_by_run, told_by_run
 from vlmeter.analysis.conditions import runs_in_words, sentinel, trust
 from vlmeter.analysis.reading import Unknown, rows_of, whole_rows
 from vlmeter.analysis.runs import pooled_rows, runs_of
@@ -278,6 +278,16 @@ def test_the_report_says_what_part_of_the_uncertainty_is_between_runs(table: pd.
     said = runs_in_words(table)
     assert said.startswith("3 runs, which lie 3.")
     assert "of the variance of a cell's time is between runs" in said
+    assert "wider than they need be" not in said
+
+
+@pytest.mark.parametrize(("apart", "share"), [(0.0, 0.0), (0.004, 0.3)])
+def test_the_report_says_that_intervals_over_runs_near_to_each_other_are_wide(
+    apart: float, share: float, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = BetweenRuns(runs=3, cells=6, apart_fraction=apart, share=share)
+    monkeypatch.setattr(conditions, "between_runs", lambda by_run: near)
+    assert runs_in_words(table).endswith("wider than they need be: 99 of 100 hold.")
 
 
 def test_one_run_says_that_it_cannot_know(table: pd.DataFrame) -> None:
