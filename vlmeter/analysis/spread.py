@@ -114,13 +114,17 @@ def mixed_cells(rows: pd.DataFrame, cells: Collection[str], *quantities: Quantit
     return tuple(Mixed(cell, both.low, both.high) for cell, both in found.items())
 
 
+def first_token_samples(samples: Samples, cell: str, kind: Kind) -> Array | None:
+    """Times to first token of a cell in ms, preprocessing included [rounds]; None where a part of them is missing."""
+    inputs = samples.get(cell, INPUTS_WALL)
+    rest = samples.total(cell, (PLAIN_WALL,) if kind == kinds.PREFILL else (PREFILL_SUM, *AROUND))
+    return None if inputs is None or rest is None or len(inputs) != len(rest) else inputs + rest
+
+
 def _series(samples: Samples, cell: str, quantity: Quantity, kind: Kind) -> Array | None:
     """Samples of a quantity, and of the time to first token, which no arm takes as a whole; None where it has none."""
     if quantity == FIRST_TOKEN:
-        inputs = samples.get(cell, INPUTS_WALL)
-        prefill = (PLAIN_WALL,) if kind == kinds.PREFILL else (PREFILL_SUM, *AROUND)
-        rest = samples.total(cell, prefill)
-        return None if inputs is None or rest is None or len(inputs) != len(rest) else inputs + rest
+        return first_token_samples(samples, cell, kind)
     return samples.get(cell, quantity) if all(kind in part.rows for part in quantity.parts or (quantity,)) else None
 
 

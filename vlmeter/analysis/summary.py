@@ -18,6 +18,7 @@ from vlmeter.analysis import conditions, reading
 from vlmeter.analysis.answers import Answer, Answers, Topic
 from vlmeter.analysis.reading import Samples, Unknown, median_in_order
 from vlmeter.analysis.runs import runs_of
+from vlmeter.analysis.spread import first_token_samples
 from vlmeter.numbers.clusters import over_runs
 from vlmeter.numbers.intervals import Array
 from vlmeter.numbers.medians import Estimate
@@ -223,11 +224,10 @@ def _waits(cell: Mapping[Any, Any], samples: Samples) -> dict[str, Line]:
         if (own := samples.get(name, quantity)) is not None
     ]
     is_prefill = cell["kind"] == kinds.PREFILL
-    inputs = samples.get(name, INPUTS_WALL)
-    whole = samples.get(name, PLAIN_WALL) if is_prefill else samples.total(name, (PREFILL_SUM, *AROUND))
+    first = first_token_samples(samples, name, cell["kind"])
     steps = None if is_prefill else samples.get(name, DECODE)
-    if inputs is not None and whole is not None and len(inputs) == len(whole):
-        first, like = inputs + whole, samples.resemblance(PLAIN_WALL if is_prefill else PREFILL_SUM)
+    if first is not None:
+        like = samples.resemblance(PLAIN_WALL if is_prefill else PREFILL_SUM)
         lines.append(_line(FIRST_TOKEN.name, FIRST_TOKEN.label, first, like=like))
         if steps is not None and len(steps) == len(first):
             tokens = _tokens(cell)

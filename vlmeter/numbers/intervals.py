@@ -347,8 +347,8 @@ def correlation_estimate(values: Array, count: int) -> Estimate:
 
     On Fisher's scale (artanh) the scatter of a correlation hardly depends on where it lies, so that half the width of
     the draws stands on both sides of the value, made wider for few cells by Student's t and by count / (count - 2) of
-    the variance. The percentiles of the draws as they are lie too high or too low, since draws repeat cells: of 35
-    cells they held 91 % of the time, of ranks 87 %. Of an order without any exception they are all there is.
+    the variance. The percentiles of the draws as they are lie too high or too low, since draws repeat cells.
+    Of an order without any exception they are all there is.
     """
     scaled = np.arctanh(np.where(np.abs(values) < 1 - _NO_NOISE, values, np.nan))
     tail = (1 - CONFIDENCE) / 2
