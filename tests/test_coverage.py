@@ -12,6 +12,8 @@ import pytest
 from benchmarks import coverage
 from benchmarks.coverage import Answer, answers_of, every_case
 from benchmarks.coverage_noise import NOISES, Case, Noise, Trial, sampled
+from vlmeter.analysis import conditions
+from vlmeter.figures import latency_tail
 from vlmeter.numbers.medians import Estimate
 
 CASES = every_case()
@@ -122,3 +124,17 @@ def test_the_command_prints_a_table_and_writes_the_counts(tmp_path: Path, capsys
     assert "before" not in kept
     with pytest.raises(SystemExit):
         coverage.main(["--only", "nothing of that name"])
+
+
+def test_what_the_report_says_of_rough_and_of_wide_intervals_is_what_was_counted() -> None:
+    path = Path(coverage.__file__).parent / "results" / "coverage.json"
+    counted = json.loads(path.read_text(encoding="utf-8"))["now"]
+
+    def held(*starts: str, noise: str = "") -> list[int]:
+        rows = [row for row in counted if row["interval"].startswith(starts) and noise in row["noise"]]
+        return [int(100 * row["held"] / row["trials"]) for row in rows]
+
+    shares = held("share of output tokens in", "rest of the variance", "gap of slow requests")
+    assert f"{min(shares)} to {max(shares)} of 100 held the truth" in Path(latency_tail.__file__).read_text("utf-8")
+    assert held("median over 3 runs", noise="runs 0.4 % apart") == [99]
+    assert "99 of 100 hold" in conditions._WIDE
