@@ -451,6 +451,27 @@ def test_the_first_token_is_a_sum_that_closes() -> None:
     assert sum(spans.values()) == 60.0
 
 
+def test_a_client_that_stamps_late_takes_nothing_from_the_sum() -> None:
+    """A busy machine may let the model's first step begin before the client is let run to stamp its last byte."""
+    spans = dict(first_token_spans(exchange((60.0, 1), sent=58.0), [PROMPT]))
+    assert (spans["upload"], spans["server_inputs"], spans["return"]) == (20.0, 0.0, 6.0)
+    assert sum(spans.values()) == 60.0
+
+
+@pytest.mark.parametrize(("first_ms", "head_ms", "merge_ms"), [(52.0, 5.0, 5.0), (46.0, 0.0, 4.0)])
+def test_a_step_that_is_marked_late_ends_with_its_token(first_ms: float, head_ms: float, merge_ms: float) -> None:
+    spans = dict(first_token_spans(exchange((first_ms, 1)), [PROMPT]))
+    assert (spans["head"], spans["merge"], spans["return"]) == (head_ms, merge_ms, 0.0)
+    assert sum(spans.values()) == first_ms
+
+
+def test_marks_that_no_delay_explains_are_no_sample() -> None:
+    with pytest.raises(InvalidSample, match=r"the model's layers ended 2\.0 ms after the first token had come"):
+        first_token_spans(exchange((40.0, 1)), [PROMPT])
+    with pytest.raises(InvalidSample, match=r"began 1\.0 ms before its request was sent"):
+        first_token_spans(exchange((90.0, 1), began=21.0, sent=22.0), [PROMPT])
+
+
 def test_a_prompt_in_two_chunks_is_one_prefill_and_the_gap_between_them_is_merge() -> None:
     first = step(20.0, [("execute", 10.0, None), ("forward", 9.0, 0)], start=0, tokens=6)
     second = step(33.0, [("execute", 10.0, None), ("forward", 8.0, 0)], start=6, tokens=4)

@@ -12,7 +12,10 @@ inside the server the second falls apart:
 Each further token is a *gap* at the client. By the marks the device takes a step for it; what is left of the gaps lies
 between steps: scheduling, messages between processes, the way back.
 
-What is told apart by two clocks (the device's and this machine's) is never negative: a rest below zero counts as zero.
+The parts are cut at one another, so that they add up whatever a busy machine does to a stamp. A client that was not
+let run stamps its last byte late: the upload ended before the model's first step at the latest. A worker that was not
+let run marks the end of a step late: what lies behind the token's arrival is no part of it. Marks that no delay
+explains are no sample.
 """
 
 from __future__ import annotations
@@ -39,6 +42,12 @@ PHASE_OF: Mapping[str, str] = {
 
 #: The phases of steps, in the order in which they are told.
 STEP_PHASES = ("vision_encoder", "projector", "merge", "llm_blocks", "head")
+
+#: Where a step hands over its token, the last first: their marks alone may end after it has come.
+AROUND_THE_TOKEN = ("head", "merge")
+
+#: What sums of a hundred readings differ by.
+CLOCKS_AGREE_MS = 1e-3
 
 
 def own_times(step: Mapping[str, Any]) -> dict[str, float]:
@@ -68,29 +77,43 @@ def is_prompt(step: Mapping[str, Any]) -> bool:
 def first_token_spans(exchange: Exchange, steps: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, float]]:
     """Split the time to the first token; steps: of the server's marks, None where there are none.
 
-    Raises InvalidSample if the marks hold no step of a prompt.
+    Returns the phases in their order; none is negative, and they add up to the time to the first token. Raises
+    InvalidSample if the marks hold no step of a prompt, or steps that began before the request or ran behind its token.
     """
     first_ms = exchange.answer.first_token_ms
     assert first_ms is not None
-    upload = [("upload", exchange.sent_ms - exchange.began_ms)]
     if steps is None:
-        return [*upload, ("server", first_ms - exchange.sent_ms)]
+        return [("upload", exchange.sent_ms - exchange.began_ms), ("server", first_ms - exchange.sent_ms)]
     prompt = [step for step in steps if is_prompt(step)]
     if not prompt:
         raise InvalidSample(
             "the server's marks hold no step of the prompt: it was answered from a cache, or is another's"
         )
+    began_ms, last = prompt[0]["began_ms"], prompt[-1]
+    if began_ms < exchange.began_ms:
+        raise InvalidSample(
+            f"by the server's marks the prompt's first step began {exchange.began_ms - began_ms:.1f} ms before its"
+            " request was sent: it is another's, or the server's clock is not this machine's"
+        )
     phases = dict.fromkeys(STEP_PHASES, 0.0)
     for step in prompt:
         for phase, ms in own_times(step).items():
             phases[phase] += ms
-    began_ms, last = prompt[0]["began_ms"], prompt[-1]
     ended_ms = last["began_ms"] + step_ms(last)
-    inputs_ms = max(0.0, began_ms - exchange.sent_ms)
-    between_ms = ended_ms - began_ms - sum(phases.values())
-    phases["merge"] += max(0.0, between_ms)
-    back_ms = first_ms - exchange.sent_ms - inputs_ms - sum(phases.values())
-    return [*upload, ("server_inputs", inputs_ms), *phases.items(), ("return", max(0.0, back_ms))]
+    phases["merge"] += max(0.0, ended_ms - began_ms - sum(phases.values()))
+    back_ms = first_ms - began_ms - sum(phases.values())
+    for phase in AROUND_THE_TOKEN:
+        late_ms = min(phases[phase], max(0.0, -back_ms))
+        phases[phase] -= late_ms
+        back_ms += late_ms
+    if back_ms < -CLOCKS_AGREE_MS:
+        raise InvalidSample(
+            f"by the server's marks the model's layers ended {-back_ms:.1f} ms after the first token had come: the"
+            " server's clock is not this machine's"
+        )
+    sent_ms = min(exchange.sent_ms, began_ms)
+    before = [("upload", sent_ms - exchange.began_ms), ("server_inputs", began_ms - sent_ms)]
+    return [*before, *phases.items(), ("return", max(0.0, back_ms))]
 
 
 def device_decode_ms(steps: Sequence[Mapping[str, Any]] | None) -> float | None:
