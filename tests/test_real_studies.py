@@ -210,19 +210,22 @@ def test_counts_are_the_plans_in_each_family(story: Story) -> None:
         assert set(record.generated_tokens) <= {record.cell.output_tokens}
 
 
-def test_the_time_to_the_first_token_is_the_sum_of_its_phases(story: Story) -> None:
-    for record in records(story.workflow, "qwen", "internvl"):
-        if record.cell.experiment != "vision_tokens":
-            continue
+@pytest.mark.parametrize("subject", ["qwen", "internvl"])
+def test_the_time_to_the_first_token_is_the_sum_of_its_phases(story: Story, subject: str) -> None:
+    found = [each for each in records(story.workflow, subject) if each.cell.experiment == "vision_tokens"]
+    assert len(found) == 4
+    sums = dict.fromkeys(PHASES, 0.0)
+    for record in found:
         parts = [record.find("hooks", phase, "device") for phase in PHASES]
         assert all(parts), record.cell.cell_id
         whole = record.find("hooks", "total", "wall")
         assert whole is not None
         for total_ms, *spans in zip(whole, *parts, strict=True):
             assert sum(spans) == pytest.approx(total_ms, rel=1e-6)
-        means = {phase: sum(spans) for phase, spans in zip(PHASES, parts, strict=True) if spans}
-        for phase in ("upload", "server_inputs", "vision_encoder", "projector", "llm_blocks", "head", "return"):
-            assert means[phase] > 0, (record.cell.cell_id, phase)
+        for phase, spans in zip(PHASES, parts, strict=True):
+            sums[phase] += sum(spans or ())
+    # of all cells together: a client that was held up leaves none of a sample to what is between it and the server
+    assert all(ms > 0 for phase, ms in sums.items() if phase != "merge"), sums
 
 
 def test_the_record_says_what_served(story: Story) -> None:

@@ -21,6 +21,9 @@ from vlmeter.study.layout import Layout
 from vlmeter.study.loader import parse_study, read_study, source_of
 from vlmeter.study.study import Study
 
+#: What is run where no study is named; naming it says the same.
+DEFAULT_STUDY = "config.yaml"
+
 #: What a file's name may consist of to survive make and a shell in double quotes.
 PLAIN_NAME = re.compile(r"[\w ./@+=,-]+")
 
@@ -141,7 +144,7 @@ def command_again(
         return _near(path, started_in)
 
     simple = own and started_in == base and (base / "Makefile").is_file() and not (values or directory)
-    if simple and not files:
+    if simple and (not files or [near(file) for file in files] == [DEFAULT_STUDY]):
         return "make run"
     if simple and len(files) == 1 and PLAIN_NAME.fullmatch(near(files[0])):
         return f"make run STUDY={shlex.quote(near(files[0]))}"
