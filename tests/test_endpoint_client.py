@@ -70,6 +70,14 @@ def body(**fields: Any) -> Body:
     return encode(Chat(MODEL, "What is this?", fields={"max_tokens": 3, **fields}))
 
 
+def take_request(connection: socket.socket) -> bytes:
+    """Read a request to its end: a connection that is closed before may take the answer along."""
+    with connection.makefile("rb") as lines:
+        head = list(iter(lines.readline, b"\r\n"))
+        (length,) = (int(line.split(b":")[1]) for line in head if line.lower().startswith(b"content-length"))
+        return b"".join(head) + b"\r\n" + lines.read(length)
+
+
 def test_an_answer_is_read_over_a_connection_that_is_kept() -> None:
     with served() as (server, client):
         exchanges = [client.ask(body()) for _ in range(3)]
@@ -81,6 +89,34 @@ def test_an_answer_is_read_over_a_connection_that_is_kept() -> None:
         assert exchange.time_to_first_token_ms is not None
         assert exchange.total_ms is not None
         assert 0 < exchange.time_to_first_token_ms <= exchange.total_ms
+
+
+def test_sending_ends_before_the_last_byte_without_which_no_server_can_begin() -> None:
+    """What a server does with the whole request can then never lie before the stamp, however late it is taken."""
+    received, begun = bytearray(), threading.Event()
+    asked = body(padding="x" * 3_000_000)
+    stamps: list[bool] = []
+
+    def takes(source: socket.socket) -> None:
+        connection, _ = source.accept()
+        while not received.endswith(asked.payload):
+            received.extend(connection.recv(65_536))
+        begun.set()
+        answer = b"".join(plain_answer(1))
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(answer)
+        connection.sendall(head + answer)
+        connection.close()
+
+    def slow_clock() -> float:
+        stamps.append(begun.wait(0.3))  # time enough for the server to begin, if it could
+        return float(len(stamps))
+
+    with socket.create_server(("127.0.0.1", 0)) as source:
+        threading.Thread(target=takes, args=(source,), daemon=True).start()
+        with Client(f"http://127.0.0.1:{source.getsockname()[1]}/v1", host_ms=slow_clock) as client:
+            exchange = client.ask(asked)
+    assert (exchange.began_ms, exchange.sent_ms) == (1.0, 2.0)
+    assert stamps[:3] == [False, False, True]
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_made_anew_before_the_clock_starts() -> None:
@@ -96,7 +132,7 @@ def test_a_connection_that_ended_without_a_word_is_made_anew() -> None:
     def answers_once(source: socket.socket) -> None:
         for _ in range(2):
             connection, _ = source.accept()
-            connection.recv(65_536)
+            take_request(connection)
             connection.sendall(head + payload)
             connection.close()
             ended.release()
@@ -249,7 +285,7 @@ def test_nobody_at_the_address_is_for_the_user_to_mend() -> None:
 def test_somebody_who_does_not_speak_http_is_told() -> None:
     def speaks(source: socket.socket) -> None:
         connection, _ = source.accept()
-        connection.recv(65_536)
+        take_request(connection)
         connection.sendall(b"SSH-2.0-hm\r\n")
         connection.close()
 
