@@ -88,6 +88,22 @@ def test_of_one_output_length_the_time_per_token_is_that_of_its_steps(tmp_path: 
     assert "8 output tokens" in found.note
 
 
+def test_of_one_generation_a_token_a_wait_and_a_distance_have_its_interval(tmp_path: Path) -> None:
+    table = table_of(
+        tmp_path, vision=None, output={"output_tokens": [8], "images": 1}, runner=FakeRunner(noise_fraction=0.05)
+    )
+    (run,) = decode_runs.decode(table).to_dict("records")
+    floors = roofline_of(table)
+    found = answers_of(table, roofline=floors)
+    decode = Estimate(run["decode_ms"], run["decode_low_ms"], run["decode_high_ms"])
+    token, first, limit = (value_of(found, name) for name in ("output_token", "first_token", "limit_decode"))
+    assert token == Estimate(*(end / 7 for end in (decode.value, decode.low, decode.high)))
+    assert token.low < token.value < token.high
+    assert first == Estimate(run["first_token_ms"], run["first_token_low_ms"], run["first_token_high_ms"])
+    assert limit.low / limit.value == pytest.approx(decode.low / decode.value)
+    assert limit.high / limit.value == pytest.approx(decode.high / decode.value)
+
+
 def test_a_price_that_is_not_told_from_nothing_is_not_known_and_says_what_to_measure(tmp_path: Path) -> None:
     per_token_ms = {"llm_blocks": 0.02, "decode_step": 0.001}
     table = table_of(tmp_path, runner=FakeRunner(noise_fraction=0.2, per_crop_ms={}, per_token_ms=per_token_ms))

@@ -15,6 +15,7 @@ from vlmeter.numbers.medians import (
     correlation_in_order,
     median_estimate,
     median_inflation,
+    median_of_estimates,
     median_ranks,
     serial_correlation,
 )
@@ -77,6 +78,18 @@ def test_too_few_samples_have_a_median_and_no_interval() -> None:
     assert found.relative_half_width == math.inf
     assert median_ranks(4) is None
     assert median_ranks(5) is not None
+
+
+def test_over_few_estimates_the_interval_is_that_of_what_stands_in_the_middle() -> None:
+    low, middle, high = Estimate(1.0, 0.0, 9.0), Estimate(2.0, 1.9, 2.2), Estimate(30.0, 10.0, 40.0)
+    assert median_of_estimates([middle]) == middle
+    assert median_of_estimates([high, low, middle]) == middle
+    assert median_of_estimates([Estimate(14.0, 11.0, 20.0), Estimate(10.0, 6.0, 18.0), low, high]) == Estimate(
+        12.0, 9.5, 17.0
+    ), "half of two errors that add up in squares: 3 and 4, 6 and 8"
+    assert math.isnan(median_of_estimates([Estimate(5.0, math.nan, math.nan)]).low)
+    many = [Estimate(float(value), 0.0, 99.0) for value in range(1, 8)]
+    assert median_of_estimates(many) == median_estimate([each.value for each in many])
 
 
 def test_no_samples_and_not_numbers_are_refused() -> None:

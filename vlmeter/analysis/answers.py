@@ -16,11 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from vlmeter.analysis import distances, distribution, prediction, reading
-from vlmeter.analysis.by_run import with_runs
+from vlmeter.analysis.by_run import median_over, of_few
 from vlmeter.analysis.decode_runs import decode, decode_law, pictures_in_words
 from vlmeter.analysis.prediction_model import Query, learn
 from vlmeter.analysis.prefill_cells import (
@@ -31,7 +30,7 @@ from vlmeter.analysis.prefill_cells import (
     text_token_cost,
     vision_cells,
 )
-from vlmeter.analysis.reading import Unknown, is_served, median_in, median_of, of_subject
+from vlmeter.analysis.reading import Unknown, is_served, of_subject
 from vlmeter.analysis.roofline import beside
 from vlmeter.analysis.spread import Mixed, misgivings_of, mixed_cells, modes_in_words
 from vlmeter.analysis.step_times import served_token
@@ -253,19 +252,20 @@ def _of_size(
 def _first_token_of_photographs(runs: pd.DataFrame, *, served: bool) -> Answer:
     first = runs.drop_duplicates("image_index").dropna(subset=[FIRST_TOKEN.column])
     looked_at = pictures_in_words(first) if len(first) else ""
+    found: Estimate | Unknown = Unknown("no generation was measured", "see the cells without numbers")
+    if len(first):
+        found = median_over(first, FIRST_TOKEN)
     return Answer(
         name=FIRST_TOKEN.name,
         question=f"{FIRST_TOKEN.label}, {looked_at.partition(' ')[2]}" if looked_at else FIRST_TOKEN.label,
-        found=with_runs(first, lambda own: median_in(own, FIRST_TOKEN))
-        if len(first)
-        else Unknown("no generation was measured", "see the cells without numbers"),
+        found=found,
         unit=FIRST_TOKEN.unit,
         quantity=FIRST_TOKEN.name,
         clock="wall time up to the pass, device events in it",
         topic="wait",
         source="measured",
         cells=tuple(first["cell_id"]),
-        note=f"median over {looked_at}; {_UP_TO_IT[served]}" if looked_at else "",
+        note=f"median over {looked_at}{of_few(found, first)}; {_UP_TO_IT[served]}" if looked_at else "",
     )
 
 
@@ -280,9 +280,9 @@ def _output_token(runs: pd.DataFrame) -> Answer:
         if runs.loc[runs["direct"], "steps"].nunique() > 1:
             note = f"slope from {law.shortest_tokens:,} to {law.longest_tokens:,} output tokens"
     elif len(runs):
-        found, source = with_runs(runs, _mean_step), "measured"
+        found, source = median_over(runs, DECODE, per="steps"), "measured"
         tokens = int(runs["steps"].iloc[0]) + 1
-        note = f"mean over the steps behind the first of {plural(tokens, 'output token')}"
+        note = f"mean over the steps behind the first of {plural(tokens, 'output token')}{of_few(found, runs)}"
     else:
         found, source = Unknown("no generation of two tokens or more was measured", _MORE_OUTPUT), "measured"
     return Answer(
@@ -297,10 +297,6 @@ def _output_token(runs: pd.DataFrame) -> Answer:
         cells=tuple(dict.fromkeys(runs["cell_id"])),
         note=note,
     )
-
-
-def _mean_step(runs: pd.DataFrame) -> Estimate:
-    return median_of((runs[DECODE.column] / runs["steps"]).to_numpy(dtype=np.float64))
 
 
 def _device_step(rows: pd.DataFrame) -> list[Answer]:
@@ -471,8 +467,8 @@ def _limits(table: pd.DataFrame) -> list[Answer]:
             topic="limit",
             source="measured",
             cells=distance.cells,
-            note=f"{distance.quantity.words}; median over {plural(len(distance.cells), 'cell')}; the floor is the "
-            "least time the device could take",
+            note=f"{distance.quantity.words}; median over {plural(len(distance.cells), 'cell')}"
+            f"{distance.interval_of}; the floor is the least time the device could take",
         )
         for distance in distances.distances_of(table)
         if distance.quantity in LIMITS

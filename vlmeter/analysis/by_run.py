@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlmeter.analysis.reading import Unknown, estimate_of, put_estimate
+from vlmeter.analysis.reading import Unknown, estimate_of, median_in, put_estimate
 from vlmeter.numbers.clusters import added, over_runs, share_between, variance_between, variance_within
 from vlmeter.numbers.intervals import Fit
-from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.medians import Estimate, median_of_estimates
+from vlmeter.numbers.words import interval_of_few
 from vlmeter.table.quantities import Quantity
 
 #: Column of a frame of cells: run -> the run's own values, by column; absent where there is one run.
@@ -134,3 +135,26 @@ def between_runs(told: Sequence[Sequence[Estimate]]) -> BetweenRuns | None:
     ]
     shares = [share_between(own) for own in known]
     return BetweenRuns(max(map(len, known)), len(known), float(np.median(apart)), float(np.median(shares)))
+
+
+def median_over(cells: pd.DataFrame, quantity: Quantity, *, per: str | None = None) -> Estimate:
+    """Median of a quantity over cells, by a column if one is named; of few cells with an interval of theirs.
+
+    Of several runs what each cell is off by is counted between them, and not once more here.
+    """
+    several = BY_RUN in cells
+
+    def middle(own: pd.DataFrame) -> Estimate:
+        found = own[list(quantity.columns)].div(1 if per is None else own[per], axis=0)
+        if several:
+            return median_in(found, quantity)
+        return median_of_estimates([estimate_of(cell, quantity) for cell in found.to_dict("records")])
+
+    estimate = with_runs(cells, middle)
+    assert isinstance(estimate, Estimate)
+    return estimate
+
+
+def of_few(found: Estimate | Unknown, cells: pd.DataFrame) -> str:
+    """Say whose interval a median over cells has, where there is none over so few of them; begins with a comma."""
+    return "" if isinstance(found, Unknown) or BY_RUN in cells else interval_of_few(found, len(cells))

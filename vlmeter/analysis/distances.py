@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -10,7 +10,8 @@ import pandas as pd
 from vlmeter.analysis.reading import rows_of
 from vlmeter.analysis.runs import runs_of
 from vlmeter.numbers.clusters import added
-from vlmeter.numbers.medians import Estimate, median_estimate
+from vlmeter.numbers.medians import Estimate, median_estimate, median_of_estimates
+from vlmeter.numbers.words import interval_of_few
 from vlmeter.table import kinds
 from vlmeter.table.kinds import Kind
 from vlmeter.table.quantities import BUSY_PREFILL, DECODE, PHASES, PLAIN_WALL, Quantity
@@ -20,8 +21,8 @@ from vlmeter.table.quantities import BUSY_PREFILL, DECODE, PHASES, PLAIN_WALL, Q
 class Distance:
     """How far one kind of work is from the fastest that the device could do it.
 
-    times: measured over floor, median over cells; measured_ms, floor_ms: shortest and longest cell; bound: what sets
-    the floor; mfu_fraction, mbu_fraction: medians.
+    times: measured over floor, median over cells (`median_of_estimates`); measured_ms, floor_ms: shortest and longest
+    cell; bound: what sets the floor; mfu_fraction, mbu_fraction: medians; interval_of: whose interval it is, in words.
     """
 
     quantity: Quantity
@@ -32,6 +33,7 @@ class Distance:
     bound: str
     mfu_fraction: float
     mbu_fraction: float
+    interval_of: str = ""
 
 
 #: What is compared with its floor, and in cells of which kind.
@@ -46,14 +48,22 @@ def distances_of(table: pd.DataFrame) -> list[Distance]:
 
     Of several runs distances are told of each by itself too, for the intervals.
     """
-    by_run = [{one.quantity: one.times for one in _distances_of(own)} for own in runs_of(table)]
+    runs = [_distances_of(own, median_of_estimates) for own in runs_of(table)]
+    if len(runs) < 2:
+        return [replace(one, interval_of=interval_of_few(one.times, len(one.cells))) for own in runs for one in own]
+    by_run = [{one.quantity: one.times for one in own} for own in runs]
     return [
         replace(one, times=added(one.times, [own[one.quantity] for own in by_run if one.quantity in own]))
-        for one in _distances_of(table)
+        for one in _distances_of(table, _over_values)
     ]
 
 
-def _distances_of(table: pd.DataFrame) -> list[Distance]:
+def _over_values(cells: Sequence[Estimate]) -> Estimate:
+    """Median over cells; what each cell is off by differs from run to run, and is counted there."""
+    return median_estimate([each.value for each in cells])
+
+
+def _distances_of(table: pd.DataFrame, middle: Callable[[Sequence[Estimate]], Estimate]) -> list[Distance]:
     found = []
     known = table[(table["source"] == "measured") & (table["floor_ms"] > 0)]
     for quantity, kind in _WITH_FLOOR:
@@ -64,7 +74,12 @@ def _distances_of(table: pd.DataFrame) -> list[Distance]:
             Distance(
                 quantity,
                 tuple(rows["cell_id"]),
-                median_estimate((rows["median_ms"] / rows["floor_ms"]).tolist()),
+                middle(
+                    [
+                        Estimate(*(row[end] / row["floor_ms"] for end in ("median_ms", "low_ms", "high_ms")))
+                        for row in rows.to_dict("records")
+                    ]
+                ),
                 (float(rows["median_ms"].min()), float(rows["median_ms"].max())),
                 (float(rows["floor_ms"].min()), float(rows["floor_ms"].max())),
                 " or ".join(sorted(set(rows["bound"]))),

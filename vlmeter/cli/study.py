@@ -12,6 +12,7 @@ import typer
 
 from vlmeter.cli.app import Format, MoreFiles, Results, StudyFile, Values, say
 from vlmeter.common.errors import UserError
+from vlmeter.numbers.words import plural
 
 
 def plan(
@@ -58,7 +59,7 @@ def plan(
         counted = Counter((row["subject"], row["experiment"]) for row in rows)
         parts = [f"{number} {experiment} of {subject}" for (subject, experiment), number in counted.items()]
         times = f"; {study.runs} runs of each, {study.runs * len(rows)} records" if study.runs > 1 else ""
-        say(f"\n{len(rows)} cells: {', '.join(parts)}{times}")
+        say(f"\n{plural(len(rows), 'cell')}: {', '.join(parts)}{times}")
         manifest = fetched_manifest(study, layout) if study.experiments.on_photographs else None
         if manifest and (passed_over := manifest.skipped_in_words()):
             say(passed_over)

@@ -169,3 +169,19 @@ def median_estimate(samples: Sequence[float], *, confidence: float = CONFIDENCE,
         return Estimate(value, math.nan, math.nan)
     ordered = sorted(samples)
     return Estimate(value, float(ordered[ranks[0]]), float(ordered[ranks[1]]))
+
+
+def median_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
+    """Median of the values of several estimates, whose errors are independent, with its interval.
+
+    The interval is the one over the values. Fewer than five have none: then it is that of what stands in the middle, of
+    one estimate, or of the mean of two; which is as wide as it should be if they lie apart, and wider if they do not.
+    """
+    found = median_estimate([each.value for each in estimates])
+    if not math.isnan(found.low):
+        return found
+    ordered = sorted(estimates, key=lambda each: each.value)
+    middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
+    below = math.hypot(*(each.value - each.low for each in middle)) / len(middle)
+    above = math.hypot(*(each.high - each.value for each in middle)) / len(middle)
+    return Estimate(found.value, found.value - below, found.value + above)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vlmeter.numbers.medians import Estimate
+from vlmeter.numbers.medians import MIN_SAMPLES_FOR_PERCENTILE, Estimate
 from vlmeter.numbers.units import duration
 
 #: Significant digits of an estimate without an interval, and the most of one with an interval.
@@ -46,3 +46,14 @@ def _fixed(value: float, decimals: int) -> str:
 def plural(count: int, noun: str) -> str:
     """Say a count of things: '1 cell', '35 cells'."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+#: How often the interval of the mean of two medians holds (`benchmarks/coverage.py`).
+WIDE_OF_TWO = "a little wide: 98 of 100 hold the truth"
+
+
+def interval_of_few(found: Estimate, count: int) -> str:
+    """Say whose interval a median over so many has (`median_of_estimates`): nothing of one, and of five or more."""
+    if math.isnan(found.low) or not 1 < count < MIN_SAMPLES_FOR_PERCENTILE[0.50]:
+        return ""
+    return ", with the interval of the " + ("middle one" if count % 2 else f"two in the middle ({WIDE_OF_TWO})")

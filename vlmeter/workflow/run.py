@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vlmeter.cells.cell import Cell
 from vlmeter.common.errors import UserError
+from vlmeter.numbers.words import plural
 from vlmeter.study.layout import Layout
 
 
@@ -41,4 +42,4 @@ def closing_words(layout: Layout, cells: Sequence[Cell], *, runs: int = 1) -> st
         counted["flagged as drifted"] += record.drift is not None and record.drift.drifted
     parts = [f"{number} {word}" for word, number in counted.items() if number]
     times = f" in {runs} runs" if runs > 1 else ""
-    return f"{len(cells)} cells{times}: {', '.join(parts)}"
+    return f"{plural(len(cells), 'cell')}{times}: {', '.join(parts)}"
