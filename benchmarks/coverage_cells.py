@@ -25,7 +25,7 @@ from vlmeter.numbers.intervals import (
     percentile_estimate,
     rank_correlation,
 )
-from vlmeter.numbers.medians import median_estimate
+from vlmeter.numbers.medians import median_estimate, median_of_estimates
 from vlmeter.numbers.resemblance import median_in_a_row, resemblance_in
 from vlmeter.table.quantities import CLOSURE, DECODE
 
@@ -125,8 +125,23 @@ def pooled_cases() -> Iterator[Case]:
 
         return trial
 
+    def of_few(cells: int, apart: float) -> Callable[[Rng], Trial]:
+        truths = np.exp(apart * np.arange(SESSION_CELLS))
+
+        def trial(rng: Rng) -> Trial:
+            series = [truth * np.exp(0.02 * rng.standard_normal(15)) for truth in truths]
+            session = session_of(series, truths.tolist())
+            return Trial(
+                median_of_estimates([own.found for own in session[:cells]]), float(np.median(truths[:cells])), 15
+            )
+
+        return trial
+
     for cells in (6, 9, 39):
         yield Case(f"closure over {cells} cells (median)", "cells differ by 0.5 %", closure(cells))
+    for cells, apart in ((2, 0.1), (3, 0.1), (4, 0.1), (3, 0.0)):
+        noise = "cells 10 % apart" if apart else "cells alike"
+        yield Case(f"time of {cells} cells (interval of the middle)", noise, of_few(cells, apart))
 
 
 def percentile_cases() -> Iterator[Case]:

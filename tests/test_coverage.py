@@ -14,6 +14,7 @@ from benchmarks.coverage import Answer, answers_of, every_case
 from benchmarks.coverage_noise import NOISES, Case, Noise, Trial, sampled
 from vlmeter.analysis import conditions
 from vlmeter.figures import latency_tail
+from vlmeter.numbers import words
 from vlmeter.numbers.medians import Estimate
 
 CASES = every_case()
@@ -138,3 +139,5 @@ def test_what_the_report_says_of_rough_and_of_wide_intervals_is_what_was_counted
     assert f"{min(shares)} to {max(shares)} of 100 held the truth" in Path(latency_tail.__file__).read_text("utf-8")
     assert held("median over 3 runs", noise="runs 0.4 % apart") == [99]
     assert "99 of 100 hold" in conditions._WIDE
+    assert held("time of 2 cells", "time of 4 cells") == [98, 98]
+    assert "98 of 100 hold" in words.WIDE_OF_TWO
