@@ -25,6 +25,7 @@ from vlmeter.table.files import read_table
 def test_every_family_is_measured_on_a_cpu_or_says_why_it_cannot_be(tmp_path: Path) -> None:
     study = yaml.safe_load((ROOT / "studies" / "families-nano.yaml").read_text(encoding="utf-8"))
     assert {subject["family"] for subject in study["subjects"].values()} == set(FAMILIES)
+    study["sampling"] |= {"min_samples": 3, "max_samples": 3}  # nothing here looks at an interval
     workflow = Workflow(tmp_path / "copy", study)
     ran = workflow.run("--until", "draw_side_by_side")
     assert ran.code == 0, ran.said

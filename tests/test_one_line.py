@@ -80,29 +80,22 @@ def test_several_pictures_in_several_runs_as_json(folder: Path) -> None:
     assert max(map(len, again.stdout.splitlines())) <= 100, "no terminal, no long lines"
 
 
-@pytest.mark.parametrize(
-    ("place", "backend"), [pytest.param("folder", "compile", marks=pytest.mark.needs("g++")), ("hub", "eager")]
-)
-def test_a_checkpoint_is_loaded_its_family_found_and_it_runs_as_asked(
-    place: str, backend: str, folder: Path, tmp_path: Path
-) -> None:
+@pytest.mark.needs("g++")
+def test_a_checkpoint_is_loaded_from_a_hub_its_family_found_and_it_runs_as_asked(folder: Path, tmp_path: Path) -> None:
+    """One in a folder is measured by the same line in test_real_studies, on a server."""
     checkpoint = tmp_path / "checkpoint"
     write_checkpoint(checkpoint, family="llava_next", preset="nano", weights=True)
-    asked = (*LITTLE, "--device", "cpu", "--backend", backend)
-    if place == "folder":
-        ran = vlmeter(folder, "measure", "../checkpoint", *asked)
-    else:
-        with HubStandIn({"models/acme/llava": checkpoint}) as hub:
-            where = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
-            ran = vlmeter(folder, "measure", "acme/llava", *asked, **where)
-            assert any(request.path.endswith(".safetensors") for request in hub.requests)
+    with HubStandIn({"models/acme/llava": checkpoint}) as hub:
+        where = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+        ran = vlmeter(folder, "measure", "acme/llava", *LITTLE, "--device", "cpu", "--backend", "compile", **where)
+        assert any(request.path.endswith(".safetensors") for request in hub.requests)
     assert ran.returncode == 0, ran.stderr
     (record,) = records_in(folder)
     subject = record.subject_config
-    assert (record.status, subject.family, subject.backend) == ("ok", "llava_next", backend)
-    assert subject.weights == {"folder": "../checkpoint", "hub": "acme/llava"}[place]
+    assert (record.status, subject.family, subject.backend) == ("ok", "llava_next", "compile")
+    assert subject.weights == "acme/llava"
     assert "time to first token" in ran.stdout
-    assert ("backend compile" in " ".join(ran.stdout.split())) == (backend == "compile")
+    assert "backend compile" in " ".join(ran.stdout.split())
     report, study = (line.split()[1] for line in ran.stdout.splitlines()[-2:])
     assert (folder / report).is_file()
     assert yaml.safe_load((folder / study).read_text())["subjects"]
