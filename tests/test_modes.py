@@ -18,7 +18,7 @@ from vlmeter.analysis.prefill_cells import vision_cells
 from vlmeter.analysis.spread import MIXED_NAMED, by_cell, cell_modes, wide_cells
 from vlmeter.analysis.summary import summaries
 from vlmeter.figures import decode_log, two_factors
-from vlmeter.numbers.modes import two_modes
+from vlmeter.numbers.modes import both_in_words, two_modes
 from vlmeter.report.answers import card_of
 from vlmeter.report.cells import flags_of, modes_of, vision_grid
 from vlmeter.table.quantities import DECODE, PLAIN_WALL, VISION_ENCODER, Quantity
@@ -212,3 +212,16 @@ def test_a_law_of_decode_names_its_cells_of_two_modes(table: pd.DataFrame) -> No
     assert found.misgivings().count("output-image") == found.misgivings().count("146 and 212 ms") == MIXED_NAMED
     assert found.misgivings() in decode_log.caption(changed, answers_of(changed))
     assert answers_of(table)["output_token"].misgivings() == ""
+
+
+@pytest.mark.parametrize(
+    ("low_ms", "high_ms", "said"),
+    [
+        (146.2, 212.4, "146 and 212 ms"),
+        (0.0243, 0.363, "24.3 µs and 0.363 ms"),
+        (0.021, 0.05, "21.0 and 50.0 µs"),
+        (900.0, 12_000.0, "900 ms and 12.0 s"),
+    ],
+)
+def test_two_modes_are_said_in_the_unit_of_each(low_ms: float, high_ms: float, said: str) -> None:
+    assert both_in_words(low_ms, high_ms) == said

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmeter.numbers.intervals import Array
-from vlmeter.numbers.units import duration_range
+from vlmeter.numbers.units import duration, duration_range
 
 #: Samples below which two modes cannot be told from chance.
 LEAST_SAMPLES = 9
@@ -44,7 +44,10 @@ class Modes:
 
 
 def both_in_words(low_ms: float, high_ms: float) -> str:
-    """Say two modes, such as '146 and 212 ms'."""
+    """Say two modes, such as '146 and 212 ms', or '24.3 µs and 0.363 ms': each stands alone beside a median."""
+    low, high = duration(low_ms), duration(high_ms)
+    if low.split()[-1] != high.split()[-1]:
+        return f"{low} and {high}"
     return duration_range(low_ms, high_ms).replace(" to ", " and ")
 
 
