@@ -12,6 +12,7 @@ import pytest
 from tests.support.fakes import FakeRunner
 from tests.support.roofline import with_floors
 from tests.support.tables import table_of_runs
+from vlmeter.analysis.answers import answers_of
 from vlmeter.analysis.by_run import BY_RUN
 from vlmeter.analysis.distances import distances_of
 from vlmeter.analysis.distribution import explain, sample_of
@@ -24,7 +25,7 @@ from vlmeter.analysis.reading import Unknown
 from vlmeter.figures.held_out import caption as held_out_caption
 from vlmeter.numbers.clusters import t_reach
 from vlmeter.numbers.medians import Estimate
-from vlmeter.table.quantities import PLAIN_WALL
+from vlmeter.table.quantities import DECODE, PLAIN_WALL
 
 FACTORS = (1.0, 1.1, 0.92)
 VISION = {"tilings": ["1x1", "1x2", "2x2", "1x5", "2x4", "3x4"]}
@@ -62,6 +63,27 @@ def test_a_distance_from_the_floor_holds_what_differs_between_runs(apart: pd.Dat
     ]
     assert whole.times.value == pytest.approx(np.mean(by_run), rel=0.01)
     assert width(whole.times) > 2 * reach_of(by_run) > 0.2 * whole.times.value
+
+
+def test_over_few_cells_what_each_is_off_by_is_counted_between_runs_and_no_second_time(tmp_path: Path) -> None:
+    runners = [FakeRunner(noise_fraction=0.1, seed=seed) for seed in range(3)]
+    output = {"output_tokens": [8], "images": 2, "sampling": {"min_samples": 9, "max_samples": 9}}
+    table = with_floors(table_of_runs(tmp_path, runners, vision={"tilings": ["1x1", "2x2"]}, output=output))
+    runs = [own for _, own in table.groupby("run")]
+    found = {one.quantity: one for one in distances_of(table)}
+    for quantity in (PLAIN_WALL, DECODE):
+        by_run = [next(one for one in distances_of(own) if one.quantity is quantity) for own in runs]
+        assert width(found[quantity].times) == pytest.approx(2 * reach_of([one.times.value for one in by_run]))
+        assert found[quantity].interval_of == ""
+        assert all("two in the middle" in one.interval_of for one in by_run)
+    for name in ("output_token", "first_token"):
+        values = [own[name].found for own in map(answers_of, runs)]
+        known = [one.value for one in values if isinstance(one, Estimate)]
+        whole = answers_of(table)[name]
+        assert isinstance(whole.found, Estimate)
+        assert width(whole.found) == pytest.approx(2 * reach_of(known))
+        assert "in the middle" not in whole.note
+        assert "two in the middle" in answers_of(runs[0])[name].note
 
 
 def test_of_one_run_it_is_that_runs_own(apart: pd.DataFrame) -> None:
